@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+
+VERSION := 0.1.0
+GO ?= go
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR := $(PREFIX)/bin
+# podman reads hooks from /usr/share and from /etc, and from nowhere else.
+ifeq ($(PREFIX),/usr)
+HOOKSDIR ?= /usr/share/containers/oci/hooks.d
+else
+HOOKSDIR ?= /etc/containers/oci/hooks.d
+endif
+
+PROGRAMS := nix-closure-hook nix-closure
+HOOKS := $(wildcard examples/podman/*.json)
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
+
+.PHONY: all build hooks cross demo test unit e2e fuzz bench lint install uninstall clean
+
+all: build hooks
+
+# Static programs in bin/.
+build:
+	$(BUILD) -o bin/ $(PROGRAMS:%=./cmd/%)
+
+# Hook files that call the programs in bin/, for podman --hooks-dir bin/hooks.d.
+hooks:
+	@mkdir -p bin/hooks.d
+	@for f in $(HOOKS); do \
+		sed 's|/usr/local/bin|$(CURDIR)/bin|' $$f >bin/hooks.d/$$(basename $$f); \
+	done
+
+# The same programs for each architecture, in bin/<os>-<architecture>/.
+cross:
+	@for arch in amd64 arm64; do \
+		echo "building for linux/$$arch"; \
+		GOOS=linux GOARCH=$$arch $(BUILD) -o bin/linux-$$arch/ $(PROGRAMS:%=./cmd/%) || exit 1; \
+	done
+
+# Shows the main job: an ordinary image under podman, with its closure only.
+demo:
+	@test/install.sh
+	@$(MAKE) --no-print-directory all
+	@cd test && $(GO) run ./demo -bin ../bin
+
+# All tests. As root; installs what is missing where apt exists.
+test:
+	@test/install.sh
+	$(MAKE) --no-print-directory all cross
+	$(MAKE) --no-print-directory unit e2e
+
+# -count=1: what they test is the kernel, Nix and the runtimes too.
+unit:
+	cd test && $(GO) test -count=1 ./machine/...
+	$(GO) test -count=1 ./...
+
+e2e:
+	cd test && $(GO) test -count=1 -timeout 20m ./e2e/... -args -bin $(CURDIR)/bin
+
+# Every fuzz target, for FUZZTIME each.
+FUZZTIME ?= 20s
+fuzz:
+	@for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+# Medians and ratios of one run: a table, and bench.csv in bin/.
+bench:
+	@test/install.sh
+	@$(MAKE) --no-print-directory all
+	cd test && $(GO) run ./bench -bin ../bin -csv ../bin/bench.csv
+
+GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+lint:
+	$(GOLANGCI) run ./...
+	cd test && $(GOLANGCI) run ./...
+	shellcheck test/install.sh test/store/*.sh .ci/run
+
+install: build
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(HOOKSDIR)
+	install -m 0755 $(PROGRAMS:%=bin/%) $(DESTDIR)$(BINDIR)
+	for f in $(HOOKS); do \
+		sed 's|/usr/local/bin|$(BINDIR)|' $$f >$(DESTDIR)$(HOOKSDIR)/$$(basename $$f) || exit 1; \
+	done
+
+uninstall:
+	rm -f $(HOOKS:examples/podman/%=$(DESTDIR)$(HOOKSDIR)/%) $(PROGRAMS:%=$(DESTDIR)$(BINDIR)/%)
+
+clean:
+	rm -rf bin

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nixdb reads Nix's database. It is the only package that links SQLite,
+// and only programs that are not on a container's start path import it.
+package nixdb
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+
+	_ "modernc.org/sqlite" // the driver, in pure Go
+
+	"github.com/nix-closure/nix-closure/closure"
+)
+
+// Snapshot is Nix's database at one moment: what other processes write after
+// Open does not show. It implements closure.Registry.
+type Snapshot struct {
+	store closure.Store
+	db    *sql.DB
+	tx    *sql.Tx
+	stamp closure.Stamp
+}
+
+// Open opens the database for reading only. It never waits for a writer where
+// Nix writes ahead (its default); where it does not, at most five seconds.
+func Open(ctx context.Context, store closure.Store) (_ *Snapshot, Err error) {
+	path := store.DatabasePath()
+	// The first look says whether there is a database: SQLite's own message
+	// does not name the file.
+	if _, err := closure.TakeStamp(store); err != nil {
+		return nil, err
+	}
+	name := url.URL{Scheme: "file", Path: path, RawQuery: "mode=ro&_pragma=busy_timeout(5000)&_pragma=query_only(1)"}
+	db, err := sql.Open("sqlite", name.String())
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", path, err)
+	}
+	defer func() {
+		if Err != nil {
+			db.Close()
+		}
+	}()
+	db.SetMaxOpenConns(1)
+	// Opening the write-ahead log may create it. Only then is the stamp taken,
+	// and only then does the transaction begin: what is committed between the
+	// two makes the stamp stale, never the answers.
+	var one int
+	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM ValidPaths LIMIT 1)").Scan(&one); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	stamp, err := closure.TakeStamp(store)
+	if err != nil {
+		return nil, err
+	}
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return &Snapshot{store, db, tx, stamp}, nil
+}
+
+// Close ends the snapshot.
+func (s *Snapshot) Close() error {
+	return errors.Join(s.tx.Rollback(), s.db.Close())
+}
+
+// Stamp was taken before the snapshot.
+func (s *Snapshot) Stamp() closure.Stamp { return s.stamp }
+
+// Registrations returns the row and the time of registration of each name.
+func (s *Snapshot) Registrations(ctx context.Context, names []closure.BaseName) ([]closure.Registration, error) {
+	look, err := s.tx.PrepareContext(ctx, "SELECT id, registrationTime FROM ValidPaths WHERE path = ?")
+	if err != nil {
+		return nil, s.failed(err)
+	}
+	defer look.Close()
+	all := make([]closure.Registration, len(names))
+	for i, n := range names {
+		err := look.QueryRowContext(ctx, s.store.Path(n)).Scan(&all[i].Row, &all[i].Time)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil, &closure.NotValidError{Path: s.store.Path(n)}
+		}
+		if err != nil {
+			return nil, s.failed(err)
+		}
+	}
+	return all, nil
+}
+
+// Closure returns the names and everything that they reference.
+func (s *Snapshot) Closure(ctx context.Context, names []closure.BaseName, max int) (_ []closure.BaseName, Err error) {
+	registrations, err := s.Registrations(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	// One parameter, however many: SQLite limits their number.
+	ids := make([]int64, len(registrations))
+	for i, r := range registrations {
+		ids[i] = r.Row
+	}
+	list, err := json.Marshal(ids)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.tx.QueryContext(ctx, `
+		WITH RECURSIVE closure(id) AS (
+			SELECT value FROM json_each(?)
+			UNION
+			SELECT reference FROM Refs JOIN closure ON referrer = closure.id
+		)
+		SELECT path FROM closure JOIN ValidPaths USING (id) LIMIT ?`, string(list), max+1)
+	if err != nil {
+		return nil, s.failed(err)
+	}
+	defer rows.Close()
+	var all []closure.BaseName
+	for rows.Next() {
+		var path string
+		if err := rows.Scan(&path); err != nil {
+			return nil, s.failed(err)
+		}
+		name, err := s.store.Parse(path)
+		if err == nil && path != s.store.Path(name) {
+			err = fmt.Errorf("%q: %w", path, closure.ErrSubpath)
+		}
+		if err != nil {
+			return nil, s.failed(err)
+		}
+		all = append(all, name)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, s.failed(err)
+	}
+	if len(all) > max {
+		return nil, &closure.TooLargeError{Max: max}
+	}
+	return all, nil
+}
+
+func (s *Snapshot) failed(err error) error {
+	return fmt.Errorf("reading %s: %w", s.store.DatabasePath(), err)
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package closure
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// usualPlaces is where nix-store is, on NixOS, after Nix's own installer, and
+// from a distribution's package.
+var usualPlaces = []string{
+	"/run/current-system/sw/bin/nix-store",
+	"/nix/var/nix/profiles/default/bin/nix-store",
+	"/usr/bin/nix-store",
+	"/usr/local/bin/nix-store",
+}
+
+// NixStore is Nix's own program nix-store. It runs with an environment of its
+// own: neither a container's nor an operator's shell can change what it does.
+type NixStore struct {
+	Program string // absolute path; empty: the usual places
+	Store   Store
+}
+
+// Registrations finds out whether the names are valid. nix-store does not tell
+// one registration from the next.
+func (n NixStore) Registrations(ctx context.Context, names []BaseName) ([]Registration, error) {
+	for chunk := range slices.Chunk(names, chunkSize) {
+		// Prints the paths that are not valid, and is content.
+		out, err := n.run(ctx, append([]string{"--check-validity", "--print-invalid"}, n.paths(chunk)...)...)
+		if err != nil {
+			return nil, err
+		}
+		if out != "" {
+			return nil, &NotValidError{firstLine(out)}
+		}
+	}
+	return make([]Registration, len(names)), nil
+}
+
+// Closure is `nix-store --query --requisites`.
+func (n NixStore) Closure(ctx context.Context, names []BaseName, max int) ([]BaseName, error) {
+	if _, err := n.Registrations(ctx, names); err != nil {
+		return nil, err
+	}
+	var all []BaseName
+	for chunk := range slices.Chunk(names, chunkSize) {
+		out, err := n.run(ctx, append([]string{"--query", "--requisites"}, n.paths(chunk)...)...)
+		if err != nil {
+			return nil, err
+		}
+		part, err := ParseStorePaths(n.Store, out)
+		if err != nil {
+			return nil, fmt.Errorf("the output of nix-store: %w", err)
+		}
+		all = append(all, part...)
+	}
+	slices.Sort(all)
+	if all = slices.Compact(all); len(all) > max {
+		return nil, &TooLargeError{max}
+	}
+	return all, nil
+}
+
+// Stamp is zero: what nix-store says is about the moment.
+func (n NixStore) Stamp() Stamp { return Stamp{} }
+
+// Realise registers the names, which are valid, with a garbage collector that
+// is running, so that it leaves them alone until it ends. It fetches and builds
+// nothing. A path that is not valid is an error.
+func (n NixStore) Realise(ctx context.Context, names []BaseName) error {
+	for chunk := range slices.Chunk(names, chunkSize) {
+		args := []string{"--option", "substitute", "false", "--option", "max-jobs", "0", "--option", "builders", "", "--realise"}
+		if _, err := n.run(ctx, append(args, n.paths(chunk)...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chunkSize keeps a command line under the kernel's limit.
+const chunkSize = 1000
+
+func (n NixStore) paths(names []BaseName) []string {
+	paths := make([]string, len(names))
+	for i, name := range names {
+		paths[i] = n.Store.Path(name)
+	}
+	return paths
+}
+
+func (n NixStore) run(ctx context.Context, args ...string) (string, error) {
+	program, err := n.program()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = []string{
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		"LC_ALL=C",
+		"HOME=/var/empty", // no user's nix.conf
+		"NIX_STORE_DIR=" + n.Store.Dir,
+		"NIX_STATE_DIR=" + n.Store.StateDir,
+	}
+	cmd.Dir = "/"
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		// The last line is the error; before it come warnings and progress.
+		lines := strings.Split(strings.TrimSpace(errs.String()), "\n")
+		said := strings.TrimPrefix(lines[len(lines)-1], "error: ")
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return "", fmt.Errorf("%s %s: %w: %s", program, args[0], err, said)
+	}
+	return out.String(), nil
+}
+
+func (n NixStore) program() (string, error) {
+	if n.Program != "" {
+		return n.Program, nil
+	}
+	for _, p := range usualPlaces {
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+			return p, nil
+		}
+	}
+	return "", errors.New("nix-store is at none of the usual places; name it as nix-store in the configuration")
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package closure
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// BaseName is the base name of a store path, `<hash>-<name>`, in valid form. It
+// has no slash, is neither `.` nor `..`, and has no character that a mount
+// option, a line of text or a shell would take for something else.
+type BaseName string
+
+const (
+	hashLength = 32
+	// hashAlphabet is Nix's base 32: no e, o, u, t.
+	hashAlphabet  = "0123456789abcdfghijklmnpqrsvwxyz"
+	nameAlphabet  = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ+-._?="
+	maxNameLength = 211
+)
+
+// Errors that say why a path is no store path.
+var (
+	ErrOutside = errors.New("not below the store directory")
+	ErrHash    = fmt.Errorf("the hash is not %d characters of Nix's base 32", hashLength)
+	ErrName    = fmt.Errorf("the name is not 1 to %d characters of letters, digits and +-._?=, or begins in a way Nix forbids", maxNameLength)
+	ErrSubpath = errors.New("has an empty component, or `.` or `..`, below the store path")
+)
+
+// ParseBaseName checks that s is the base name of a store path, as strictly as
+// Nix does itself.
+func ParseBaseName(s string) (BaseName, error) {
+	if len(s) <= hashLength || s[hashLength] != '-' || !only(s[:hashLength], hashAlphabet) {
+		return "", ErrHash
+	}
+	name := s[hashLength+1:]
+	if name == "" || len(name) > maxNameLength || !only(name, nameAlphabet) ||
+		name == "." || name == ".." || strings.HasPrefix(name, ".-") || strings.HasPrefix(name, "..-") {
+		return "", ErrName
+	}
+	return BaseName(s), nil
+}
+
+func only(s, alphabet string) bool {
+	for i := range len(s) {
+		if strings.IndexByte(alphabet, s[i]) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Store is where a Nix store is.
+type Store struct {
+	Dir      string // the store directory, /nix/store: absolute, clean
+	StateDir string // the state directory, /nix/var/nix: absolute, clean
+}
+
+// Path is the store path with this base name.
+func (s Store) Path(b BaseName) string { return s.Dir + "/" + string(b) }
+
+// Parse returns the base name of the store path that unsafePath is or lies
+// below. It looks at the text alone: nothing says that the path exists, or that
+// what is below the store path does.
+//
+// A known mistake, made by libraries that test for the store directory as a
+// prefix, is to take /nix/storeX or /nix/store/../x for a store path.
+func (s Store) Parse(unsafePath string) (BaseName, error) {
+	rest, ok := strings.CutPrefix(unsafePath, s.Dir+"/")
+	if !ok {
+		return "", fmt.Errorf("%q: %w %s", unsafePath, ErrOutside, s.Dir)
+	}
+	first, below, _ := strings.Cut(rest, "/")
+	base, err := ParseBaseName(first)
+	if err != nil {
+		return "", fmt.Errorf("%q: %w", unsafePath, err)
+	}
+	// One slash at the end is what a shell's completion leaves.
+	if below = strings.TrimSuffix(below, "/"); below != "" {
+		for component := range strings.SplitSeq(below, "/") {
+			if component == "" || component == "." || component == ".." || strings.ContainsRune(component, 0) {
+				return "", fmt.Errorf("%q: %w", unsafePath, ErrSubpath)
+			}
+		}
+	}
+	return base, nil
+}

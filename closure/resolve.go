@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package closure
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// Resolution is the answer to a Query.
+type Resolution struct {
+	// Digest is the closure's; Memo.Load has its paths.
+	Digest string `json:"digest"`
+	// Paths is how many store paths the closure has.
+	Paths int `json:"paths"`
+	// Pins are the store paths that keep the whole closure from Nix's garbage
+	// collector when they are GC roots.
+	Pins []BaseName `json:"pins"`
+	// New: the registrations are not those that were remembered. What was made
+	// from an earlier closure of the same digest may show files that have
+	// since been collected and come back.
+	New bool `json:"new"`
+}
+
+// NotValidError says that Nix does not know a store path.
+type NotValidError struct{ Path string }
+
+func (e *NotValidError) Error() string {
+	return fmt.Sprintf("%s is not valid: Nix has no such path registered; fetch or build it first, for example with `nix-store --realise %s`", e.Path, e.Path)
+}
+
+// TooLargeError says that a closure has more than Max paths.
+type TooLargeError struct{ Max int }
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("the closure has more than %d store paths; ask for less, or raise max-paths in the configuration", e.Max)
+}
+
+// Registry is who knows which store paths are valid and what they reference:
+// Nix's database, or Nix's own program.
+type Registry interface {
+	// Registrations returns one for each name. It fails with NotValidError.
+	// From a registry that cannot tell one registration from the next, they
+	// are zero.
+	Registrations(ctx context.Context, names []BaseName) ([]Registration, error)
+	// Closure returns the names and everything that they reference, in any
+	// order, or fails with NotValidError or, past max, TooLargeError.
+	Closure(ctx context.Context, names []BaseName, max int) ([]BaseName, error)
+	// Stamp was taken before anything that the other methods answered.
+	Stamp() Stamp
+}
+
+// Remembered answers from the memo alone: one small file to read and two to look
+// at, whatever the closure's size. Not ok: ask Resolve.
+//
+// The answer is about now only as long as the caller holds Nix's collector off,
+// see HoldCollector.
+func (m Memo) Remembered(q Query) (_ Resolution, ok bool) {
+	e, ok := m.lookup(q)
+	if !ok || !e.Stamp.holds(m.Store) {
+		return Resolution{}, false
+	}
+	return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: e.Pins}, true
+}
+
+// Resolve finds the closure that q asks for, and remembers it.
+//
+// Roots: the roots with everything that they reference. Closure-info: the paths
+// that it lists, no more; they must be closed under references, and those that
+// the closure-info does not reference itself become pins of their own.
+func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolution, error) {
+	if e, ok := m.lookup(q); ok && e.Paths <= max {
+		now, err := r.Registrations(ctx, e.Pins)
+		if err == nil && slices.Equal(now, e.Registrations) && !slices.Contains(now, Registration{}) {
+			e.Stamp = r.Stamp()
+			if _, err := m.Dir.Lstat(e.Digest); err == nil {
+				return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: e.Pins}, m.save(q, e)
+			}
+		}
+	}
+	names, pins, err := m.resolve(ctx, r, q, max)
+	if err != nil {
+		return Resolution{}, err
+	}
+	registrations, err := r.Registrations(ctx, pins)
+	if err != nil {
+		return Resolution{}, err
+	}
+	c := New(m.Store, names)
+	if err := m.store(c); err != nil {
+		return Resolution{}, err
+	}
+	e := entry{c.Digest(), len(c.Names), pins, registrations, r.Stamp()}
+	return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: pins, New: true}, m.save(q, e)
+}
+
+func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names, pins []BaseName, _ error) {
+	if q.Info == "" {
+		names, err := r.Closure(ctx, q.Roots, max)
+		return names, q.Roots, err
+	}
+	listed, err := ReadInfo(m.Store, q.Info)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(listed) > max {
+		return nil, nil, &TooLargeError{max}
+	}
+	// The closure-info's own closure keeps what it references alive, and has
+	// itself in addition to what it lists.
+	kept, err := r.Closure(ctx, []BaseName{q.Info}, max+1)
+	if err != nil {
+		return nil, nil, err
+	}
+	known := make(map[BaseName]bool, len(kept))
+	for _, n := range kept {
+		known[n] = true
+	}
+	pins = []BaseName{q.Info}
+	for _, n := range listed {
+		if !known[n] {
+			pins = append(pins, n)
+		}
+	}
+	whole, err := r.Closure(ctx, listed, max)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range listed {
+		known[n] = true
+	}
+	inList := make(map[BaseName]bool, len(listed))
+	for _, n := range listed {
+		inList[n] = true
+	}
+	for _, n := range whole {
+		if !inList[n] {
+			return nil, nil, fmt.Errorf("%s/store-paths is no closure: %s is referenced, but not listed; make the closure-info with nixpkgs' closureInfo",
+				m.Store.Path(q.Info), m.Store.Path(n))
+		}
+	}
+	return listed, pins, nil
+}
+
+// Resolver asks the program that reads Nix's database. That is a program of its
+// own so that the one that every container starts need not link a database.
+type Resolver struct {
+	Program string   // absolute path of nix-closure
+	Args    []string // before the query: which configuration
+}
+
+// Resolve lets the program resolve q into the memo that its configuration names.
+func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution, error) {
+	args := append([]string{"resolve", "--json"}, r.Args...)
+	paths := q.Roots
+	if q.Info != "" {
+		args, paths = append(args, "--closure-info"), []BaseName{q.Info}
+	}
+	args = append(args, "--")
+	for _, p := range paths {
+		args = append(args, store.Path(p))
+	}
+	cmd := exec.CommandContext(ctx, r.Program, args...)
+	cmd.Env = []string{"LC_ALL=C"}
+	cmd.Dir = "/"
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		var exit *exec.ExitError
+		if said := firstLine(errs.String()); errors.As(err, &exit) && said != "" {
+			return Resolution{}, errors.New(strings.TrimPrefix(said, "nix-closure: "))
+		}
+		return Resolution{}, fmt.Errorf("running %s: %w", r.Program, err)
+	}
+	var res Resolution
+	if err := json.Unmarshal(out.Bytes(), &res); err != nil || !IsDigest(res.Digest) || len(res.Pins) == 0 {
+		return Resolution{}, fmt.Errorf("%s: not understood: %q; is it of the same version as the hook?", r.Program, firstLine(out.String()))
+	}
+	return res, nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	return line
+}

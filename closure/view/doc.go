@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package view makes a closure a mount. It knows the kernel: mounts by file
+// descriptor, overlay, extended attributes. It must not know containers,
+// runtimes or annotations, nor where a closure came from.
+//
+// There are two views. overlay.go shows a closure by one mount: an overlay of a
+// layer (layer.go) that says which store paths there are, over the store
+// directory. bind.go shows it by a mount per store path. Both are made in the
+// mount namespace of the host and attached in another; mount.go has the system
+// calls.
+package view

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package view
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/closure"
+)
+
+// The extended attributes with which overlay finds a file of a lower layer under
+// another name (Documentation/filesystems/overlayfs.rst: "Opaque directories",
+// "redirect_dir", "Metadata only copy up"). Only a process with CAP_SYS_ADMIN in
+// the initial user namespace may set them, and so only root is believed.
+const (
+	xattrOpaque   = "trusted.overlay.opaque"
+	xattrRedirect = "trusted.overlay.redirect"
+	xattrMetacopy = "trusted.overlay.metacopy"
+)
+
+// shown is the one directory of a layer. An overlay's root shows the whole store
+// beside it; only what is below shown is ever attached.
+const shown = "store"
+
+// Layer is the upper-most layer of an overlay: a directory that is opaque, and
+// in it, for each store path, an entry that redirects to the store path of that
+// name in the layer below. What is not in it does not exist in the view, neither
+// now nor when it is added to the store.
+type Layer struct {
+	path string
+}
+
+// LayerName is the name of a closure's layer.
+func LayerName(digest string, o Options) string {
+	if o.Listed {
+		return digest
+	}
+	return digest + "-unlisted"
+}
+
+// OpenLayer returns a layer that EnsureLayer made, or ok is false.
+func OpenLayer(views *os.Root, digest string, o Options) (_ Layer, ok bool) {
+	name := LayerName(digest, o)
+	if _, err := views.Lstat(name); err != nil {
+		return Layer{}, false
+	}
+	return Layer{filepath.Join(views.Name(), name)}, true
+}
+
+// EnsureLayer makes the layer of a closure, or takes the one that is there if it
+// still shows the store paths as they are. Many processes may do so at once:
+// one makes it, aside, and renames it, and the others wait for it.
+func EnsureLayer(views *os.Root, store closure.Store, c closure.Closure, o Options) (_ Layer, Err error) {
+	name := LayerName(c.Digest(), o)
+	aside := name + ".new"
+	storeDir, err := os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return Layer{}, err
+	}
+	defer storeDir.Close()
+
+	if l, ok, err := currentLayer(views, storeDir, c, o); ok || err != nil {
+		return l, err
+	}
+	work, err := lockedDir(views, aside, name)
+	if err != nil {
+		return Layer{}, err
+	}
+	defer work.Close()
+	if isNow(views, name, work) {
+		return Layer{filepath.Join(views.Name(), name)}, nil
+	}
+	// Another process may have finished between the first look and the lock.
+	if l, ok, err := currentLayer(views, storeDir, c, o); ok || err != nil {
+		return l, errors.Join(err, views.RemoveAll(aside))
+	}
+	// What is there shows paths that were collected and came back different. No
+	// container uses it: it would have kept them. Rename does not replace it.
+	if err := views.RemoveAll(name); err != nil {
+		return Layer{}, err
+	}
+	if err := fill(work, storeDir, store, c, o); err != nil {
+		return Layer{}, errors.Join(err, views.RemoveAll(aside))
+	}
+	if err := views.Rename(aside, name); err != nil {
+		return Layer{}, err
+	}
+	return Layer{filepath.Join(views.Name(), name)}, nil
+}
+
+// currentLayer returns the layer that is there, if it is up to date.
+func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Options) (Layer, bool, error) {
+	l, ok := OpenLayer(views, c.Digest(), o)
+	if !ok {
+		return Layer{}, false, nil
+	}
+	ok, err := upToDate(l.path+"/"+shown, storeDir, c)
+	return l, ok, err
+}
+
+// lockedDir returns the directory aside in views, made if it is missing, empty
+// and locked by this process alone; or, if the process that had the lock
+// finished it while this one waited, the same directory under its name.
+func lockedDir(views *os.Root, aside, name string) (_ *os.File, Err error) {
+	for {
+		if err := views.Mkdir(aside, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		dir, err := views.Open(aside)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+		switch {
+		case err != nil:
+			err = &os.PathError{Op: "flock", Path: dir.Name(), Err: err}
+		case isNow(views, name, dir):
+			return dir, nil
+		case isNow(views, aside, dir):
+			// What a killed process left in it goes.
+			if err = views.RemoveAll(aside + "/" + shown); err == nil {
+				return dir, nil
+			}
+		}
+		dir.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// isNow tells whether name in views is the open directory.
+func isNow(views *os.Root, name string, dir *os.File) bool {
+	there, err := views.Lstat(name)
+	if err != nil {
+		return false
+	}
+	open, err := dir.Stat()
+	return err == nil && os.SameFile(there, open)
+}
+
+// fill makes the layer's directory tree in work, which is empty.
+func fill(work, storeDir *os.File, store closure.Store, c closure.Closure, o Options) error {
+	dirfd := int(work.Fd())
+	if err := unix.Mkdirat(dirfd, shown, 0o700); err != nil {
+		return &os.PathError{Op: "mkdir", Path: shown, Err: err}
+	}
+	fd, err := unix.Openat(dirfd, shown, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: shown, Err: err}
+	}
+	dir := os.NewFile(uintptr(fd), work.Name()+"/"+shown)
+	defer dir.Close()
+	if err := setXattr(fd, xattrOpaque, "y"); err != nil {
+		return err
+	}
+	for _, name := range c.Names {
+		if err := fillPath(dir, storeDir, name); err != nil {
+			return fmt.Errorf("%s: %w", store.Path(name), err)
+		}
+	}
+	if err := unix.Fchmod(fd, o.mode()); err != nil {
+		return &os.PathError{Op: "chmod", Path: dir.Name(), Err: err}
+	}
+	return setTimes(fd, "", unix.Timespec{Sec: 1})
+}
+
+// setXattr sets an attribute, and says what it means that it may not.
+func setXattr(fd int, name, value string) error {
+	err := unix.Fsetxattr(fd, name, []byte(value), 0)
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w: setting %s needs root in the initial user namespace: %w", ErrUnsupported, name, err)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w: the file system of the runtime directory keeps no trusted extended attributes: %w", ErrUnsupported, err)
+	}
+	return os.NewSyscallError("fsetxattr "+name, err)
+}
+
+// fillPath makes the entry of one store path, with the attributes that the store
+// path has: those of a layer's entry are what the overlay shows.
+func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
+	name, dirfd := string(base), int(dir.Fd())
+	st, err := statPath(storeDir, base)
+	if err != nil {
+		return err
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		target, err := readlink(storeDir, name)
+		if err != nil {
+			return err
+		}
+		if err := unix.Symlinkat(target, dirfd, name); err != nil {
+			return os.NewSyscallError("symlinkat", err)
+		}
+		if err := unix.Fchownat(dirfd, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return os.NewSyscallError("fchownat", err)
+		}
+		return setTimes(dirfd, name, st.Mtim)
+	case unix.S_IFDIR:
+		if err := unix.Mkdirat(dirfd, name, 0o700); err != nil {
+			return os.NewSyscallError("mkdirat", err)
+		}
+	}
+	flags := unix.O_RDONLY
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL
+	}
+	fd, err := unix.Openat(dirfd, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return os.NewSyscallError("openat", err)
+	}
+	defer unix.Close(fd)
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		if err := unix.Ftruncate(fd, st.Size); err != nil {
+			return os.NewSyscallError("ftruncate", err)
+		}
+		if err := setXattr(fd, xattrMetacopy, ""); err != nil {
+			return err
+		}
+	}
+	// Absolute: below the root of the lower layers, which is the store directory.
+	if err := setXattr(fd, xattrRedirect, "/"+name); err != nil {
+		return err
+	}
+	if int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid() {
+		if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
+			return os.NewSyscallError("fchown", err)
+		}
+	}
+	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
+		return os.NewSyscallError("fchmod", err)
+	}
+	return setTimes(fd, "", st.Mtim)
+}
+
+// ErrMissing says that a store path that is registered has no file.
+var ErrMissing = errors.New("is registered, but not in the store; `nix-store --verify --check-contents --repair` mends the store")
+
+// statPath looks at a store path: a directory, a regular file or a symlink.
+func statPath(storeDir *os.File, base closure.BaseName) (st unix.Stat_t, _ error) {
+	err := unix.Fstatat(int(storeDir.Fd()), string(base), &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return st, ErrMissing
+	}
+	if err != nil {
+		return st, os.NewSyscallError("fstatat", err)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR, unix.S_IFREG, unix.S_IFLNK:
+		return st, nil
+	}
+	return st, errors.New("neither a directory nor a regular file nor a symbolic link")
+}
+
+func readlink(dir *os.File, name string) (string, error) {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+	if err != nil {
+		return "", os.NewSyscallError("readlinkat", err)
+	}
+	return string(buf[:n]), nil
+}
+
+// setTimes sets both times of name in a directory, or, where it is empty, of the
+// open file itself (utimensat(2) with AT_EMPTY_PATH, Linux 5.8).
+func setTimes(fd int, name string, t unix.Timespec) error {
+	if err := unix.UtimesNanoAt(fd, name, []unix.Timespec{t, t}, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH); err != nil {
+		return os.NewSyscallError("utimensat", err)
+	}
+	return nil
+}
+
+// upToDate tells whether a layer's entries have the attributes that the store
+// paths have now.
+func upToDate(layer string, storeDir *os.File, c closure.Closure) (bool, error) {
+	dir, err := os.OpenFile(layer, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false, nil
+	}
+	defer dir.Close()
+	for _, name := range c.Names {
+		want, err := statPath(storeDir, name)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", name, err)
+		}
+		var have unix.Stat_t
+		if err := unix.Fstatat(int(dir.Fd()), string(name), &have, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return false, nil
+		}
+		if have.Mode != want.Mode || have.Uid != want.Uid || have.Gid != want.Gid || have.Mtim != want.Mtim {
+			return false, nil
+		}
+		switch want.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			if have.Size != want.Size {
+				return false, nil
+			}
+		case unix.S_IFLNK:
+			a, err := readlink(dir, string(name))
+			b, err2 := readlink(storeDir, string(name))
+			if err != nil || err2 != nil || a != b {
+				return false, errors.Join(err, err2)
+			}
+		}
+	}
+	return true, nil
+}

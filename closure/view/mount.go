@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package view
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// readOnly are the attributes of everything that a view mounts.
+const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+
+// option is a mount option; one without a value is a flag.
+type option struct{ key, value string }
+
+// maxOption is the kernel's limit for the value of one option, in bytes
+// (fsconfig(2), FSCONFIG_SET_STRING).
+const maxOption = 255
+
+// newMount makes a file system that is mounted nowhere (fsopen and fsmount,
+// Linux 5.2). The error has what the kernel says of the options.
+func newMount(kind string, options []option) (_ *os.File, Err error) {
+	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen "+kind, err)
+	}
+	defer unix.Close(fs)
+	for _, o := range options {
+		if len(o.value) > maxOption {
+			return nil, fmt.Errorf("mount option %s is longer than %d bytes: %s", o.key, maxOption, o.value)
+		}
+		if err := unix.FsconfigSetString(fs, o.key, o.value); err != nil {
+			return nil, fmt.Errorf("%s option %s=%s: %w%s", kind, o.key, o.value, err, messages(fs))
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, fmt.Errorf("making the %s: %w%s", kind, err, messages(fs))
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, readOnly)
+	if err != nil {
+		return nil, fmt.Errorf("fsmount %s: %w%s", kind, err, messages(fs))
+	}
+	return os.NewFile(uintptr(fd), kind), nil
+}
+
+// messages reads what the kernel wrote of a file system context: one message a
+// read, each after a letter for its severity.
+func messages(fs int) string {
+	var all strings.Builder
+	buf := make([]byte, 1024)
+	for {
+		n, err := unix.Read(fs, buf)
+		if err != nil || n <= 2 {
+			return all.String()
+		}
+		fmt.Fprintf(&all, "; kernel: %s", strings.TrimSpace(string(buf[2:n])))
+	}
+}
+
+// moveMount puts a mount that is attached nowhere onto name in dir, or onto dir
+// itself (move_mount(2), Linux 5.2).
+func moveMount(mount int, dir *os.File, name string) error {
+	flags := unix.MOVE_MOUNT_F_EMPTY_PATH
+	if name == "" {
+		flags |= unix.MOVE_MOUNT_T_EMPTY_PATH
+	}
+	if err := unix.MoveMount(mount, "", int(dir.Fd()), name, flags); err != nil {
+		return &os.PathError{Op: "move_mount", Path: dir.Name() + "/" + name, Err: err}
+	}
+	return nil
+}
+
+// seal makes a mount and all mounts below it read-only and private
+// (mount_setattr(2), Linux 5.12).
+func seal(mount *os.File) error {
+	attr := unix.MountAttr{Attr_set: readOnly, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return os.NewSyscallError("mount_setattr", err)
+	}
+	return nil
+}
+
+// Detach takes off the mount that f is the root of, lazily and with what is
+// mounted on it. To see what was underneath, open the path anew.
+func Detach(f *os.File) error {
+	// umount2 takes no descriptor, and the path could lead elsewhere by now; the
+	// link in /proc leads to what is open.
+	err := unix.Unmount("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), unix.MNT_DETACH)
+	if errors.Is(err, unix.EINVAL) {
+		return ErrNotMounted
+	}
+	if err != nil {
+		return &os.PathError{Op: "umount2", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// ErrNotMounted says that a file is the root of no mount.
+var ErrNotMounted = errors.New("not the root of a mount")
+
+// sameFile tells whether two open files are the same, of the same file system.
+func sameFile(a, b *os.File) (bool, error) {
+	var st [2]unix.Stat_t
+	for i, f := range []*os.File{a, b} {
+		if err := unix.Fstat(int(f.Fd()), &st[i]); err != nil {
+			return false, &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
+		}
+	}
+	return st[0].Dev == st[1].Dev && st[0].Ino == st[1].Ino, nil
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package view
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/closure"
+)
+
+// overlay is a closure as one mount. Each container gets an overlay of its own,
+// also of the same closure: an overlay has inodes of its own, so that neither
+// inotify nor file locks reach from one container to another.
+type overlay struct {
+	mount *os.File // the whole overlay
+	tree  *os.File // what is attached of it
+}
+
+// NewOverlay makes an overlay of a layer over the store directory. It belongs to
+// the calling thread's user namespace, which must be the initial one: in another
+// the kernel does not believe the layer's attributes. An error that another mode
+// may not have wraps ErrUnsupported.
+func NewOverlay(store closure.Store, l Layer, o Options) (View, error) {
+	options := []option{
+		// Both layers in one string: lowerdir+ came with Linux 6.8. Neither name
+		// has a character that has a meaning here, see package config.
+		{"lowerdir", l.path + ":" + store.Dir},
+		{"redirect_dir", "follow"},
+		{"metacopy", "on"},
+	}
+	if o.Label != "" {
+		options = append(options, option{"context", o.Label})
+	}
+	mount, err := newMount("overlay", options)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
+	return &overlay{mount: mount}, nil
+}
+
+// Attach attaches the layer's opaque directory, and never the root of the
+// overlay to stay, where the whole store would show.
+func (o *overlay) Attach(target *os.File) error {
+	clone := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	tree, err := unix.OpenTree(int(o.mount.Fd()), shown, clone)
+	if errors.Is(err, unix.EINVAL) {
+		// Before Linux 6.15 only a mount that is attached can be cloned. Nothing
+		// of the container runs yet, and nothing sees the overlay's root.
+		if err := moveMount(int(o.mount.Fd()), target, ""); err != nil {
+			return err
+		}
+		tree, err = unix.OpenTree(int(o.mount.Fd()), shown, clone)
+		if detach := Detach(o.mount); detach != nil {
+			if err == nil {
+				unix.Close(tree)
+			}
+			return detach
+		}
+	}
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	o.tree = os.NewFile(uintptr(tree), "overlay/"+shown)
+	if err := moveMount(tree, target, ""); err != nil {
+		return err
+	}
+	return seal(o.tree)
+}
+
+// Shows compares with the layer's opaque directory as the overlay has it.
+func (o *overlay) Shows(dir *os.File) (bool, error) {
+	if o.tree == nil {
+		return false, nil
+	}
+	return sameFile(dir, o.tree)
+}
+
+func (o *overlay) Close() error {
+	if o.tree != nil {
+		_ = o.tree.Close()
+	}
+	return o.mount.Close()
+}
+
+// Check compares the view, before it is attached, with the store: that the
+// kernel followed the layer's attributes, and did not leave directories empty
+// and files without content, as it does where a module parameter forbids it.
+func Check(v View, store closure.Store, c closure.Closure) error {
+	o, ok := v.(*overlay)
+	if !ok {
+		return nil
+	}
+	storeDir, err := os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer storeDir.Close()
+	var directory, file bool
+	for _, name := range c.Names {
+		st, err := statPath(storeDir, name)
+		if err != nil {
+			return fmt.Errorf("%s: %w", store.Path(name), err)
+		}
+		kind := st.Mode & unix.S_IFMT
+		if (kind == unix.S_IFDIR && !directory) || (kind == unix.S_IFREG && !file && st.Size > 0) {
+			same, err := sameContent(o.mount, shown+"/"+string(name), storeDir, string(name))
+			if err != nil {
+				return fmt.Errorf("%s: %w", store.Path(name), err)
+			}
+			if !same {
+				return fmt.Errorf("%w: %s shows without its content; is overlay's redirect_dir or metacopy forbidden by a module parameter?", ErrUnsupported, store.Path(name))
+			}
+			directory, file = directory || kind == unix.S_IFDIR, file || kind == unix.S_IFREG
+		}
+		if directory && file {
+			break
+		}
+	}
+	return nil
+}
+
+// sameContent compares the entries of two directories, or the first bytes of two
+// files.
+func sameContent(a *os.File, aName string, b *os.File, bName string) (bool, error) {
+	var read [2]string
+	for i, f := range []struct {
+		dir  *os.File
+		name string
+	}{{a, aName}, {b, bName}} {
+		fd, err := unix.Openat(int(f.dir.Fd()), f.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return false, os.NewSyscallError("openat", err)
+		}
+		buf := make([]byte, 4096)
+		n, err := unix.Read(fd, buf)
+		if errors.Is(err, unix.EISDIR) {
+			n, err = countEntries(fd)
+			buf = fmt.Append(nil, n)
+			n = len(buf)
+		}
+		unix.Close(fd)
+		if err != nil {
+			return false, err
+		}
+		read[i] = string(buf[:n])
+	}
+	return read[0] == read[1], nil
+}
+
+func countEntries(fd int) (int, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	f := os.NewFile(uintptr(dup), "directory")
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	return len(names), err
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/closure/nixdb"
+	"github.com/nix-closure/nix-closure/internal/config"
+)
+
+func resolveCommand(configPath *string) *cobra.Command {
+	var info, asJSON bool
+	c := &cobra.Command{
+		Use:   "resolve [--closure-info] STORE-PATH...",
+		Short: "Print the closure of store paths, as a container that asks for them sees it",
+		Long: `Print the closure of store paths, as a container that asks for them sees it:
+a store path a line, sorted.
+
+The closure is remembered, so that the first container with these roots starts
+as fast as the second.`,
+		Example: `  nix-closure resolve /nix/store/…-hello-2.12
+  nix-closure resolve --closure-info /nix/store/…-closure-info
+  nix-closure resolve --json "$(readlink -f result)" | jq .paths`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return resolve(cmd.Context(), *configPath, info, asJSON, args, cmd.OutOrStdout())
+		},
+	}
+	c.Flags().BoolVar(&info, "closure-info", false, "the one store path is the output of nixpkgs' closureInfo")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the digest, the number of paths and what pins them")
+	return c
+}
+
+func resolve(ctx context.Context, configPath string, info, asJSON bool, args []string, out io.Writer) error {
+	c, err := config.Read(configPath)
+	if err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
+	}
+	store := c.Store()
+	var q closure.Query
+	for _, a := range args {
+		base, err := store.Parse(a)
+		if err != nil {
+			return err
+		}
+		q.Roots = append(q.Roots, base)
+	}
+	if info {
+		if len(q.Roots) != 1 {
+			return errors.New("--closure-info takes one store path")
+		}
+		q = closure.Query{Info: q.Roots[0]}
+	}
+	dir := filepath.Join(c.RuntimeDir, "closures")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	closures, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	memo := closure.Memo{Dir: closures, Store: store}
+	registry, done, err := openRegistry(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = done() }()
+	res, err := memo.Resolve(ctx, registry, q, c.MaxPaths)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return json.NewEncoder(out).Encode(res)
+	}
+	resolved, err := memo.Load(res.Digest)
+	if err != nil {
+		return err
+	}
+	for _, n := range resolved.Names {
+		if _, err := fmt.Fprintln(out, store.Path(n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openRegistry opens Nix's database, or, where it cannot be read, turns to Nix's
+// own program.
+func openRegistry(ctx context.Context, c config.Config) (_ closure.Registry, done func() error, _ error) {
+	snapshot, err := nixdb.Open(ctx, c.Store())
+	if err == nil {
+		return snapshot, snapshot.Close, nil
+	}
+	fallback := closure.NixStore{Program: c.NixStore, Store: c.Store()}
+	if _, ferr := fallback.Registrations(ctx, nil); ferr != nil {
+		return nil, nil, fmt.Errorf("%w; and nix-store does not answer either: %w", err, ferr)
+	}
+	return fallback, func() error { return nil }, nil
+}

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/spec"
+)
+
+// attachment is a view and where it goes.
+type attachment struct {
+	state    spec.State
+	bundle   spec.Config
+	store    closure.Store
+	host     *spec.Host
+	replaced []int // positions in bundle.Mounts
+	view     view.View
+}
+
+// attach puts the view on the container's store directory, in the container's
+// mount namespace: joined by createRuntime, and the hook's own in
+// createContainer. Nothing of the container runs yet, and its runtime has not
+// changed the root directory, so that the host's files are still in sight.
+func (a attachment) attach(stage string) error {
+	hostMounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	if stage == "createContainer" {
+		if same, err := sameNamespace("self", "1"); err == nil && same {
+			return errors.New("the hook was called in the host's mount namespace, as createContainer hooks never are; call it as createRuntime")
+		}
+		return a.attachHere(nil)
+	}
+	if a.state.Pid <= 0 {
+		return fmt.Errorf("the OCI state has pid %d: no process whose mount namespace could be joined; call the hook as createContainer", a.state.Pid)
+	}
+	same, err := sameNamespace("self", strconv.Itoa(a.state.Pid))
+	if err != nil {
+		return err
+	}
+	if same {
+		return errors.New("the container has no mount namespace of its own (linux.namespaces of config.json); give it one")
+	}
+	return inMountNamespace(a.state.Pid, func() error { return a.attachHere(hostMounts) })
+}
+
+// sameNamespace tells whether two processes have one mount namespace.
+func sameNamespace(pid, other string) (bool, error) {
+	a, err := os.Stat("/proc/" + pid + "/ns/mnt")
+	if err != nil {
+		return false, err
+	}
+	b, err := os.Stat("/proc/" + other + "/ns/mnt")
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(a, b), nil
+}
+
+// inMountNamespace calls f on a thread that has joined the mount namespace of a
+// process. The thread is not used for anything else, and ends.
+func inMountNamespace(pid int, f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock
+		result <- func() error {
+			// setns(2) refuses a thread that shares its root directory.
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return os.NewSyscallError("unshare", err)
+			}
+			ns, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
+			if err != nil {
+				return err
+			}
+			defer ns.Close()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("joining the mount namespace of process %d: %w", pid, err)
+			}
+			return f()
+		}()
+	}()
+	return <-result
+}
+
+// attachHere attaches in the mount namespace of the calling thread. The image is
+// hostile: every path in it is resolved by descriptor, in its root, and what was
+// resolved is used by descriptor. hostMounts is the mountinfo of another
+// namespace, into which nothing may propagate.
+func (a attachment) attachHere(hostMounts []byte) error {
+	path := a.bundle.Root
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(a.state.Bundle, path)
+	}
+	root, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("opening the container's root: %w", err)
+	}
+	defer root.Close()
+	if shows, ok, err := a.host.Guards(root); err != nil {
+		return err
+	} else if ok {
+		return fmt.Errorf("the container's root %s is %s of the host, and with it more than the closure; take another root", path, shows)
+	}
+	if err := a.checkMounts(root); err != nil {
+		return err
+	}
+	if err := a.detachReplaced(root); err != nil {
+		return err
+	}
+
+	target, err := storeDirectory(root, a.store.Dir)
+	if err != nil {
+		return fmt.Errorf("%s in the container: %w", a.store.Dir, err)
+	}
+	defer target.Close()
+	if err := a.checkTarget(target, hostMounts); err != nil {
+		return err
+	}
+	if err := a.view.Attach(target); err != nil {
+		return err
+	}
+	// Not where it was attached, but what the container's path leads to.
+	now, err := pathrs.OpenatInRoot(root, a.store.Dir)
+	if err != nil {
+		return fmt.Errorf("%s in the container: %w", a.store.Dir, err)
+	}
+	defer now.Close()
+	if ok, err := a.view.Shows(now); err != nil {
+		return err
+	} else if !ok {
+		return fmt.Errorf("%s in the container leads elsewhere than it did a moment ago; something changes the container's root while it starts", a.store.Dir)
+	}
+	return nil
+}
+
+// storeDirectory opens the store directory of a container, and makes it if it is
+// missing. A symbolic link in the image, say /nix to /etc, leads to a place in
+// the image.
+func storeDirectory(root *os.File, path string) (*os.File, error) {
+	target, err := pathrs.OpenatInRoot(root, path)
+	if errors.Is(err, os.ErrNotExist) {
+		target, err = pathrs.MkdirAllHandle(root, path, 0o755)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if st, err := target.Stat(); err != nil || !st.IsDir() {
+		target.Close()
+		return nil, errors.Join(errors.New("not a directory in the image"), err)
+	}
+	return target, nil
+}
+
+// checkMounts looks at what was really mounted: the name of a mount's source may
+// have led elsewhere when the runtime mounted it than when it was classified.
+func (a attachment) checkMounts(root *os.File) error {
+	for i, m := range a.bundle.Mounts {
+		if slices.Contains(a.replaced, i) {
+			continue
+		}
+		f, err := pathrs.OpenatInRoot(root, m.Destination)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // below another mount that hides it
+		}
+		if err != nil {
+			return fmt.Errorf("mount on %s: %w", m.Destination, err)
+		}
+		shows, ok, err := a.host.Guards(f)
+		f.Close()
+		if err != nil {
+			return err
+		}
+		if ok {
+			return leak(m, shows)
+		}
+	}
+	return nil
+}
+
+// detachReplaced takes off the mounts that the view takes the place of, and what
+// is mounted inside the store directory. To cover them is not enough: a process
+// with CAP_SYS_ADMIN could take the cover off.
+func (a attachment) detachReplaced(root *os.File) error {
+	if len(a.replaced) == 0 {
+		return nil
+	}
+	// Last mounted, first taken off.
+	for _, i := range slices.Backward(a.replaced) {
+		m := a.bundle.Mounts[i]
+		for {
+			f, err := pathrs.OpenatInRoot(root, m.Destination)
+			if errors.Is(err, os.ErrNotExist) {
+				break // went with the mount that it was on
+			}
+			if err == nil {
+				err = view.Detach(f)
+				f.Close()
+			}
+			if errors.Is(err, view.ErrNotMounted) {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("taking the mount off %s: %w", m.Destination, err)
+			}
+		}
+	}
+	// One may be left under a mount that stays.
+	mountinfo, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
+		return err
+	}
+	top, err := os.Readlink("/proc/thread-self/fd/" + strconv.Itoa(int(root.Fd())))
+	if err != nil {
+		return err
+	}
+	for _, point := range spec.MountPoints(mountinfo) {
+		inside, ok := strings.CutPrefix(point, strings.TrimSuffix(top, "/"))
+		if !ok {
+			continue
+		}
+		if inside == a.store.Dir || strings.HasPrefix(inside, a.store.Dir+"/") {
+			return fmt.Errorf("a mount on %s lies under another mount, where it cannot be taken off; take it out of the container's mounts", inside)
+		}
+	}
+	return nil
+}
+
+// checkTarget makes sure that the directory is the container's alone: that it
+// shows nothing of the host's store, and that what is mounted on it does not
+// propagate to the host.
+func (a attachment) checkTarget(target *os.File, hostMounts []byte) error {
+	if shows, ok, err := a.host.Guards(target); err != nil {
+		return err
+	} else if ok {
+		return fmt.Errorf("%s in the container is %s of the host, by none of the mounts in config.json", a.store.Dir, shows)
+	}
+	if hostMounts == nil || !strings.Contains(a.bundle.RootPropagation, "shared") {
+		return nil
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(int(target.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+		return os.NewSyscallError("statx", err)
+	}
+	here, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
+		return err
+	}
+	if group := peerGroup(here, st.Mnt_id); group != "" && hasPeerGroup(hostMounts, group) {
+		return fmt.Errorf("mounts in the container's root propagate to the host (linux.rootfsPropagation is %s); mount the root privately, or ask for no shared propagation", a.bundle.RootPropagation)
+	}
+	return nil
+}
+
+// peerGroup returns the optional field shared:N of a mount in a mountinfo
+// (proc_pid_mountinfo(5)), or nothing.
+func peerGroup(mountinfo []byte, id uint64) string {
+	for line := range bytes.Lines(mountinfo) {
+		fields := strings.Fields(string(line))
+		if len(fields) > 6 && fields[0] == strconv.FormatUint(id, 10) {
+			for _, f := range fields[6:] {
+				if f == "-" {
+					break
+				}
+				if strings.HasPrefix(f, "shared:") {
+					return f
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func hasPeerGroup(mountinfo []byte, group string) bool {
+	for line := range bytes.Lines(mountinfo) {
+		if slices.Contains(strings.Fields(string(line)), group) {
+			return true
+		}
+	}
+	return false
+}

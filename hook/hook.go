@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/spec"
+)
+
+// Stages are the stages of a container's life at which this program can be
+// called, in the order of their lives: names of the runtime specification, and
+// precreate, which is podman's and CRI-O's.
+var Stages = []string{"precreate", "prestart", "createRuntime", "createContainer", "poststop"}
+
+// deadline bounds a stage. It is longer than any closure takes, and shorter than
+// the two minutes that a kubelet waits.
+const deadline = 100 * time.Second
+
+// Run does what there is to do for a container at a stage: in has the OCI state,
+// or for precreate the config.json, and out takes what precreate rewrote.
+//
+// A container without an annotation is left alone. For one with an annotation,
+// an error means that it must not start. An error has one line, which names the
+// container, and is in the log too.
+func Run(stage, configPath string, in io.Reader, out io.Writer) error {
+	if stage == "precreate" {
+		return precreate(configPath, in, out)
+	}
+	text, err := spec.ReadLimited(in, spec.MaxConfig)
+	if err != nil {
+		return &failure{"", "reading the OCI state from standard input", err}
+	}
+	state, err := spec.ParseState(text)
+	if err != nil {
+		return &failure{state.ID, "reading the OCI state", err}
+	}
+	if stage == "poststop" {
+		poststop(configPath, state)
+		return nil
+	}
+	if !spec.Annotated(state.Annotations) {
+		return nil
+	}
+
+	c, err := config.Read(configPath)
+	if err != nil {
+		err = &failure{state.ID, "reading the configuration", err}
+		newLog(config.Default().LogFile, stage, state.ID).Error(err.Error())
+		return err
+	}
+	log := newLog(c.LogFile, stage, state.ID)
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	if err := create(ctx, c, configPath, stage, state, log); err != nil {
+		log.Error(err.Error())
+		return err
+	}
+	return nil
+}
+
+// failure is an error in the one form that every error has on standard error:
+// which container, what was being done, what went wrong and what to do.
+type failure struct {
+	container string // empty: not known yet
+	doing     string
+	err       error
+}
+
+func (f *failure) Error() string {
+	container := "container " + f.container
+	if f.container == "" {
+		container = "a container"
+	}
+	return oneLine(fmt.Sprintf("nix-closure: %s: %s: %v", container, f.doing, f.err))
+}
+
+func (f *failure) Unwrap() error { return f.err }
+
+// oneLine keeps what came from an image or an annotation from looking like a
+// line of its own.
+func oneLine(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < ' ' || c == 0x7f {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}
+
+// newLog returns the log of a stage: JSON lines in a file. Without a file,
+// containers start and stop all the same.
+func newLog(path, stage, container string) *slog.Logger {
+	to := io.Discard
+	if f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err == nil {
+		to = f
+	}
+	return slog.New(slog.NewJSONHandler(to, nil)).With("stage", stage, "container", container)
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/spec"
+)
+
+// precreate copies a config.json from in to out, without the mounts that the
+// view replaces. It refuses a container with a mount that leaks the store, and
+// one whose annotations are not understood, before there is a container.
+func precreate(configPath string, in io.Reader, out io.Writer) error {
+	const doing = "reading config.json from standard input"
+	text, err := spec.ReadLimited(in, spec.MaxConfig)
+	if err != nil {
+		return &failure{"", doing, err}
+	}
+	parsed, err := spec.ParseConfig(text)
+	if err != nil {
+		return &failure{"", doing, err}
+	}
+	if spec.Annotated(parsed.Annotations) {
+		c, err := config.Read(configPath)
+		if err != nil {
+			c = config.Default()
+			err = &failure{"", "reading the configuration", err}
+		}
+		log := newLog(c.LogFile, "precreate", "")
+		if err == nil {
+			text, err = withoutReplaced(c, text, parsed, log)
+		}
+		if err != nil {
+			log.Error(err.Error())
+			return err
+		}
+	}
+	if _, err := out.Write(text); err != nil {
+		return &failure{"", "writing config.json to standard output", err}
+	}
+	return nil
+}
+
+func withoutReplaced(c config.Config, text []byte, parsed spec.Config, log *slog.Logger) ([]byte, error) {
+	request, err := spec.ParseAnnotations(c.Store(), parsed.Annotations)
+	if err != nil {
+		return nil, &failure{"", "reading the annotations", err}
+	}
+	if request == nil {
+		return text, nil
+	}
+	host, err := lookAtHost(c.Store())
+	if err != nil {
+		return nil, &failure{"", "looking at the host's store", err}
+	}
+	// Engines write absolute sources: the bundle is not known at this stage.
+	replaced, err := classify(host, "/", parsed.Mounts)
+	if err != nil {
+		return nil, &failure{"", "looking at the container's mounts", err}
+	}
+	text, err = spec.WithoutMounts(text, replaced)
+	if err != nil {
+		return nil, &failure{"", "rewriting config.json", err}
+	}
+	for _, i := range replaced {
+		log.Info("taken out of the mount list", "destination", parsed.Mounts[i].Destination, "source", parsed.Mounts[i].Source)
+	}
+	return text, nil
+}
+
+// classify returns the positions of the mounts that the view replaces. It fails
+// for a mount that leaks the store.
+func classify(host *spec.Host, bundle string, mounts []specs.Mount) (replaced []int, _ error) {
+	for i, m := range mounts {
+		class, shows, err := host.Classify(bundle, m)
+		if err != nil {
+			return nil, fmt.Errorf("mount of %s on %s: %w", m.Source, m.Destination, err)
+		}
+		switch class {
+		case spec.Replaced:
+			replaced = append(replaced, i)
+		case spec.Leaks:
+			return nil, leak(m, shows)
+		}
+	}
+	return replaced, nil
+}
+
+func leak(m specs.Mount, shows string) error {
+	return fmt.Errorf("mount of %s on %s: shows %s of the host, and with it more than the closure; take the mount out", m.Source, m.Destination, shows)
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package spec knows what a container asked for: its annotations, the OCI state
+// and config.json that a runtime hands to a hook, and the mount list.
+//
+// It knows the OCI runtime specification. It looks at the host's files to tell
+// what a mount would show, and it mounts, changes and runs nothing.
+//
+// Read it in this order: annotations.go (what is asked for), state.go and
+// config.go (what the runtime says), mounts.go (what each mount means for the
+// store), rewrite.go (a config.json without the mounts that a view replaces).
+package spec

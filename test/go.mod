@@ -1,0 +1,3 @@
+module github.com/nix-closure/nix-closure/test
+
+go 1.26.0

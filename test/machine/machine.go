@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package machine gives a test, the demo and the benchmark a Nix host of their
+// own: a private mount namespace in which /nix, /run, /etc and /var/log may be
+// changed at will, and after which nothing of the real host has changed.
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+)
+
+// inside tells the child of Run that it is the child; its value is the
+// machine's directory.
+const inside = "NIX_CLOSURE_TEST_MACHINE"
+
+// Dir is the directory of this machine, on the real host's file system. It is
+// removed when the machine ends. Empty outside Run.
+func Dir() string { return os.Getenv(inside) }
+
+// Run runs this program once more inside a machine, there calls main, and
+// returns its exit status outside. The machine has:
+//
+//   - /nix: empty, writable, on the file system of the temporary directory;
+//   - /run: an empty tmpfs;
+//   - /etc and /var/log: the host's, and what is written stays in the machine;
+//   - /etc/nix/nix.conf, /etc/containers/*: for offline builds as root, and for
+//     podman with storage of its own and limits that need no privilege;
+//   - /sys/fs/cgroup: one version of cgroups and not two, which crun 1.8 needs;
+//   - processes of its own: none outlives it.
+func Run(main func() int) int {
+	if Dir() != "" {
+		if err := furnish(Dir()); err != nil {
+			fmt.Fprintf(os.Stderr, "test machine: %v\n", err)
+			return 1
+		}
+		return main()
+	}
+	status, err := enter()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "test machine: %v\n", err)
+		return 1
+	}
+	return status
+}
+
+// enter starts this program again in a mount namespace of its own.
+func enter() (status int, Err error) {
+	if os.Geteuid() != 0 {
+		return 0, errors.New("must be root: mounts, Nix builds and containers are real here")
+	}
+	dir, err := os.MkdirTemp("", "nix-closure-machine-")
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		// Nix makes its store read-only; root removes it all the same.
+		if err := os.RemoveAll(dir); err != nil && Err == nil {
+			Err = err
+		}
+	}()
+	// A mount point only: the machine's own directory covers it. It stays, for
+	// removing it here would unmount it in every other machine that runs now.
+	if err := os.Mkdir("/nix", 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return 0, err
+	}
+
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inside+"="+dir)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		// Go makes every mount of the new namespace private.
+		Unshareflags: syscall.CLONE_NEWNS,
+		Cloneflags:   syscall.CLONE_NEWPID,
+		Pdeathsig:    syscall.SIGKILL,
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	go func() {
+		for s := range signals {
+			_ = cmd.Process.Signal(s)
+		}
+	}()
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode(), nil
+	}
+	return 0, err
+}
+
+// furnish makes the mounts and files that Run promises.
+func furnish(dir string) error {
+	mkdir := func(elem ...string) string {
+		p := filepath.Join(append([]string{dir}, elem...)...)
+		_ = os.MkdirAll(p, 0o755)
+		return p
+	}
+	mount := func(source, target, kind string, flags uintptr, data string) error {
+		if err := syscall.Mount(source, target, kind, flags, data); err != nil {
+			return &os.PathError{Op: "mount", Path: target, Err: err}
+		}
+		return nil
+	}
+	steps := []func() error{
+		func() error { return mount("proc", "/proc", "proc", 0, "") },
+		func() error { return mount(mkdir("nix"), "/nix", "", syscall.MS_BIND, "") },
+		func() error { return mount("tmpfs", "/run", "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "mode=0755") },
+		func() error { return mountCopy("/etc", mkdir("etc", "upper"), mkdir("etc", "work")) },
+		func() error { return mountCopy("/var/log", mkdir("log", "upper"), mkdir("log", "work")) },
+		oneCgroupVersion,
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	storage := mkdir("containers")
+	for path, text := range map[string]string{
+		"/etc/nix/nix.conf": "build-users-group =\nsandbox = false\nsubstituters =\n",
+		"/etc/containers/storage.conf": fmt.Sprintf(
+			"[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = \"/run/containers/storage\"\n", storage),
+		"/etc/containers/containers.conf": "[containers]\n" +
+			"default_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n" +
+			"netns = \"none\"\n" +
+			"[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n",
+		"/etc/containers/policy.json": `{"default":[{"type":"insecureAcceptAnything"}]}` + "\n",
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountCopy covers a directory with an overlay of itself, so that writing to it
+// leaves the original alone.
+func mountCopy(target, upper, work string) error {
+	data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", target, upper, work)
+	if err := syscall.Mount("overlay", target, "overlay", 0, data); err != nil {
+		return &os.PathError{Op: "mount overlay", Path: target, Err: err}
+	}
+	return nil
+}
+
+// oneCgroupVersion takes a v2 hierarchy beside v1 hierarchies away. crun before
+// 1.9 refuses to run with both.
+func oneCgroupVersion() error {
+	const unified = "/sys/fs/cgroup/unified"
+	if _, err := os.Stat(unified); err != nil {
+		return nil
+	}
+	if err := syscall.Unmount(unified, 0); err != nil && !errors.Is(err, syscall.EINVAL) {
+		return &os.PathError{Op: "unmount", Path: unified, Err: err}
+	}
+	return nil
+}
