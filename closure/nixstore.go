@@ -119,7 +119,10 @@ func (n NixStore) run(ctx context.Context, args ...string) (string, error) {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return "", fmt.Errorf("%s %s: %w: %s", program, args[0], err, said)
+		if said != "" {
+			return "", fmt.Errorf("%s: %w: %s", program, err, said)
+		}
+		return "", fmt.Errorf("%s: %w", program, err)
 	}
 	return out.String(), nil
 }

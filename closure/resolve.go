@@ -132,13 +132,11 @@ func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names,
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, n := range listed {
-		known[n] = true
-	}
 	inList := make(map[BaseName]bool, len(listed))
 	for _, n := range listed {
 		inList[n] = true
 	}
+	slices.Sort(whole) // the same mistake gives the same message each time
 	for _, n := range whole {
 		if !inList[n] {
 			return nil, nil, fmt.Errorf("%s/store-paths is no closure: %s is referenced, but not listed; make the closure-info with nixpkgs' closureInfo",

@@ -3,7 +3,6 @@
 package hook
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -36,15 +35,11 @@ type attachment struct {
 // createContainer. Nothing of the container runs yet, and its runtime has not
 // changed the root directory, so that the host's files are still in sight.
 func (a attachment) attach(stage string) error {
-	hostMounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
 	if stage == "createContainer" {
 		if same, err := sameNamespace("self", "1"); err == nil && same {
 			return errors.New("the hook was called in the host's mount namespace, as createContainer hooks never are; call it as createRuntime")
 		}
-		return a.attachHere(nil)
+		return a.attachHere()
 	}
 	if a.state.Pid <= 0 {
 		return fmt.Errorf("the OCI state has pid %d: no process whose mount namespace could be joined; call the hook as createContainer", a.state.Pid)
@@ -56,7 +51,7 @@ func (a attachment) attach(stage string) error {
 	if same {
 		return errors.New("the container has no mount namespace of its own (linux.namespaces of config.json); give it one")
 	}
-	return inMountNamespace(a.state.Pid, func() error { return a.attachHere(hostMounts) })
+	return inMountNamespace(a.state.Pid, a.attachHere)
 }
 
 // sameNamespace tells whether two processes have one mount namespace.
@@ -99,9 +94,8 @@ func inMountNamespace(pid int, f func() error) error {
 
 // attachHere attaches in the mount namespace of the calling thread. The image is
 // hostile: every path in it is resolved by descriptor, in its root, and what was
-// resolved is used by descriptor. hostMounts is the mountinfo of another
-// namespace, into which nothing may propagate.
-func (a attachment) attachHere(hostMounts []byte) error {
+// resolved is used by descriptor.
+func (a attachment) attachHere() error {
 	path := a.bundle.Root
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(a.state.Bundle, path)
@@ -125,10 +119,10 @@ func (a attachment) attachHere(hostMounts []byte) error {
 
 	target, err := storeDirectory(root, a.store.Dir)
 	if err != nil {
-		return fmt.Errorf("%s in the container: %w", a.store.Dir, err)
+		return fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", a.store.Dir, err)
 	}
 	defer target.Close()
-	if err := a.checkTarget(target, hostMounts); err != nil {
+	if err := a.checkTarget(target); err != nil {
 		return err
 	}
 	if err := a.view.Attach(target); err != nil {
@@ -161,7 +155,7 @@ func storeDirectory(root *os.File, path string) (*os.File, error) {
 	}
 	if st, err := target.Stat(); err != nil || !st.IsDir() {
 		target.Close()
-		return nil, errors.Join(errors.New("not a directory in the image"), err)
+		return nil, errors.Join(errors.New("not a directory"), err)
 	}
 	return target, nil
 }
@@ -240,56 +234,12 @@ func (a attachment) detachReplaced(root *os.File) error {
 	return nil
 }
 
-// checkTarget makes sure that the directory is the container's alone: that it
-// shows nothing of the host's store, and that what is mounted on it does not
-// propagate to the host.
-func (a attachment) checkTarget(target *os.File, hostMounts []byte) error {
-	if shows, ok, err := a.host.Guards(target); err != nil {
-		return err
-	} else if ok {
-		return fmt.Errorf("%s in the container is %s of the host, by none of the mounts in config.json", a.store.Dir, shows)
+// checkTarget makes sure that the directory shows nothing of the host's store,
+// whoever mounted it there.
+func (a attachment) checkTarget(target *os.File) error {
+	shows, ok, err := a.host.Guards(target)
+	if err == nil && ok {
+		err = fmt.Errorf("%s in the container is %s of the host, by none of the mounts in config.json", a.store.Dir, shows)
 	}
-	if hostMounts == nil || !strings.Contains(a.bundle.RootPropagation, "shared") {
-		return nil
-	}
-	var st unix.Statx_t
-	if err := unix.Statx(int(target.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
-		return os.NewSyscallError("statx", err)
-	}
-	here, err := os.ReadFile("/proc/thread-self/mountinfo")
-	if err != nil {
-		return err
-	}
-	if group := peerGroup(here, st.Mnt_id); group != "" && hasPeerGroup(hostMounts, group) {
-		return fmt.Errorf("mounts in the container's root propagate to the host (linux.rootfsPropagation is %s); mount the root privately, or ask for no shared propagation", a.bundle.RootPropagation)
-	}
-	return nil
-}
-
-// peerGroup returns the optional field shared:N of a mount in a mountinfo
-// (proc_pid_mountinfo(5)), or nothing.
-func peerGroup(mountinfo []byte, id uint64) string {
-	for line := range bytes.Lines(mountinfo) {
-		fields := strings.Fields(string(line))
-		if len(fields) > 6 && fields[0] == strconv.FormatUint(id, 10) {
-			for _, f := range fields[6:] {
-				if f == "-" {
-					break
-				}
-				if strings.HasPrefix(f, "shared:") {
-					return f
-				}
-			}
-		}
-	}
-	return ""
-}
-
-func hasPeerGroup(mountinfo []byte, group string) bool {
-	for line := range bytes.Lines(mountinfo) {
-		if slices.Contains(strings.Fields(string(line)), group) {
-			return true
-		}
-	}
-	return false
+	return err
 }

@@ -83,7 +83,7 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 		return fail("resolving "+asked(store, request), err)
 	}
 
-	v := viewer{dir, store, memo, p, resolution, view.Options{Label: bundle.MountLabel, Listed: request.Listing}}
+	v := viewer{dir, store, host, memo, p, resolution, view.Options{Label: bundle.MountLabel, Listed: request.Listing}}
 	mode, why, made, err := v.make(ctx, record.Mode)
 	if err != nil {
 		return fail("making the view", err)
@@ -134,6 +134,7 @@ func lookAtHost(store closure.Store) (*spec.Host, error) {
 type viewer struct {
 	dir        *runtimeDir
 	store      closure.Store
+	host       *spec.Host
 	memo       closure.Memo
 	pinner     pinner
 	resolution closure.Resolution
@@ -166,6 +167,9 @@ func (v viewer) make(ctx context.Context, asked spec.Mode) (mode spec.Mode, why 
 // overlay makes an overlay view. Where the closure is known and its layer is
 // there, nothing of this depends on the closure's size.
 func (v viewer) overlay(ctx context.Context) (view.View, error) {
+	if inside := v.host.MountsInStore(); len(inside) > 0 {
+		return nil, fmt.Errorf("%w: %s is a mount inside the store, and an overlay would show what is underneath", view.ErrUnsupported, inside[0])
+	}
 	if !v.resolution.New {
 		if layer, ok := view.OpenLayer(v.dir.views, v.resolution.Digest, v.options); ok {
 			return view.NewOverlay(v.store, layer, v.options)

@@ -27,8 +27,6 @@ type Config struct {
 	// MountLabel is linux.mountLabel, the SELinux label for what is mounted
 	// for the container; mostly empty.
 	MountLabel string
-	// RootPropagation is linux.rootfsPropagation.
-	RootPropagation string
 }
 
 // ReadConfig reads a bundle's config.json.
@@ -68,8 +66,7 @@ func ParseConfig(text []byte) (Config, error) {
 	var c Config
 	var root specs.Root
 	var linux struct {
-		MountLabel        string `json:"mountLabel"`
-		RootfsPropagation string `json:"rootfsPropagation"`
+		MountLabel string `json:"mountLabel"`
 	}
 	for _, f := range []struct {
 		name string
@@ -86,7 +83,7 @@ func ParseConfig(text []byte) (Config, error) {
 	if root.Path == "" {
 		return Config{}, errors.New("has no root.path")
 	}
-	c.Root, c.MountLabel, c.RootPropagation = root.Path, linux.MountLabel, linux.RootfsPropagation
+	c.Root, c.MountLabel = root.Path, linux.MountLabel
 	return c, nil
 }
 

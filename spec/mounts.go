@@ -198,7 +198,7 @@ func sourcesOf(bundle string, m specs.Mount) ([]source, error) {
 				continue
 			}
 			if strings.Contains(value, `\`) {
-				return nil, fmt.Errorf("mount on %s: overlay option %q: has a backslash, which can hide a path", m.Destination, o)
+				return nil, fmt.Errorf("overlay option %q: has a backslash, which can hide a path", o)
 			}
 			for dir := range strings.SplitSeq(value, ":") {
 				if dir != "" {

@@ -70,12 +70,7 @@ func resolve(ctx context.Context, configPath string, info, asJSON bool, args []s
 		return err
 	}
 	memo := closure.Memo{Dir: closures, Store: store}
-	registry, done, err := openRegistry(ctx, c)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = done() }()
-	res, err := memo.Resolve(ctx, registry, q, c.MaxPaths)
+	res, err := ask(ctx, c, memo, q)
 	if err != nil {
 		return err
 	}
@@ -94,16 +89,18 @@ func resolve(ctx context.Context, configPath string, info, asJSON bool, args []s
 	return nil
 }
 
-// openRegistry opens Nix's database, or, where it cannot be read, turns to Nix's
-// own program.
-func openRegistry(ctx context.Context, c config.Config) (_ closure.Registry, done func() error, _ error) {
-	snapshot, err := nixdb.Open(ctx, c.Store())
-	if err == nil {
-		return snapshot, snapshot.Close, nil
+// ask asks Nix's database, or, where it cannot be read, Nix's own program.
+func ask(ctx context.Context, c config.Config, memo closure.Memo, q closure.Query) (closure.Resolution, error) {
+	snapshot, unreadable := nixdb.Open(ctx, c.Store())
+	if unreadable == nil {
+		defer func() { _ = snapshot.Close() }()
+		return memo.Resolve(ctx, snapshot, q, c.MaxPaths)
 	}
-	fallback := closure.NixStore{Program: c.NixStore, Store: c.Store()}
-	if _, ferr := fallback.Registrations(ctx, nil); ferr != nil {
-		return nil, nil, fmt.Errorf("%w; and nix-store does not answer either: %w", err, ferr)
+	res, err := memo.Resolve(ctx, closure.NixStore{Program: c.NixStore, Store: c.Store()}, q, c.MaxPaths)
+	var notValid *closure.NotValidError
+	var tooLarge *closure.TooLargeError
+	if err != nil && !errors.As(err, &notValid) && !errors.As(err, &tooLarge) {
+		err = fmt.Errorf("%w; nor does nix-store answer: %w", unreadable, err)
 	}
-	return fallback, func() error { return nil }, nil
+	return res, err
 }

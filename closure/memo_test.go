@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package closure
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// memoOf is an empty memo, and a store with a database that is some bytes.
+func memoOf(t *testing.T) Memo {
+	t.Helper()
+	dir := t.TempDir()
+	store := Store{Dir: dir + "/store", StateDir: dir + "/var"}
+	write(t, store.DatabasePath(), "database")
+	root, err := os.OpenRoot(mkdir(t, dir+"/closures"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return Memo{Dir: root, Store: store}
+}
+
+// trusted is a stamp as it would be if the files had been older when it was
+// taken: what they are compared with is real.
+func trusted(t *testing.T, store Store) Stamp {
+	t.Helper()
+	stamp, err := TakeStamp(store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stamp.Taken += int64(2 * racy)
+	return stamp
+}
+
+func entryOf(c Closure, pins ...BaseName) entry {
+	e := entry{Digest: c.Digest(), Paths: len(c.Names), Pins: pins}
+	for i := range pins {
+		e.Registrations = append(e.Registrations, Registration{Row: int64(i + 1), Time: 1700000000})
+	}
+	return e
+}
+
+func TestMemo(t *testing.T) {
+	m := memoOf(t)
+	a, b := named("a"), named("b")
+	c := New(m.Store, []BaseName{a, b})
+	q := Query{Roots: []BaseName{a}}
+	if e, ok := m.lookup(q); ok {
+		t.Errorf("an empty memo remembers %v", e)
+	}
+	if _, err := m.Load(c.Digest()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an empty memo loads: %v", err)
+	}
+	want := entryOf(c, a)
+	want.Stamp = trusted(t, m.Store)
+	if err := errors.Join(m.store(c), m.save(q, want)); err != nil {
+		t.Fatal(err)
+	}
+	got, ok := m.lookup(q)
+	if !ok || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("looked up %v, %v; want %v", got, ok, want)
+	}
+	loaded, err := m.Load(c.Digest())
+	if err != nil || loaded.Text() != c.Text() || !slices.Equal(loaded.Names, c.Names) {
+		t.Errorf("loaded %q, %v", loaded.Text(), err)
+	}
+	res, ok := m.Remembered(q)
+	if !ok || res.Digest != c.Digest() || res.Paths != 2 || !slices.Equal(res.Pins, []BaseName{a}) || res.New {
+		t.Errorf("remembered %+v, %v", res, ok)
+	}
+	for range 2 { // the second time there is nothing to forget
+		if err := m.Forget(q, c.Digest()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if entries, _ := fs.ReadDir(m.Dir.FS(), "."); len(entries) > 0 {
+		t.Errorf("left: %v", entries)
+	}
+}
+
+// Queries are told apart, and only by what they ask for.
+func TestMemoOfQueries(t *testing.T) {
+	m := memoOf(t)
+	a, b := named("a"), named("b")
+	other := m
+	other.Store.Dir += "2"
+	moved := m
+	moved.Store.StateDir += "2"
+	seen := map[string]int{}
+	for i, name := range []string{
+		m.file(Query{Roots: []BaseName{a}}),
+		m.file(Query{Roots: []BaseName{b}}),
+		m.file(Query{Roots: []BaseName{a, b}}),
+		m.file(Query{Info: a}),
+		m.file(Query{Info: b}),
+		m.file(Query{Info: a, Roots: []BaseName{b}}),
+		other.file(Query{Roots: []BaseName{a}}),
+		moved.file(Query{Roots: []BaseName{a}}),
+	} {
+		if j, ok := seen[name]; ok {
+			t.Errorf("queries %d and %d have one file", i, j)
+		}
+		seen[name] = i
+	}
+	if m.file(Query{Roots: []BaseName{a, b}}) != m.file(Query{Roots: []BaseName{b, a, b}}) {
+		t.Error("the order of the roots makes another file")
+	}
+}
+
+// What is not whole is not remembered, and it is no error: it is made anew.
+func TestMemoDamaged(t *testing.T) {
+	m := memoOf(t)
+	a := named("a")
+	c := New(m.Store, []BaseName{a})
+	q := Query{Roots: []BaseName{a}}
+	good := entryOf(c, a)
+	good.Stamp = trusted(t, m.Store)
+	text, err := json.Marshal(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := func(change func(e *entry)) string {
+		e := good
+		e.Pins, e.Registrations = slices.Clone(e.Pins), slices.Clone(e.Registrations)
+		change(&e)
+		text, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	for _, d := range []struct {
+		name, text string
+		ok         bool
+	}{
+		{"whole", string(text), true},
+		{"empty", "", false},
+		{"null", "null", false},
+		{"cut off", string(text[:len(text)-1]), false},
+		{"twice", string(text) + string(text), false},
+		{"zeros", strings.Repeat("\x00", len(text)), false},
+		{"no pins", changed(func(e *entry) { e.Pins, e.Registrations = nil, nil }), false},
+		{"a pin without a registration", changed(func(e *entry) { e.Pins = append(e.Pins, named("b")) }), false},
+		{"a registration without a pin", changed(func(e *entry) { e.Registrations = append(e.Registrations, Registration{}) }), false},
+		{"a pin that is no base name", changed(func(e *entry) { e.Pins[0] = "../../etc" }), false},
+		{"an empty pin", changed(func(e *entry) { e.Pins[0] = "" }), false},
+		{"no digest", changed(func(e *entry) { e.Digest = "" }), false},
+		{"a digest that is a path", changed(func(e *entry) { e.Digest = strings.Repeat("../", 21) + "x" }), false},
+		{"a digest in capitals", changed(func(e *entry) { e.Digest = strings.ToUpper(e.Digest) }), false},
+	} {
+		if err := WriteFile(m.Dir, m.file(q), []byte(d.text)); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := m.lookup(q); ok != d.ok {
+			t.Errorf("%s: looked up: %v", d.name, ok)
+		}
+		if _, ok := m.Remembered(q); ok != d.ok {
+			t.Errorf("%s: remembered: %v", d.name, ok)
+		}
+	}
+	if err := errors.Join(m.Dir.Remove(m.file(q)), m.Dir.Mkdir(m.file(q), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := m.lookup(q); ok {
+		t.Error("a directory is remembered")
+	}
+}
+
+// A list that was damaged is an error, and never a smaller closure.
+func TestLoadDamaged(t *testing.T) {
+	m := memoOf(t)
+	c := New(m.Store, []BaseName{named("a"), named("b"), named("c")})
+	text, digest := c.Text(), c.Digest()
+	for _, d := range []struct{ name, text string }{
+		{"empty", ""},
+		{"a line missing at the end", text[:strings.LastIndex(text[:len(text)-1], "\n")+1]},
+		{"no line", m.Store.Dir + "\n"},
+		{"cut off in a line", text[:len(text)-3]},
+		{"a byte changed", strings.Replace(text, "-b\n", "-d\n", 1)},
+		{"a line more", text + string(named("d")) + "\n"},
+		{"another store", strings.Replace(text, m.Store.Dir, "/nix/store", 1)},
+		{"another closure", New(m.Store, []BaseName{named("a")}).Text()},
+		{"zeros", strings.Repeat("\x00", len(text))},
+	} {
+		if err := m.Dir.WriteFile(digest, []byte(d.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := m.Load(digest)
+		if !errors.Is(err, ErrText) {
+			t.Errorf("%s: error %v", d.name, err)
+		}
+		if len(got.Names) > 0 {
+			t.Errorf("%s: %q with an error", d.name, got.Names)
+		}
+	}
+	// What store finds cut off, it makes anew.
+	if err := errors.Join(m.Dir.WriteFile(digest, []byte(text[:50]), 0o600), m.store(c)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Load(digest); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStampHolds(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		do   func(t *testing.T, db, wal string)
+		want bool
+	}{
+		{"nothing happens", func(*testing.T, string, string) {}, true},
+		{"the database is read", func(t *testing.T, db, _ string) { read(t, db) }, true},
+		{"the database grows", func(t *testing.T, db, _ string) { write(t, db, "database, longer") }, false},
+		{"the database is written to, and not longer", func(t *testing.T, db, _ string) { write(t, db, "DATABASE") }, false},
+		{"the same, and its time set back", func(t *testing.T, db, _ string) {
+			st := stat(t, db)
+			write(t, db, "DATABASE")
+			touch(t, db, st.ModTime())
+		}, false},
+		{"the database is another file of the same time and size", func(t *testing.T, db, _ string) {
+			st := stat(t, db)
+			touch(t, write(t, db+".new", "DATABASE"), st.ModTime())
+			rename(t, db+".new", db)
+		}, false},
+		{"the database is gone", func(t *testing.T, db, _ string) { remove(t, db) }, false},
+		{"the database's directory is gone", func(t *testing.T, db, _ string) { rename(t, filepath.Dir(db), filepath.Dir(db)+"2") }, false},
+		{"a log appears", func(t *testing.T, _, wal string) { remove(t, wal); write(t, wal, "log") }, false},
+		{"the log is gone", func(t *testing.T, _, wal string) { remove(t, wal) }, false},
+		{"the log is empty", func(t *testing.T, _, wal string) { write(t, wal, "") }, false},
+		{"the log begins anew", func(t *testing.T, _, wal string) { write(t, wal, "LOG") }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := memoOf(t)
+			db := m.Store.DatabasePath()
+			write(t, db+"-wal", "log")
+			stamp := trusted(t, m.Store)
+			time.Sleep(20 * time.Millisecond) // more than the kernel's clock tick
+			c.do(t, db, db+"-wal")
+			if got := stamp.holds(m.Store); got != c.want {
+				t.Errorf("holds: %v", got)
+			}
+		})
+	}
+}
+
+// The log is there only while somebody has the database open.
+func TestStampOfALogThatAppears(t *testing.T) {
+	m := memoOf(t)
+	stamp := trusted(t, m.Store)
+	if !stamp.holds(m.Store) {
+		t.Error("does not hold without a log")
+	}
+	write(t, m.Store.DatabasePath()+"-wal", "")
+	if stamp.holds(m.Store) {
+		t.Error("holds after an empty log appeared")
+	}
+}
+
+// Two writes within a clock tick have one time, so a stamp that was taken right
+// after a write says nothing.
+func TestStampIsRacy(t *testing.T) {
+	m := memoOf(t)
+	db := m.Store.DatabasePath()
+	write(t, db+"-wal", "log")
+	now := time.Now()
+	for _, c := range []struct {
+		name  string
+		taken time.Time
+		times [2]time.Time // of the database, of the log
+		want  bool
+	}{
+		{"both older than a second", now.Add(3 * time.Second), [2]time.Time{now, now}, true},
+		{"both long ago", now.Add(3 * time.Second), [2]time.Time{now.Add(-time.Hour), time.Unix(1, 0)}, true},
+		{"the database younger than a second", now.Add(3 * time.Second), [2]time.Time{now.Add(2100 * time.Millisecond), now}, false},
+		{"the log younger than a second", now.Add(3 * time.Second), [2]time.Time{now, now.Add(2100 * time.Millisecond)}, false},
+		{"the database of the future", now.Add(3 * time.Second), [2]time.Time{now.Add(time.Hour), now}, false},
+		{"the log of the future", now.Add(3 * time.Second), [2]time.Time{now, now.Add(time.Hour)}, false},
+		// The kernel's own time of the change of the inode, which nobody sets.
+		{"changed a moment ago", now.Add(500 * time.Millisecond), [2]time.Time{now.Add(-time.Hour), now.Add(-time.Hour)}, false},
+	} {
+		touch(t, db, c.times[0])
+		touch(t, db+"-wal", c.times[1])
+		stamp, err := TakeStamp(m.Store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stamp.Taken = c.taken.UnixNano()
+		if got := stamp.holds(m.Store); got != c.want {
+			t.Errorf("%s: holds: %v", c.name, got)
+		}
+	}
+}
+
+func TestTakeStamp(t *testing.T) {
+	m := memoOf(t)
+	before := time.Now().UnixNano()
+	stamp, err := TakeStamp(m.Store)
+	if err != nil || stamp.Taken < before || stamp.Taken > time.Now().UnixNano() {
+		t.Errorf("taken at %d, not between %d and now: %v", stamp.Taken, before, err)
+	}
+	if stamp.holds(m.Store) {
+		t.Error("trusted right after the database was written")
+	}
+	if stamp.Files[1] != (fileMark{}) {
+		t.Errorf("a log that is not there: %+v", stamp.Files[1])
+	}
+	if (Stamp{}).holds(m.Store) {
+		t.Error("the zero stamp holds")
+	}
+	if (Stamp{}).holds(Store{StateDir: "/nowhere"}) {
+		t.Error("the zero stamp holds where there is no database")
+	}
+	if err := os.Remove(m.Store.DatabasePath()); err != nil {
+		t.Fatal(err)
+	}
+	if stamp, err := TakeStamp(m.Store); !errors.Is(err, fs.ErrNotExist) || stamp != (Stamp{}) {
+		t.Errorf("of no database: %+v, %v", stamp, err)
+	}
+}
+
+func TestWriteFile(t *testing.T) {
+	m := memoOf(t)
+	texts := [2][]byte{bytes.Repeat([]byte("a"), 100_000), bytes.Repeat([]byte("b"), 50_000)}
+	if err := WriteFile(m.Dir, "file", texts[0]); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := m.Dir.Lstat("file"); err != nil || st.Mode() != 0o600 {
+		t.Errorf("mode %v, %v", st.Mode(), err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for i := 0; err == nil && i < 200; i++ {
+			err = WriteFile(m.Dir, "file", texts[i%2])
+		}
+		done <- err
+	}()
+	for reading := true; reading; {
+		select {
+		case err := <-done:
+			if reading = false; err != nil {
+				t.Error(err)
+			}
+		default:
+		}
+		got, err := m.Dir.ReadFile("file")
+		if err != nil || !bytes.Equal(got, texts[0]) && !bytes.Equal(got, texts[1]) {
+			t.Fatalf("half a file is seen: %d bytes, %v", len(got), err)
+		}
+	}
+	// A failure leaves nothing.
+	if err := m.Dir.MkdirAll("directory/full", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(m.Dir, "directory", texts[0]); err == nil {
+		t.Error("a directory was replaced")
+	}
+	entries, err := fs.ReadDir(m.Dir.FS(), ".")
+	if err != nil || len(entries) != 2 {
+		t.Errorf("there are %v, %v", entries, err)
+	}
+}
+
+func stat(t *testing.T, path string) fs.FileInfo {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func touch(t *testing.T, path string, modified time.Time) {
+	t.Helper()
+	if err := os.Chtimes(path, modified, modified); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rename(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// hooksWithout makes a directory of hooks that lacks some stages.
+func hooksWithout(t *testing.T, stages ...string) string {
+	t.Helper()
+	from := filepath.Join(*bin, "hooks.d")
+	// Not t.TempDir(): podman splits the option at commas, which that may have,
+	// and starts the container without the hooks of a directory that is not there.
+	to, err := os.MkdirTemp("", "hooks-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(to) })
+	files, err := os.ReadDir(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		stage := strings.TrimSuffix(strings.TrimPrefix(f.Name(), "nix-closure-"), ".json")
+		if slices.Contains(stages, stage) {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(from, f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(to, f.Name()), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return to
+}
+
+// bindMount mounts for the length of a test.
+func bindMount(t *testing.T, source, target string) {
+	t.Helper()
+	if err := syscall.Mount(source, target, "", syscall.MS_BIND, ""); err != nil {
+		t.Fatalf("mounting %s on %s: %v", source, target, err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(target, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmounting %s: %v", target, err)
+		}
+	})
+}
+
+func daemonSocket(t *testing.T) string {
+	t.Helper()
+	dir := "/nix/var/nix/daemon-socket"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", dir+"/socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return dir + "/socket"
+}
+
+// Both ways on which a mount list is looked at: rewritten before there is a
+// container, and as it was mounted.
+var mountStages = []struct{ name, without string }{
+	{"by precreate", ""},
+	{"by createRuntime", "precreate"},
+}
+
+// underneath takes every mount off /nix/store, then off /nix, and prints what is
+// there.
+const underneath = `
+import ctypes, os, sys
+umount2 = ctypes.CDLL(None, use_errno=True).umount2
+count = 0
+for point in (b"/nix/store", b"/nix"):
+    while umount2(point, 2) == 0:
+        count += 1
+def tree(top):
+    return sorted(os.path.join(d, n) for d, names, files in os.walk(top) for n in names + files)
+print(count, tree("/nix"))
+`
+
+// What takes the store's place in the mount list does not show, not even when a
+// process with the power to do so takes the view off.
+func TestReplacedMounts(t *testing.T) {
+	empty := t.TempDir()
+	other := t.TempDir()
+	if err := os.Mkdir(other+"/store", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	alias := t.TempDir()
+	bindMount(t, storeDir, alias)
+	cases := []struct {
+		name  string
+		flags []string
+		left  string // what underneath prints after the number of mounts
+	}{
+		{"the store", []string{"-v", "/nix/store:/nix/store"}, "['/nix/store']"},
+		{"the store, read-only", []string{"-v", "/nix/store:/nix/store:ro"}, "['/nix/store']"},
+		{"a bind alias of the store", []string{"-v", alias + ":/nix/store"}, "['/nix/store']"},
+		{"/nix", []string{"-v", "/nix:/nix"}, "['/nix/store']"},
+		{"/nix and the store", []string{"-v", "/nix:/nix", "-v", "/nix/store:/nix/store"}, "['/nix/store']"},
+		{"a path in the store", []string{"-v", store["foreign"] + ":" + store["foreign"]}, ""},
+		{"an empty directory on the store", []string{"-v", empty + ":/nix/store"}, "['/nix/store']"},
+		{"a tmpfs on the store", []string{"--tmpfs", "/nix/store"}, "['/nix/store']"},
+		{"a harmless directory on /nix", []string{"-v", other + ":/nix"}, ""},
+		{"a tmpfs on /nix", []string{"--tmpfs", "/nix"}, ""},
+	}
+	for _, runtime := range runtimes {
+		for _, mode := range modes {
+			for _, stage := range mountStages {
+				for _, c := range cases {
+					t.Run(strings.Join([]string{runtime, mode, stage.name, c.name}, "/"), func(t *testing.T) {
+						run := container{
+							runtime: runtime, mode: mode, root: "env", image: bareImage,
+							flags: append([]string{"--cap-add", "SYS_ADMIN"}, c.flags...),
+							hooks: hooksWithout(t, stage.without),
+						}
+						want := closureOf(t, store["env"])
+						got := strings.Fields(run.python(t, "import os; print('\\n'.join(sorted(os.listdir('/nix/store'))))"))
+						if !slices.Equal(got, want) {
+							t.Errorf("the store has %q\nwant %q", got, want)
+						}
+						// From here on python runs without its files.
+						out := run.python(t, underneath)
+						count, left, _ := strings.Cut(strings.TrimSpace(out), " ")
+						if count == "0" {
+							t.Error("nothing could be unmounted: this test shows nothing")
+						}
+						// Of the host's store; the runtime made a mount point for a path.
+						for _, n := range []string{"/secret", ".links", "db.sqlite", filepath.Base(store["env"])} {
+							if strings.Contains(left, n) {
+								t.Errorf("below the view is the host's store: %s", out)
+							}
+						}
+						if c.left != "" && left != c.left {
+							t.Errorf("below the view: %s, want %s", left, c.left)
+						}
+						nothingLeft(t)
+					})
+				}
+			}
+		}
+	}
+}
+
+// A mount that shows the store at another place keeps the container from
+// starting, and is named.
+func TestLeakingMounts(t *testing.T) {
+	socket := daemonSocket(t)
+	alias, nested, links := t.TempDir(), t.TempDir(), t.TempDir()
+	bindMount(t, storeDir, alias)
+	if err := os.MkdirAll(nested+"/a/b", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	bindMount(t, "/nix", nested+"/a/b")
+	stateAlias := t.TempDir()
+	bindMount(t, "/nix/var/nix/db", stateAlias)
+	if err := os.Symlink("/nix", links+"/nix"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(socket, links+"/socket"); err != nil {
+		t.Fatal(err)
+	}
+	cases := []struct{ name, volume, shows string }{
+		{"the host", "/:/host", "/"},
+		{"/nix", "/nix:/x", "/nix"},
+		{"the store", "/nix/store:/x", "/nix/store"},
+		{"the store, read-only", "/nix/store:/x:ro", "/nix/store"},
+		{"an overlay of the store", "/nix/store:/x:O", "/nix/store"},
+		{"a bind alias of the store", alias + ":/x", "/nix/store"},
+		{"a directory with a bind alias in it", nested + ":/x", "/nix"},
+		{"a symbolic link to /nix", links + "/nix:/x", "/nix"},
+		{"hard links of the store", "/nix/store/.links:/x", "/nix/store/.links"},
+		{"the daemon's socket", socket + ":/x", socket},
+		{"the daemon's socket where it is", socket + ":" + socket, socket},
+		{"the daemon's socket by a symbolic link", links + "/socket:/x", socket},
+		{"the state directory", "/nix/var/nix:/nix/var/nix", "/nix/var/nix"},
+		{"the database", "/nix/var/nix/db:/x", "/nix/var/nix/db"},
+		{"a bind alias of the database", stateAlias + ":/x", "/nix/var/nix/db"},
+		{"the database's file", "/nix/var/nix/db/db.sqlite:/x", "/nix/var/nix/db/db.sqlite"},
+	}
+	for _, runtime := range runtimes {
+		for _, stage := range mountStages {
+			hooks := hooksWithout(t, stage.without)
+			for _, c := range cases {
+				t.Run(strings.Join([]string{runtime, stage.name, c.name}, "/"), func(t *testing.T) {
+					run := container{runtime: runtime, root: "env", flags: []string{"-v", c.volume}, hooks: hooks}
+					stdout, stderr, err := run.run(store["env"]+"/bin/echo", "it runs")
+					if err == nil || stdout != "" {
+						t.Fatalf("it started: %v %q", err, stdout)
+					}
+					said := lastError(t)
+					source, rest, _ := strings.Cut(c.volume, ":")
+					destination, _, _ := strings.Cut(rest, ":")
+					want := "looking at the container's mounts: mount of "
+					for _, part := range []string{want, " on " + destination + ": shows " + c.shows + " of the host"} {
+						if !strings.Contains(said, part) {
+							t.Errorf("the log says %q, want %q in it", said, part)
+						}
+					}
+					if !strings.HasSuffix(c.volume, ":O") && !strings.Contains(said, want+source) {
+						t.Errorf("the log says %q, want the source %s in it", said, source)
+					}
+					// runc shows what a createRuntime hook says.
+					if runtime == "runc" && stage.without != "" && !strings.Contains(stderr, said) {
+						t.Errorf("podman says %q, want %q in it", stderr, said)
+					}
+					nothingLeft(t)
+				})
+			}
+		}
+	}
+}
+
+// The view does not get out of the container where its root is asked to propagate
+// mounts, and lies on a mount of the host that does.
+func TestSharedPropagation(t *testing.T) {
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		for _, propagation := range []string{"shared", "rshared", "rslave"} {
+			b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "ls /nix/store | wc -l", "createRuntime", "poststop")
+			bindMount(t, b.dir, b.dir)
+			if err := syscall.Mount("", b.dir, "", syscall.MS_SHARED, ""); err != nil {
+				t.Fatal(err)
+			}
+			b.linux()["rootfsPropagation"] = propagation
+			_, stdout, stderr, err := b.run(t, runtime)
+			if want := fmt.Sprintln(len(closureOf(t, store["env"]))); err != nil || stdout != want {
+				t.Fatalf("%s: %v %q %s", propagation, err, stdout, stderr)
+			}
+			// What had propagated would outlive the container's namespace.
+			nothingLeft(t)
+		}
+	})
+}
+
+// A single store path at another place is what was asked for by name.
+func TestHarmlessMounts(t *testing.T) {
+	for _, runtime := range runtimes {
+		c := container{runtime: runtime, root: "env", flags: []string{
+			"-v", store["data"] + ":/data:ro", "-v", store["plus"] + ":/plus:ro", "-v", t.TempDir() + ":/tmp/x",
+		}}
+		if got := c.mustRun(t, store["env"]+"/bin/head", "-n", "1", "/data"); got == "" {
+			t.Errorf("%s: nothing in /data", runtime)
+		}
+	}
+}
