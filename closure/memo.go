@@ -61,13 +61,13 @@ type Stamp struct {
 	Files [2]fileMark `json:"files"` // the database, its write-ahead log
 }
 
-// fileMark tells whether a file was written to. Of a file that is not there all
-// is 0.
+// fileMark tells whether a file was written to. Of a file that is empty or not
+// there all is 0: SQLite makes an empty log to read, and what was in a log that
+// is gone is in the database.
 type fileMark struct {
 	Inode    uint64 `json:"inode"`
 	Size     int64  `json:"size"`
 	Modified int64  `json:"modified"` // nanoseconds since 1970
-	Changed  int64  `json:"changed"`  // the same, of the inode
 }
 
 // racy is how long after a write the kernel may give a second write the same
@@ -91,7 +91,9 @@ func TakeStamp(store Store) (Stamp, error) {
 		if err != nil {
 			return Stamp{}, &os.PathError{Op: "stat", Path: path, Err: err}
 		}
-		stamp.Files[i] = fileMark{st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()}
+		if st.Size > 0 {
+			stamp.Files[i] = fileMark{st.Ino, st.Size, st.Mtim.Nano()}
+		}
 	}
 	return stamp, nil
 }
@@ -103,7 +105,7 @@ func (s Stamp) holds(store Store) bool {
 		return false
 	}
 	for _, f := range s.Files {
-		if f.Modified > s.Taken-int64(racy) || f.Changed > s.Taken-int64(racy) {
+		if f.Modified > s.Taken-int64(racy) {
 			return false
 		}
 	}

@@ -129,7 +129,7 @@ func (a attachment) attachHere() error {
 		return err
 	}
 	// Not where it was attached, but what the container's path leads to.
-	now, err := pathrs.OpenatInRoot(root, a.store.Dir)
+	now, err := openInRoot(root, a.store.Dir)
 	if err != nil {
 		return fmt.Errorf("%s in the container: %w", a.store.Dir, err)
 	}
@@ -142,11 +142,35 @@ func (a attachment) attachHere() error {
 	return nil
 }
 
+// openInRoot opens a path as a process in the container would find it, without
+// leaving the root by a symbolic link, `..` or a link of /proc (openat2, Linux
+// 5.6). The descriptor is for use as a place, not for reading.
+//
+// It is what pathrs-lite's OpenatInRoot does first; that then looks at /proc to
+// find mistakes of the kernel's past, at a cost that every start would pay.
+func openInRoot(root *os.File, unsafePath string) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	for range 100 {
+		fd, err := unix.Openat2(int(root.Fd()), unsafePath, &how)
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+			continue // something was renamed or mounted meanwhile
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "openat2", Path: unsafePath, Err: err}
+		}
+		return os.NewFile(uintptr(fd), unsafePath), nil
+	}
+	return nil, &os.PathError{Op: "openat2", Path: unsafePath, Err: unix.EAGAIN}
+}
+
 // storeDirectory opens the store directory of a container, and makes it if it is
 // missing. A symbolic link in the image, say /nix to /etc, leads to a place in
 // the image.
 func storeDirectory(root *os.File, path string) (*os.File, error) {
-	target, err := pathrs.OpenatInRoot(root, path)
+	target, err := openInRoot(root, path)
 	if errors.Is(err, os.ErrNotExist) {
 		target, err = pathrs.MkdirAllHandle(root, path, 0o755)
 	}
@@ -164,10 +188,10 @@ func storeDirectory(root *os.File, path string) (*os.File, error) {
 // have led elsewhere when the runtime mounted it than when it was classified.
 func (a attachment) checkMounts(root *os.File) error {
 	for i, m := range a.bundle.Mounts {
-		if slices.Contains(a.replaced, i) {
+		if slices.Contains(a.replaced, i) || !spec.ShowsHost(m) {
 			continue
 		}
-		f, err := pathrs.OpenatInRoot(root, m.Destination)
+		f, err := openInRoot(root, m.Destination)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // below another mount that hides it
 		}
@@ -197,7 +221,7 @@ func (a attachment) detachReplaced(root *os.File) error {
 	for _, i := range slices.Backward(a.replaced) {
 		m := a.bundle.Mounts[i]
 		for {
-			f, err := pathrs.OpenatInRoot(root, m.Destination)
+			f, err := openInRoot(root, m.Destination)
 			if errors.Is(err, os.ErrNotExist) {
 				break // went with the mount that it was on
 			}

@@ -66,7 +66,7 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	record := Record{
 		ID: state.ID, Bundle: state.Bundle, Pid: state.Pid,
 		Roots: request.Roots, ClosureInfo: request.ClosureInfo, Mode: modeOf(request, c),
-		GCRoots: store.GCRootsDir(state.ID), Created: began,
+		GCRoots: store.GCRootsDir(state.ID), Created: began.UTC(),
 	}
 	if state.Pid > 0 {
 		if record.PidStart, err = startTime(state.Pid); err != nil {

@@ -102,5 +102,12 @@ func newLog(path, stage, container string) *slog.Logger {
 	if f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err == nil {
 		to = f
 	}
-	return slog.New(slog.NewJSONHandler(to, nil)).With("stage", stage, "container", container)
+	options := &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			// Local time would read the time zone's file at each start.
+			a.Value = slog.TimeValue(a.Value.Time().UTC())
+		}
+		return a
+	}}
+	return slog.New(slog.NewJSONHandler(to, options)).With("stage", stage, "container", container)
 }

@@ -44,6 +44,7 @@ type Host struct {
 	stateReal  string
 	storeID    fileID
 	guarded    map[fileID]string
+	looked     bool // whether guarded has what lookInside adds
 	mountPaths []string
 }
 
@@ -61,13 +62,21 @@ func LookAtHost(store closure.Store, mountinfo []byte) (*Host, error) {
 	if h.stateReal, err = h.guard(store.StateDir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	// Parts of the state directory and of the store directory that are no
-	// store path, should one of them be mounted somewhere on the host.
-	inside := []string{store.Dir + "/.links"}
-	for _, dir := range []string{store.StateDir, store.StateDir + "/db", store.StateDir + "/daemon-socket"} {
+	return h, nil
+}
+
+// lookInside adds the parts of the state directory and of the store directory
+// that are no store path, should one of them be mounted somewhere on the host.
+// Most containers' mounts never need it.
+func (h *Host) lookInside() error {
+	if h.looked {
+		return nil
+	}
+	inside := []string{h.store.Dir + "/.links"}
+	for _, dir := range []string{h.store.StateDir, h.store.StateDir + "/db", h.store.StateDir + "/daemon-socket"} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, err
+			return err
 		}
 		for _, e := range entries {
 			inside = append(inside, dir+"/"+e.Name())
@@ -78,7 +87,8 @@ func LookAtHost(store closure.Store, mountinfo []byte) (*Host, error) {
 			h.guarded[id] = p
 		}
 	}
-	return h, nil
+	h.looked = true
+	return nil
 }
 
 // guard adds a directory and all above it, by both its name and its real path.
@@ -87,7 +97,11 @@ func (h *Host) guard(dir string) (real string, _ error) {
 	if err != nil {
 		return "", err
 	}
-	for _, p := range []string{dir, real} {
+	paths := []string{dir}
+	if real != dir {
+		paths = append(paths, real)
+	}
+	for _, p := range paths {
 		for ; ; p = path.Dir(p) {
 			id, err := identify(p)
 			if err != nil {
@@ -149,7 +163,10 @@ func (h *Host) Classify(bundle string, m specs.Mount) (_ Class, shows string, _ 
 	}
 	below, above := strings.CutPrefix(h.store.Dir, destination+"/")
 	sources, err := sourcesOf(bundle, m)
-	if err != nil {
+	if err != nil || len(sources) == 0 {
+		return NoneOfOurs, "", err
+	}
+	if err := h.lookInside(); err != nil {
 		return 0, "", err
 	}
 	for _, s := range sources {
@@ -167,6 +184,12 @@ func (h *Host) Classify(bundle string, m specs.Mount) (_ Class, shows string, _ 
 		}
 	}
 	return NoneOfOurs, "", nil
+}
+
+// ShowsHost tells whether a mount shows files of the host.
+func ShowsHost(m specs.Mount) bool {
+	sources, err := sourcesOf("/", m)
+	return err != nil || len(sources) > 0
 }
 
 // source is a file of the host that a mount shows.

@@ -335,3 +335,34 @@ func TestOverlayUnsupported(t *testing.T) {
 		})
 	}
 }
+
+// What the README warns of first: podman starts a container without a hook whose
+// program is missing. Should podman refuse one day, this says so, and the README
+// can be mended. And the README's canary sees it.
+func TestMissingHookFailsOpen(t *testing.T) {
+	broken := hooksWithout(t)
+	files, err := filepath.Glob(broken + "/*.json")
+	if err != nil || len(files) != 3 {
+		t.Fatalf("%q %v", files, err)
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(f, []byte(strings.ReplaceAll(string(text), *bin, "/nowhere")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	canary := []string{"--annotation", "nix-closure/roots=/nix/store/canary", "-v", store["foreign"] + ":/f"}
+	for _, runtime := range runtimes {
+		c := container{runtime: runtime, hooks: broken, flags: canary}
+		if _, stderr, err := c.run("/f/bin/busybox", "true"); err != nil {
+			t.Errorf("%s: podman refuses a hook that is missing: %v %s", runtime, err, stderr)
+		}
+		c.hooks = ""
+		if _, _, err := c.run("/f/bin/busybox", "true"); err == nil {
+			t.Errorf("%s: the canary started with the hook in place", runtime)
+		}
+	}
+}
