@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/nix-closure/nix-closure/internal/config"
@@ -56,6 +57,9 @@ func Run(stage, configPath string, in io.Reader, out io.Writer) error {
 		return err
 	}
 	log := newLog(c.LogFile, stage, state.ID)
+	// What is made in the image must be open to the container's users, whatever
+	// the runtime's own mask is.
+	syscall.Umask(0o022)
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
 	if err := create(ctx, c, configPath, stage, state, log); err != nil {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -363,6 +364,83 @@ func TestMissingHookFailsOpen(t *testing.T) {
 		c.hooks = ""
 		if _, _, err := c.run("/f/bin/busybox", "true"); err == nil {
 			t.Errorf("%s: the canary started with the hook in place", runtime)
+		}
+	}
+}
+
+// Where the database cannot be read, Nix's own program answers.
+func TestWithoutDatabase(t *testing.T) {
+	makeState(t, "/nix/var/unreadable")
+	program := t.TempDir() + "/nix-store"
+	// Only the hook has the other state directory.
+	script := "#!/bin/sh\nNIX_STATE_DIR=/nix/var/nix exec /usr/bin/nix-store \"$@\"\n"
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeConfig(t, fmt.Sprintf("state-dir = \"/nix/var/unreadable\"\nnix-store = %q\n", program))
+	want := closureOf(t, store["env"])
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		for _, annotation := range []string{"nix-closure/roots=" + store["env"], "nix-closure/closure-info=" + store["closureInfo"]} {
+			c := container{runtime: runtime, mode: mode, flags: []string{"--annotation", annotation}}
+			got := strings.Fields(c.mustRun(t, store["env"]+"/bin/ls", "/nix/store"))
+			if slices.Sort(got); !slices.Equal(got, want) {
+				t.Errorf("%s: the store has %q\nwant %q", annotation, got, want)
+			}
+		}
+		_, _, err := container{runtime: runtime, mode: mode, flags: []string{"--annotation", "nix-closure/roots=" + unknown}}.run("/x")
+		if said := lastError(t); err == nil || !strings.Contains(said, unknown+" is not valid") {
+			t.Errorf("%v %s", err, said)
+		}
+	})
+}
+
+// What make install puts into place is what podman needs.
+func TestInstall(t *testing.T) {
+	for _, c := range []struct{ prefix, hooks string }{
+		{"/usr", "/usr/share/containers/oci/hooks.d"},
+		{"/usr/local", "/etc/containers/oci/hooks.d"},
+	} {
+		dir := t.TempDir()
+		must(t, "make", "-C", "../..", "install", "DESTDIR="+dir, "PREFIX="+c.prefix)
+		hooks, err := filepath.Glob(dir + c.hooks + "/*.json")
+		if err != nil || len(hooks) != 3 {
+			t.Fatalf("%s: %q %v", c.prefix, hooks, err)
+		}
+		for _, h := range hooks {
+			text, err := os.ReadFile(h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var hook struct {
+				Hook struct {
+					Path      string
+					Args, Env []string
+				}
+				When struct{ Annotations map[string]string }
+			}
+			if err := json.Unmarshal(text, &hook); err != nil {
+				t.Fatal(err)
+			}
+			if want := c.prefix + "/bin/nix-closure-hook"; hook.Hook.Path != want || len(hook.Hook.Env) == 0 || len(hook.When.Annotations) != 1 {
+				t.Errorf("%s: %s", h, text)
+			}
+			for key, value := range hook.When.Annotations {
+				for _, pattern := range []string{key, value} {
+					if !strings.HasPrefix(pattern, "^") || !strings.HasSuffix(pattern, "$") {
+						t.Errorf("%s: %q is not anchored", h, pattern)
+					}
+				}
+			}
+		}
+		for _, program := range []string{"nix-closure-hook", "nix-closure"} {
+			out := must(t, dir+c.prefix+"/bin/"+program, "--version")
+			if !strings.HasPrefix(out, program) {
+				t.Errorf("%s: %q", program, out)
+			}
+		}
+		must(t, "make", "-C", "../..", "uninstall", "DESTDIR="+dir, "PREFIX="+c.prefix)
+		if left := must(t, "find", dir, "-type", "f"); left != "" {
+			t.Errorf("left after uninstall: %s", left)
 		}
 	}
 }

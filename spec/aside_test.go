@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spec
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/closure"
+)
+
+// Every one of these fails.
+
+// 1. /nix is a bind mount of a directory of a data disk, as on many hosts: the
+// directories above the store on that disk are not known.
+func TestAsideUnderlyingAncestor(t *testing.T) {
+	h := newNixHost(t)
+	disk := h.dir + "/host"
+	mounted := bindMount(t, disk+"/nix", h.dir+"/mnt/nix")
+	if err := os.MkdirAll(h.dir+"/other", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.store = closure.Store{Dir: mounted + "/store", StateDir: mounted + "/var/nix"}
+	for _, m := range []specs.Mount{bind(disk, "/data"), bind(disk+"/nix/var/nix/profiles/per-user", "/p")} {
+		if got, shows, err := h.look(t).Classify("/", m); got != Leaks {
+			t.Errorf("%s: %v, %q, %v", m.Source, got, shows, err)
+		}
+	}
+}
+
+// 2. Deep in an alias of the state directory.
+func TestAsideDeepInAnAlias(t *testing.T) {
+	h := newNixHost(t)
+	alias := bindMount(t, h.store.StateDir, h.dir+"/alias/state")
+	deep := bindMount(t, h.store.StateDir+"/profiles/per-user/root", h.dir+"/nested/deep")
+	for _, source := range []string{alias + "/profiles/per-user", alias + "/gcroots/auto/x", deep, h.dir + "/nested"} {
+		if got, shows, err := h.look(t).Classify("/", bind(source, "/x")); got != Leaks {
+			t.Errorf("%s: %v, %q, %v", source, got, shows, err)
+		}
+	}
+}
+
+// 3. Runtimes join the options with commas, and the kernel takes them apart.
+func TestAsideCommaInOption(t *testing.T) {
+	h := newNixHost(t)
+	for _, o := range []string{"index=off,lowerdir=" + h.store.Dir, "ro,lowerdir=" + h.store.Dir, "lowerdir=" + h.dir + "/data,upperdir=" + h.store.Dir} {
+		if got, shows, err := h.look(t).Classify("/", kind("overlay", "/x", "overlay", o)); got != Leaks && err == nil {
+			t.Errorf("%s: %v, %q, %v", o, got, shows, err)
+		}
+	}
+}
+
+// 4. A block device by a relative name, or that holds the state directory only.
+func TestAsideDevices(t *testing.T) {
+	h := newNixHost(t)
+	var st unix.Stat_t
+	if err := unix.Stat(h.store.Dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mknod(h.dir+"/bundle/disk", unix.S_IFBLK|0o600, int(st.Dev)); err != nil {
+		t.Fatal(err)
+	}
+	if got, shows, err := h.look(t).Classify(h.dir+"/bundle", kind("ext4", "/x", "disk")); got != Leaks && err == nil {
+		t.Errorf("relative: %v, %q, %v", got, shows, err)
+	}
+	if got, shows, err := h.look(t).Classify(h.dir+"/bundle", kind("ext4", "/x", "../bundle/disk")); got != Leaks && err == nil {
+		t.Errorf("relative: %v, %q, %v", got, shows, err)
+	}
+}
+
+// 5. A file system of another type that is made of a directory (ecryptfs, and
+// mount helpers): the source is a directory of the host.
+func TestAsideDirectorySource(t *testing.T) {
+	h := newNixHost(t)
+	if got, shows, err := h.look(t).Classify("/", kind("ecryptfs", "/x", h.store.Dir)); got != Leaks && err == nil {
+		t.Errorf("%v, %q, %v", got, shows, err)
+	}
+}
+
+// 6. The store is an overlay (NixOS live systems): its layers are not guarded.
+func TestAsideLayersOfTheStore(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"/ro/" + string(named("a")), "/rw", "/work", "/nix/store", "/nix/var/nix"} {
+		if err := os.MkdirAll(dir+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if os.Getenv(inside) == "" {
+		t.Fatal("must be root")
+	}
+	if err := syscall.Mount("overlay", dir+"/nix/store", "overlay", 0, "lowerdir="+dir+"/ro,upperdir="+dir+"/rw,workdir="+dir+"/work"); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Unmount(dir+"/nix/store", syscall.MNT_DETACH)
+	h := nixHost{dir, closure.Store{Dir: dir + "/nix/store", StateDir: dir + "/nix/var/nix"}}
+	for _, s := range []string{"/ro", "/rw"} {
+		if got, shows, err := h.look(t).Classify("/", bind(dir+s, "/x")); got != Leaks {
+			t.Errorf("%s: %v, %q, %v", s, got, shows, err)
+		}
+	}
+}
+
+// 7. What a runtime in C reads is not what this program reads.
+func TestAsideAmbiguousJSON(t *testing.T) {
+	for _, in := range []string{
+		`{"root":{"path":"r"},"mounts":[{"destination":"/x","type":"bind","source":"/nix/store"}],"mounts":[]}`,
+		`{"root":{"path":"r"},"mounts":[{"destination":"/x","type":"bind","source":"/nix/store","Source":"/tmp"}]}`,
+		`{"root":{"path":"r"},"mounts":[{"destination":"/x","type":"bind","source":"/nix/store","source":"/tmp"}]}`,
+		`{"root":{"path":"/real","Path":"/other"}}`,
+		`{"root":{"path":"r"},"annotations":{"nix-closure/roots":"x","nix-closure/roots":"y"}}`,
+		`{"root":{"path":"r"},"linux":{"mountLabel":"a","MountLabel":"b"}}`,
+	} {
+		if c, err := ParseConfig([]byte(in)); err == nil {
+			text, _ := json.Marshal(c)
+			t.Errorf("%s is read as %s", in, text)
+		}
+	}
+}
+
+// 8. Guards says nothing of the database until Classify was called.
+func TestAsideGuardsFirst(t *testing.T) {
+	h := newNixHost(t)
+	host := h.look(t)
+	f, err := os.OpenFile(h.store.StateDir+"/db/db.sqlite", unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if p, ok, err := host.Guards(f); !ok {
+		t.Errorf("%q, %v", p, err)
+	}
+}
+
+// 9. A pod's author marks the container as a sandbox in the words of the other
+// engine.
+func TestAsideSandboxOfTheOtherEngine(t *testing.T) {
+	a := storePath("a")
+	for _, in := range []map[string]string{
+		annotations("nix-closure/roots", a, crioContainerType, "container", criContainerType, "sandbox"),
+		annotations("nix-closure/roots", a, criContainerType, "container", crioContainerType, "sandbox"),
+		annotations("nix-closure/roots", a, criContainerName, "web", criContainerType, "container", crioContainerType, "sandbox"),
+	} {
+		if got, err := ParseAnnotations(nixStore, in); got == nil && err == nil {
+			t.Errorf("%q: skipped", in)
+		}
+	}
+}
+
+// 10. A separator that is none makes one root of two, in silence.
+func TestAsideRootsLost(t *testing.T) {
+	for _, sep := range []string{";", "\u00a0", ":", "|", "\u2003"} {
+		in := storePath("a") + "/bin" + sep + storePath("b") + "/bin"
+		if got, err := ParseAnnotations(nixStore, annotations("nix-closure/roots", in)); err == nil {
+			t.Errorf("%q: %q", in, got.Roots)
+		}
+	}
+}
+
+// 11. What the annotation's name has in it reaches a terminal.
+func TestAsideAnnotationName(t *testing.T) {
+	_, err := ParseAnnotations(nixStore, annotations("nix-closure/x\n\u009b31m\u0085nix-closure: container ok", ""))
+	if err == nil || strings.ContainsAny(err.Error(), "\n\u009b\u0085") {
+		t.Errorf("%q", err)
+	}
+}
+
+// 12. An emptyDir at /nix in which another container of the pod made a symbolic
+// link is taken off, though it shows nothing of the host's.
+func TestAsideSymlinkInEmptyDir(t *testing.T) {
+	h := newNixHost(t)
+	h.link(t, h.store.Dir, "empty/store")
+	if got, shows, err := h.look(t).Classify("/", bind(h.dir+"/empty", h.dir+"/host/nix")); got != NoneOfOurs {
+		t.Errorf("%v, %q, %v", got, shows, err)
+	}
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+)
+
+// inside tells the child of TestMain that its mount namespace is its own.
+const inside = "NIX_CLOSURE_TEST_NAMESPACE"
+
+// TestMain runs the tests in a mount namespace of their own: some look at real
+// mounts, which are never in the host's.
+func TestMain(m *testing.M) {
+	if os.Getenv(inside) != "" || os.Geteuid() != 0 {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	// Go makes every mount of the new namespace private.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		os.Exit(exit.ExitCode())
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "entering a mount namespace: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// bindMount shows source at target, which it makes, and for the test's duration.
+func bindMount(t *testing.T, source, target string) string {
+	t.Helper()
+	if os.Getenv(inside) == "" {
+		t.Fatal("must be root: what is looked at are real mounts")
+	}
+	st, err := os.Stat(source)
+	if err == nil && st.IsDir() {
+		err = os.MkdirAll(target, 0o755)
+	} else if err == nil {
+		err = os.WriteFile(target, nil, 0o600)
+	}
+	if err == nil {
+		err = syscall.Mount(source, target, "", syscall.MS_BIND, "")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(target, syscall.MNT_DETACH) })
+	return target
+}
