@@ -48,7 +48,7 @@ func (s Store) GCRootsDir(container string) string {
 }
 
 // AddGCRoots makes the pins GC roots of a container, in place of any that it
-// has. The container's name must be one that ValidContainer accepts.
+// has. The container's id must be a plain file name.
 //
 // They hold from the next collection on. To be sure of the present, do it while
 // HoldCollector's file is open, or follow it with NixStore.Realise.

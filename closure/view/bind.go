@@ -56,74 +56,27 @@ func (b *bind) Close() error { return errors.Join(b.storeDir.Close(), b.tmpfs.Cl
 // Shows compares with the root of the tmpfs.
 func (b *bind) Shows(dir *os.File) (bool, error) { return sameFile(dir, b.tmpfs) }
 
-// entry is a store path on its way from the host's mount namespace into the
-// container's.
-type entry struct {
-	name closure.BaseName
-	stat unix.Stat_t
-	link string // of a symbolic link: its target
-	tree int    // of anything else: a clone of its mount, attached nowhere
-}
-
-// Attach mounts the tmpfs, and on it the store paths. A mount can be cloned only
-// in its own mount namespace and attached only in the target's, so two threads
-// do it: the calling one, which has joined the target's, and another, which has
-// not. Few descriptors are open at once, whatever the closure's size.
+// Attach mounts the tmpfs, and on it the store paths, one after the other by
+// descriptor. A mount can be cloned only in its own mount namespace, so the store
+// directory is opened again in the target's, where the host's files are in sight
+// until the runtime changes the root directory; it must be the same directory.
 func (b *bind) Attach(target *os.File) error {
-	entries := make(chan entry, 64)
-	stop := make(chan struct{})
-	failed := make(chan error, 1)
-	go func() {
-		defer close(entries)
-		failed <- b.clone(entries, stop)
-	}()
-	err := b.attach(target, entries)
-	close(stop)
-	for e := range entries {
-		if e.tree >= 0 {
-			unix.Close(e.tree)
-		}
+	storeDir, err := os.OpenFile(b.store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
 	}
-	return errors.Join(<-failed, err)
-}
-
-// clone runs on a thread that never left the host's mount namespace: the Go
-// runtime starts no thread from one that is locked to a goroutine.
-func (b *bind) clone(to chan<- entry, stop <-chan struct{}) error {
-	for _, name := range b.closure.Names {
-		e := entry{name: name, tree: -1}
-		var err error
-		if e.stat, err = statPath(b.storeDir, name); err == nil {
-			if e.stat.Mode&unix.S_IFMT == unix.S_IFLNK {
-				e.link, err = readlink(b.storeDir, string(name))
-			} else {
-				e.tree, err = unix.OpenTree(int(b.storeDir.Fd()), string(name),
-					unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_RECURSIVE)
-				err = os.NewSyscallError("open_tree", err)
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", b.store.Path(name), err)
-		}
-		select {
-		case to <- e:
-		case <-stop:
-			if e.tree >= 0 {
-				unix.Close(e.tree)
-			}
-			return nil
-		}
+	defer storeDir.Close()
+	if same, err := sameFile(storeDir, b.storeDir); err != nil {
+		return err
+	} else if !same {
+		return fmt.Errorf("%s is another directory in the container's mount namespace than on the host", b.store.Dir)
 	}
-	return nil
-}
-
-func (b *bind) attach(target *os.File, entries <-chan entry) error {
 	if err := moveMount(int(b.tmpfs.Fd()), target, ""); err != nil {
 		return err
 	}
-	for e := range entries {
-		if err := b.attachPath(e); err != nil {
-			return fmt.Errorf("%s: %w", b.store.Path(e.name), err)
+	for _, name := range b.closure.Names {
+		if err := b.attachPath(storeDir, name); err != nil {
+			return fmt.Errorf("%s: %w", b.store.Path(name), err)
 		}
 	}
 	if err := setTimes(int(b.tmpfs.Fd()), "", unix.Timespec{Sec: 1}); err != nil {
@@ -132,28 +85,29 @@ func (b *bind) attach(target *os.File, entries <-chan entry) error {
 	return seal(b.tmpfs)
 }
 
-func (b *bind) attachPath(e entry) error {
-	if e.tree >= 0 {
-		defer unix.Close(e.tree)
+func (b *bind) attachPath(storeDir *os.File, base closure.BaseName) error {
+	st, err := statPath(storeDir, base)
+	if err != nil {
+		return err
 	}
-	name, dir := string(e.name), int(b.tmpfs.Fd())
-	switch e.stat.Mode & unix.S_IFMT {
+	name, dir := string(base), int(b.tmpfs.Fd())
+	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		if err := unix.Symlinkat(e.link, dir, name); err != nil {
-			return os.NewSyscallError("symlinkat", err)
-		}
-		if err := unix.Fchownat(dir, name, int(e.stat.Uid), int(e.stat.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return os.NewSyscallError("fchownat", err)
-		}
-		return setTimes(dir, name, e.stat.Mtim)
+		return copySymlink(dir, storeDir, name, &st)
 	case unix.S_IFDIR:
 		if err := unix.Mkdirat(dir, name, 0o500); err != nil {
 			return os.NewSyscallError("mkdirat", err)
 		}
-	default:
+	case unix.S_IFREG:
 		if err := unix.Mknodat(dir, name, unix.S_IFREG|0o400, 0); err != nil {
 			return os.NewSyscallError("mknodat", err)
 		}
 	}
-	return moveMount(e.tree, b.tmpfs, name)
+	tree, err := unix.OpenTree(int(storeDir.Fd()), name,
+		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_RECURSIVE)
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	defer unix.Close(tree)
+	return moveMount(tree, b.tmpfs, name)
 }

@@ -195,17 +195,7 @@ func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		target, err := readlink(storeDir, name)
-		if err != nil {
-			return err
-		}
-		if err := unix.Symlinkat(target, dirfd, name); err != nil {
-			return os.NewSyscallError("symlinkat", err)
-		}
-		if err := unix.Fchownat(dirfd, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return os.NewSyscallError("fchownat", err)
-		}
-		return setTimes(dirfd, name, st.Mtim)
+		return copySymlink(dirfd, storeDir, name, &st)
 	case unix.S_IFDIR:
 		if err := unix.Mkdirat(dirfd, name, 0o700); err != nil {
 			return os.NewSyscallError("mkdirat", err)
@@ -260,6 +250,22 @@ func statPath(storeDir *os.File, base closure.BaseName) (st unix.Stat_t, _ error
 		return st, nil
 	}
 	return st, errors.New("neither a directory nor a regular file nor a symbolic link")
+}
+
+// copySymlink makes the same symbolic link in another directory, with the same
+// owner and time.
+func copySymlink(to int, from *os.File, name string, st *unix.Stat_t) error {
+	target, err := readlink(from, name)
+	if err != nil {
+		return err
+	}
+	if err := unix.Symlinkat(target, to, name); err != nil {
+		return os.NewSyscallError("symlinkat", err)
+	}
+	if err := unix.Fchownat(to, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return os.NewSyscallError("fchownat", err)
+	}
+	return setTimes(to, name, st.Mtim)
 }
 
 func readlink(dir *os.File, name string) (string, error) {

@@ -149,6 +149,8 @@ func (h host) fill(t *testing.T) closure.Closure {
 	h.file(t, string(named("file"))+".lock", "", 0o600)
 	h.file(t, ".links/0123", "a file\n", 0o444)
 	h.link(t, string(named("foreign-link")), "/etc")
+	// Of the name that the layer's own directory has.
+	h.file(t, shown+"/"+string(named("foreign"))+"/secret", "secret", 0o444)
 	return closure.New(h.store, names)
 }
 

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+)
+
+// bundle is the part of a config.json in which the variants differ.
+type bundle struct {
+	root        string
+	mounts      []mount
+	hooks       map[string][]hook
+	annotations map[string]string
+}
+
+type mount struct {
+	Destination string   `json:"destination"`
+	Type        string   `json:"type,omitempty"`
+	Source      string   `json:"source"`
+	Options     []string `json:"options,omitempty"`
+}
+
+type hook struct {
+	Path string   `json:"path"`
+	Args []string `json:"args"`
+	// Never empty: with an empty one some runtimes pass the image's on.
+	Env []string `json:"env"`
+}
+
+// bindStorePath is the mount that shows a store path, or the whole store,
+// where it is on the host.
+func bindStorePath(path string) mount {
+	return mount{Destination: path, Source: path, Type: "none", Options: []string{"rbind", "ro"}}
+}
+
+// bothStages runs a program, with the name of the stage as its last argument,
+// when the container is made and when it is gone.
+func bothStages(path string, args ...string) map[string][]hook {
+	stage := func(name string) []hook {
+		return []hook{{
+			Path: path,
+			Args: append(append([]string{path}, args...), name),
+			Env:  []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
+		}}
+	}
+	return map[string][]hook{"createRuntime": stage("createRuntime"), "poststop": stage("poststop")}
+}
+
+// write makes the bundle in dir, for a container that runs one program of the
+// image.
+func (b *bundle) write(dir, program string) error {
+	type object = map[string]any
+	capabilities := []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"}
+	config := object{
+		"ociVersion": "1.0.2",
+		"process": object{
+			"terminal": false,
+			"user":     object{"uid": 0, "gid": 0},
+			"args":     []string{program},
+			"env":      []string{"PATH=/bin"},
+			"cwd":      "/",
+			"capabilities": object{
+				"bounding":  capabilities,
+				"effective": capabilities,
+				"permitted": capabilities,
+			},
+			"noNewPrivileges": true,
+		},
+		"root":     object{"path": b.root},
+		"hostname": "bench",
+		"mounts": append([]mount{
+			{"/proc", "proc", "proc", nil},
+			{"/dev", "tmpfs", "tmpfs", []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{"/dev/pts", "devpts", "devpts", []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}},
+			{"/dev/shm", "tmpfs", "shm", []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+			{"/dev/mqueue", "mqueue", "mqueue", []string{"nosuid", "noexec", "nodev"}},
+			{"/sys", "sysfs", "sysfs", []string{"nosuid", "noexec", "nodev", "ro"}},
+		}, b.mounts...),
+		// The network is the host's: making one would cost more than all the
+		// rest and says nothing.
+		"linux": object{
+			"namespaces": []object{{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}},
+		},
+	}
+	if b.hooks != nil {
+		config["hooks"] = b.hooks
+	}
+	if b.annotations != nil {
+		config["annotations"] = b.annotations
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "config.json"), text, 0o644)
+}
+
+// makeImage makes the root of an image that holds two programs and an empty
+// store directory.
+func makeImage(root string, p programs) error {
+	for _, dir := range []string{"bin", "dev", "proc", "sys", "tmp", storeDir} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := copyProgram(p.empty, filepath.Join(root, "bin/true")); err != nil {
+		return err
+	}
+	return copyProgram(p.count, filepath.Join(root, "bin/count"))
+}
+
+func copyProgram(from, to string) error {
+	content, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, content, 0o755)
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+)
+
+// The sizes at which the figures are asked for.
+const (
+	usualPaths  = 1000
+	memoryPaths = 20000
+)
+
+// overlayToFloor is what a container of usual size may cost, with the floor
+// as 1. crun is faster than runc, so the same work weighs more.
+var overlayToFloor = map[string]float64{"runc": 1.15, "crun": 1.25}
+
+const (
+	overlayLargeToUsual = 1.15
+	bindToMounts        = 0.8
+	bareHookMillisecond = 2.0
+	peakMiB             = 40.0
+)
+
+// figure is one of the figures that the program promises.
+type figure struct {
+	what     string
+	value    float64
+	measured bool
+	most     float64
+	unit     string
+}
+
+func (r *results) figures() []figure {
+	var all []figure
+	for _, runtime := range r.runtimes {
+		ratioOf := func(what string, most float64, of, to *testCase) {
+			value, measured := ratio(of, to)
+			all = append(all, figure{runtime + ": " + what, value, measured, most, ""})
+		}
+		usual := r.find(runtime, overlayWarm, usualPaths)
+		if most, promised := overlayToFloor[runtime]; promised {
+			ratioOf(fmt.Sprintf("overlay warm at %d / floor", usualPaths), most,
+				usual, r.find(runtime, floor, usualPaths))
+		}
+		ratioOf(fmt.Sprintf("overlay warm at %d / at %d", memoryPaths, usualPaths), overlayLargeToUsual,
+			r.find(runtime, overlayWarm, memoryPaths), usual)
+		ratioOf(fmt.Sprintf("bind at %d / mounts", usualPaths), bindToMounts,
+			r.find(runtime, bindWarm, usualPaths), r.find(runtime, mounts, usualPaths))
+	}
+	all = append(all, figure{"hook without annotation, more than an empty program",
+		median(r.bare.hook) - median(r.bare.empty), true, bareHookMillisecond, "ms"})
+	for _, p := range r.peaks {
+		all = append(all, figure{fmt.Sprintf("hook's peak memory at %d, %s, %s", memoryPaths, p.mode, p.state),
+			p.mib, true, peakMiB, "MiB"})
+	}
+	return all
+}
+
+func (f figure) print() {
+	switch {
+	case !f.measured:
+		fmt.Printf("unknown  %-52s           at most %5.2f %s\n", f.what, f.most, f.unit)
+	case f.value <= f.most:
+		fmt.Printf("within   %-52s %8.2f  at most %5.2f %s\n", f.what, f.value, f.most, f.unit)
+	default:
+		fmt.Printf("MISSED   %-52s %8.2f  at most %5.2f %s\n", f.what, f.value, f.most, f.unit)
+	}
+}
