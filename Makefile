@@ -78,7 +78,7 @@ GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 lint:
 	$(GOLANGCI) run ./...
 	cd test && $(GOLANGCI) run ./...
-	shellcheck test/install.sh test/store/*.sh .ci/run
+	shellcheck test/install.sh test/store/*.sh test/e2e/testdata/*.sh .ci/run
 
 install: build
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(HOOKSDIR)

@@ -79,7 +79,7 @@ func TestFailure(t *testing.T) {
 		if err.Error() != c.want {
 			t.Errorf("%q, want %q", err, c.want)
 		}
-		if c.failure.err == cause && !errors.Is(err, cause) {
+		if !errors.Is(err, c.failure.err) {
 			t.Errorf("%q hides its cause", err)
 		}
 	}

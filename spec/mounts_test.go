@@ -48,7 +48,7 @@ func newNixHost(t *testing.T) nixHost {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
+	t.Cleanup(func() { _ = l.Close() })
 	return h
 }
 

@@ -20,7 +20,13 @@ busybox busybox-static
 ip iproute2
 make make
 gcc gcc
+qemu-system-x86_64 qemu-system-x86
 shellcheck shellcheck'
+
+# An older kernel, for TestOlderKernel to boot in QEMU: a kernel and a module out
+# of Debian's package. Installing the package would make this machine boot it.
+kernel=/var/cache/nix-closure-test/kernel
+kernel_package=linux-image-cloud-amd64
 
 missing=
 while read -r program package; do
@@ -32,23 +38,47 @@ END
 if [ -d /usr/share/doc ] && ! [ -e /usr/share/doc/busybox-static ]; then
 	missing="$missing busybox-static"
 fi
-[ -n "$missing" ] || exit 0
+missing_kernel=
+[ -d "$kernel" ] || missing_kernel=" $kernel"
+[ -n "$missing$missing_kernel" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then
-	echo "missing, and there is no apt to install it:$missing" >&2
+	echo "missing, and there is no apt to install it:$missing$missing_kernel" >&2
 	exit 1
 fi
 if [ "$(id -u)" -ne 0 ]; then
-	echo "missing:$missing; install as root: apt-get install --no-install-recommends$missing" >&2
+	echo "missing:$missing$missing_kernel; run $0 as root" >&2
 	exit 1
 fi
-echo "installing:$missing" >&2
+echo "installing:$missing$missing_kernel" >&2
+
 log=$(mktemp)
+work=$(mktemp -d)
+finish() {
+	[ "$?" -eq 0 ] || cat "$log" >&3
+	rm -rf "$log" "$work"
+}
+trap finish EXIT
+exec 3>&2 >"$log" 2>&1
 export DEBIAN_FRONTEND=noninteractive
-# shellcheck disable=SC2086 # a list of words
-if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >"$log" 2>&1; then
-	cat "$log" >&2
-	rm -f "$log"
-	exit 1
+
+apt-get update -qq
+if [ -n "$missing" ]; then
+	# shellcheck disable=SC2086 # a list of words
+	apt-get install -y -qq --no-install-recommends $missing
 fi
-rm -f "$log"
+if [ -n "$missing_kernel" ]; then
+	# kernel_package has no kernel: it depends on the newest one's package, which
+	# has the version in its name.
+	package=$(apt-cache show --no-all-versions "$kernel_package" |
+		sed -n 's/^Depends: *\(linux-image-[^ ,]*\).*/\1/p')
+	[ -n "$package" ] || { echo "$kernel_package depends on no kernel"; exit 1; }
+	# As root, for $work is closed to the user that apt would be.
+	(cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "$package")
+	rm -rf "$kernel.new"
+	mkdir -p "$kernel.new"
+	dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$kernel.new" --no-same-owner \
+		--wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/fs/overlayfs/overlay.ko'
+	# Only what is complete has this name.
+	mv "$kernel.new" "$kernel"
+fi

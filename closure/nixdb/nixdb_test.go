@@ -523,7 +523,7 @@ func TestNoDatabase(t *testing.T) {
 			}
 			s, err := Open(t.Context(), store)
 			if err == nil {
-				s.Close()
+				_ = s.Close()
 				t.Fatal("no error")
 			}
 			if !strings.Contains(err.Error(), path) || c.is != nil && !errors.Is(err, c.is) {
@@ -616,7 +616,7 @@ func TestCancelled(t *testing.T) {
 		t.Errorf("%q after the deadline", got)
 	}
 	if s, err := Open(ctx, store); err == nil {
-		s.Close()
+		_ = s.Close()
 		t.Error("opened after the deadline")
 	}
 }

@@ -74,6 +74,11 @@ func (b *bind) Attach(target *os.File) error {
 	if err := moveMount(int(b.tmpfs.Fd()), target, ""); err != nil {
 		return err
 	}
+	// On a shared mount it is shared by now, and the store paths, which are
+	// writable until seal, would show wherever that mount has a peer.
+	if err := setPrivate(b.tmpfs); err != nil {
+		return err
+	}
 	for _, name := range b.closure.Names {
 		if err := b.attachPath(storeDir, name); err != nil {
 			return fmt.Errorf("%s: %w", b.store.Path(name), err)

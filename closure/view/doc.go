@@ -6,7 +6,6 @@
 //
 // There are two views. overlay.go shows a closure by one mount: an overlay of a
 // layer (layer.go) that says which store paths there are, over the store
-// directory. bind.go shows it by a mount per store path. Both are made in the
-// mount namespace of the host and attached in another; mount.go has the system
+// directory. bind.go shows it by a mount per store path. mount.go has the system
 // calls.
 package view

@@ -75,6 +75,15 @@ func moveMount(mount int, dir *os.File, name string) error {
 	return nil
 }
 
+// setPrivate ends the propagation of a mount.
+func setPrivate(mount *os.File) error {
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return os.NewSyscallError("mount_setattr", err)
+	}
+	return nil
+}
+
 // seal makes a mount and all mounts below it read-only and private
 // (mount_setattr(2), Linux 5.12).
 func seal(mount *os.File) error {

@@ -298,6 +298,45 @@ func TestAttachInAnotherNamespace(t *testing.T) {
 	})
 }
 
+// A store that is another in the container's namespace is never shown for the
+// host's.
+func TestBindOfAnotherStore(t *testing.T) {
+	h := newHost(t)
+	c := h.fill(t)
+	v, err := NewBind(h.store, c, listed)
+	must(t, err)
+	defer func() { _ = v.Close() }()
+	target := h.target(t, "target").Name()
+	h.file(t, "../other/"+string(named("file")), "of another", 0o444)
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount(h.dir+"/other", h.store.Dir, "", unix.MS_BIND, ""); err != nil {
+				return err
+			}
+			f, err := os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			if err := v.Attach(f); err == nil || !strings.Contains(err.Error(), h.store.Dir+" is another directory") {
+				return fmt.Errorf("attached: %v", err) //nolint:errorlint // may be nil
+			}
+			if mounts := mountsAt(t, target); len(mounts) > 0 {
+				return fmt.Errorf("there are %v", mounts)
+			}
+			return nil
+		}()
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNotListed(t *testing.T) {
 	eachMode(t, func(t *testing.T, _ string, newView func(host, closure.Closure, Options) (View, error)) {
 		h := newHost(t)
@@ -471,7 +510,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// An error in the middle of a large closure ends the clones on their way too.
+// An error in the middle of a large closure leaves no descriptor open.
 func TestBindFailsInTheMiddle(t *testing.T) {
 	h := newHost(t)
 	var names []closure.BaseName

@@ -257,7 +257,7 @@ func makeState(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { removeAll(t, dir) })
 }
 
 // A container that is asked for in any of these ways does not start, says the

@@ -126,5 +126,5 @@ func writeConfig(t *testing.T, text string) {
 	if err := os.WriteFile(configFile, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.Remove(configFile) })
+	t.Cleanup(func() { removeAll(t, configFile) })
 }

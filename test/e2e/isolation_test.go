@@ -39,7 +39,9 @@ func TestNothingCrosses(t *testing.T) {
 		}
 		<-ready.first
 		locked := execute(t, other, python, "-B", "-c", inotifyScript, "use", store["data"])
-		in.Close()
+		if err := in.Close(); err != nil {
+			t.Fatal(err)
+		}
 		if err := watcher.Wait(); err != nil {
 			t.Fatalf("%v\n%s", err, errs.String())
 		}

@@ -163,7 +163,11 @@ func TestUnannotated(t *testing.T) {
 	if err := os.Rename(runtimeDir, aside); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
-	defer os.Rename(aside, runtimeDir)
+	defer func() {
+		if err := os.Rename(aside, runtimeDir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+	}()
 	before := len(readLog(t))
 	for _, runtime := range runtimes {
 		b := newBundle(t, map[string]string{"org.example/x": "y"}, "echo runs", "prestart", "createRuntime", "createContainer", "poststop")

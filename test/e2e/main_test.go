@@ -207,6 +207,13 @@ func execute(t *testing.T, id string, command ...string) string {
 	return stdout
 }
 
+func removeAll(t *testing.T, path string) {
+	t.Helper()
+	if err := os.RemoveAll(path); err != nil {
+		t.Error(err)
+	}
+}
+
 func call(program string, args ...string) (stdout, stderr string, err error) {
 	var out, errs bytes.Buffer
 	cmd := exec.Command(program, args...)

@@ -23,7 +23,7 @@ func hooksWithout(t *testing.T, stages ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(to) })
+	t.Cleanup(func() { removeAll(t, to) })
 	files, err := os.ReadDir(from)
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +67,11 @@ func daemonSocket(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return dir + "/socket"
 }
 

@@ -159,10 +159,8 @@ func mountCopy(target, upper, work string) error {
 // 1.9 refuses to run with both.
 func oneCgroupVersion() error {
 	const unified = "/sys/fs/cgroup/unified"
-	if _, err := os.Stat(unified); err != nil {
-		return nil
-	}
-	if err := syscall.Unmount(unified, 0); err != nil && !errors.Is(err, syscall.EINVAL) {
+	err := syscall.Unmount(unified, 0)
+	if err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
 		return &os.PathError{Op: "unmount", Path: unified, Err: err}
 	}
 	return nil
