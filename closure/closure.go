@@ -53,8 +53,8 @@ func (c Closure) Text() string { return c.text }
 // ErrText is wrapped by Parse's errors.
 var ErrText = errors.New("not the text of a closure")
 
-// Parse reads what Text wrote, and refuses anything else, so that a list that
-// was cut off or edited is never taken for a smaller closure.
+// Parse reads what Text wrote. A list that was cut off at the end of a line reads
+// as a smaller closure, of another digest.
 func Parse(store Store, text string) (Closure, error) {
 	rest, ok := strings.CutPrefix(text, store.Dir+"\n")
 	if !ok {

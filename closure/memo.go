@@ -3,6 +3,7 @@
 package closure
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -11,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -194,13 +194,18 @@ func (m Memo) Forget(q Query, digest string) error {
 // WriteFile writes a file that a reader sees whole or not at all, with mode
 // 0600. It is not synced: nothing in the runtime directory outlives a boot.
 func WriteFile(dir *os.Root, name string, data []byte) (Err error) {
-	temporary := "." + name + "." + strconv.Itoa(os.Getpid())
+	temporary := "." + name + "." + rand.Text()
+	f, err := dir.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
 	defer func() {
 		if Err != nil {
 			_ = dir.Remove(temporary)
 		}
 	}()
-	if err := dir.WriteFile(temporary, data, 0o600); err != nil {
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return dir.Rename(temporary, name)

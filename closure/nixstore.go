@@ -112,6 +112,7 @@ func (n NixStore) run(ctx context.Context, args ...string) (string, error) {
 	cmd.Dir = "/"
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.WaitDelay = waitDelay
 	if err := cmd.Run(); err != nil {
 		// The last line is the error; before it come warnings and progress.
 		lines := strings.Split(strings.TrimSpace(errs.String()), "\n")

@@ -27,6 +27,8 @@ var (
 	ErrHash    = fmt.Errorf("the hash is not %d characters of Nix's base 32", hashLength)
 	ErrName    = fmt.Errorf("the name is not 1 to %d characters of letters, digits and +-._?=, or begins in a way Nix forbids", maxNameLength)
 	ErrSubpath = errors.New("has an empty component, or `.` or `..`, below the store path")
+	// ErrTwoPaths keeps a root from being lost in silence.
+	ErrTwoPaths = errors.New("looks like two store paths; separate them with white space or a comma")
 )
 
 // ParseBaseName checks that s is the base name of a store path, as strictly as
@@ -77,12 +79,17 @@ func (s Store) Parse(unsafePath string) (BaseName, error) {
 	if err != nil {
 		return "", fmt.Errorf("%q: %w", unsafePath, err)
 	}
+	if below == "" {
+		return base, nil
+	}
+	// Two paths with something between them that separates none.
+	if strings.Contains(below, s.Dir[1:]+"/") {
+		return "", fmt.Errorf("%q: %w", unsafePath, ErrTwoPaths)
+	}
 	// One slash at the end is what a shell's completion leaves.
-	if below = strings.TrimSuffix(below, "/"); below != "" {
-		for component := range strings.SplitSeq(below, "/") {
-			if component == "" || component == "." || component == ".." || strings.ContainsRune(component, 0) {
-				return "", fmt.Errorf("%q: %w", unsafePath, ErrSubpath)
-			}
+	for component := range strings.SplitSeq(strings.TrimSuffix(below, "/"), "/") {
+		if component == "" || component == "." || component == ".." || strings.ContainsRune(component, 0) {
+			return "", fmt.Errorf("%q: %w", unsafePath, ErrSubpath)
 		}
 	}
 	return base, nil

@@ -84,12 +84,12 @@ func AddGCRoots(store Store, container string, pins []BaseName) error {
 
 // RemoveGCRoots removes what AddGCRoots made. That nothing is there is no error.
 func RemoveGCRoots(store Store, container string) error {
-	dir, err := os.OpenRoot(store.StateDir + "/gcroots/" + gcRootsBelow)
+	dir, err := os.OpenRoot(store.StateDir + "/gcroots")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return dir.RemoveAll(container)
+	return dir.RemoveAll(gcRootsBelow + "/" + container)
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Resolution is the answer to a Query.
@@ -115,6 +116,9 @@ func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names,
 	// The closure-info's own closure keeps what it references alive, and has
 	// itself in addition to what it lists.
 	kept, err := r.Closure(ctx, []BaseName{q.Info}, max+1)
+	if tooLarge := (*TooLargeError)(nil); errors.As(err, &tooLarge) {
+		err = &TooLargeError{max}
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -169,6 +173,7 @@ func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution
 	cmd.Dir = "/"
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.WaitDelay = waitDelay
 	if err := cmd.Run(); err != nil {
 		var exit *exec.ExitError
 		if said := firstLine(errs.String()); errors.As(err, &exit) && said != "" {
@@ -182,6 +187,10 @@ func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution
 	}
 	return res, nil
 }
+
+// waitDelay is how long a program's children may hold its output open after it
+// ended or its time was over.
+const waitDelay = time.Second
 
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 
 	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"golang.org/x/sys/unix"
@@ -105,14 +104,6 @@ func (a attachment) attachHere() error {
 		return fmt.Errorf("opening the container's root: %w", err)
 	}
 	defer root.Close()
-	if shows, ok, err := a.host.Guards(root); err != nil {
-		return err
-	} else if ok {
-		return fmt.Errorf("the container's root %s is %s of the host, and with it more than the closure; take another root", path, shows)
-	}
-	if err := a.checkMounts(root); err != nil {
-		return err
-	}
 	if err := a.detachReplaced(root); err != nil {
 		return err
 	}
@@ -122,7 +113,7 @@ func (a attachment) attachHere() error {
 		return fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", a.store.Dir, err)
 	}
 	defer target.Close()
-	if err := a.checkTarget(target); err != nil {
+	if err := a.check(root, target); err != nil {
 		return err
 	}
 	if err := a.view.Attach(target); err != nil {
@@ -184,32 +175,6 @@ func storeDirectory(root *os.File, path string) (*os.File, error) {
 	return target, nil
 }
 
-// checkMounts looks at what was really mounted: the name of a mount's source may
-// have led elsewhere when the runtime mounted it than when it was classified.
-func (a attachment) checkMounts(root *os.File) error {
-	for i, m := range a.bundle.Mounts {
-		if slices.Contains(a.replaced, i) || !spec.ShowsHost(m) {
-			continue
-		}
-		f, err := openInRoot(root, m.Destination)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // below another mount that hides it
-		}
-		if err != nil {
-			return fmt.Errorf("mount on %s: %w", m.Destination, err)
-		}
-		shows, ok, err := a.host.Guards(f)
-		f.Close()
-		if err != nil {
-			return err
-		}
-		if ok {
-			return leak(m, shows)
-		}
-	}
-	return nil
-}
-
 // detachReplaced takes off the mounts that the view takes the place of, and what
 // is mounted inside the store directory. To cover them is not enough: a process
 // with CAP_SYS_ADMIN could take the cover off.
@@ -237,33 +202,20 @@ func (a attachment) detachReplaced(root *os.File) error {
 			}
 		}
 	}
-	// One may be left under a mount that stays.
+	return nil
+}
+
+// check looks at what is mounted in the container before the view is.
+func (a attachment) check(root, target *os.File) error {
 	mountinfo, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return err
 	}
-	top, err := os.Readlink("/proc/thread-self/fd/" + strconv.Itoa(int(root.Fd())))
-	if err != nil {
-		return err
-	}
-	for _, point := range spec.MountPoints(mountinfo) {
-		inside, ok := strings.CutPrefix(point, strings.TrimSuffix(top, "/"))
-		if !ok {
-			continue
-		}
-		if inside == a.store.Dir || strings.HasPrefix(inside, a.store.Dir+"/") {
-			return fmt.Errorf("a mount on %s lies under another mount, where it cannot be taken off; take it out of the container's mounts", inside)
+	var paths [2]string
+	for i, f := range []*os.File{root, target} {
+		if paths[i], err = os.Readlink("/proc/thread-self/fd/" + strconv.Itoa(int(f.Fd()))); err != nil {
+			return err
 		}
 	}
-	return nil
-}
-
-// checkTarget makes sure that the directory shows nothing of the host's store,
-// whoever mounted it there.
-func (a attachment) checkTarget(target *os.File) error {
-	shows, ok, err := a.host.Guards(target)
-	if err == nil && ok {
-		err = fmt.Errorf("%s in the container is %s of the host, by none of the mounts in config.json", a.store.Dir, shows)
-	}
-	return err
+	return a.host.CheckMounts(mountinfo, paths[0], paths[1])
 }

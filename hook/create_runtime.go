@@ -35,7 +35,7 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	if err != nil {
 		return fail("reading the container's config.json", err)
 	}
-	host, err := lookAtHost(store)
+	host, err := lookAtHost(c)
 	if err != nil {
 		return fail("looking at the host's store", err)
 	}
@@ -122,12 +122,12 @@ func modeOf(r *spec.Request, c config.Config) spec.Mode {
 }
 
 // lookAtHost finds out what the host's mount namespace has, once for all mounts.
-func lookAtHost(store closure.Store) (*spec.Host, error) {
+func lookAtHost(c config.Config) (*spec.Host, error) {
 	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
-	return spec.LookAtHost(store, mountinfo)
+	return spec.LookAtHost(c.Store(), c.RuntimeDir, mountinfo)
 }
 
 // viewer makes views of one closure.

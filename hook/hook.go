@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -90,13 +92,12 @@ func (f *failure) Unwrap() error { return f.err }
 // oneLine keeps what came from an image or an annotation from looking like a
 // line of its own.
 func oneLine(s string) string {
-	b := []byte(s)
-	for i, c := range b {
-		if c < ' ' || c == 0x7f {
-			b[i] = ' '
+	return strings.Map(func(r rune) rune {
+		if !strconv.IsPrint(r) {
+			return ' '
 		}
-	}
-	return string(b)
+		return r
+	}, s)
 }
 
 // newLog returns the log of a stage: JSON lines in a file. Without a file,

@@ -55,7 +55,7 @@ func withoutReplaced(c config.Config, text []byte, parsed spec.Config, log *slog
 	if request == nil {
 		return text, nil
 	}
-	host, err := lookAtHost(c.Store())
+	host, err := lookAtHost(c)
 	if err != nil {
 		return nil, &failure{"", "looking at the host's store", err}
 	}

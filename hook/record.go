@@ -125,8 +125,10 @@ func (d *runtimeDir) forget(store closure.Store, id string) error {
 
 // live tells whether the process of the record is still the same and running.
 func (r Record) live() bool {
-	if r.Pid <= 0 {
-		return false
+	if r.Pid < 0 {
+		// gVisor does not say; its bundle goes with the container.
+		_, err := os.Stat(r.Bundle)
+		return err == nil
 	}
 	start, err := startTime(r.Pid)
 	return err == nil && start == r.PidStart

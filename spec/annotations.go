@@ -56,6 +56,23 @@ const (
 	containerTypeOfPod = "sandbox"
 )
 
+// isSandbox tells whether this is a pod's sandbox. The engine sets one of the
+// annotations on every container, and the other may be a pod's author's: where
+// they disagree, it is a container.
+func isSandbox(annotations map[string]string) bool {
+	sandbox := false
+	for _, key := range []string{criContainerType, crioContainerType} {
+		switch annotations[key] {
+		case "":
+		case containerTypeOfPod:
+			sandbox = true
+		default:
+			return false
+		}
+	}
+	return sandbox
+}
+
 // Annotated tells whether any annotation is of this program, known or not.
 func Annotated(annotations map[string]string) bool {
 	for key := range annotations {
@@ -80,8 +97,7 @@ func splitKey(annotation string) (container, key string, ok bool) {
 // nothing, as a pod's sandbox never does. What is not understood in full is an
 // error: a typing mistake must not weaken the isolation.
 func ParseAnnotations(store closure.Store, annotations map[string]string) (*Request, error) {
-	if !Annotated(annotations) ||
-		annotations[criContainerType] == containerTypeOfPod || annotations[crioContainerType] == containerTypeOfPod {
+	if !Annotated(annotations) || isSandbox(annotations) {
 		return nil, nil
 	}
 	own, err := ofContainer(annotations)

@@ -3,7 +3,6 @@
 package spec
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -35,67 +34,70 @@ const (
 )
 
 // Host is what of this host a container with a closure must not see: the store
-// directory, Nix's state directory and what is in it, and each directory above
-// them. A file is known by device and inode, so that it is recognised however a
-// mount reaches it: by symbolic links, or by another mount of it.
+// directory, Nix's state directory, this program's runtime directory, what is in
+// them and the directories above them.
+//
+// They are recognised however a mount reaches them, by symbolic links or by
+// another mount of the same file system: by the place on the file system, and
+// single files also by device and inode, for they may have hard links.
 type Host struct {
-	store      closure.Store
-	storeReal  string // without symbolic links
-	stateReal  string
-	storeID    fileID
-	guarded    map[fileID]string
-	looked     bool // whether guarded has what lookInside adds
-	mountPaths []string
+	store   closure.Store
+	storeID fileID
+	mounts  []mountPoint
+	guarded []guard
+	ids     map[fileID]string
+	looked  bool // whether ids has what lookInside adds
+}
+
+// guard is a directory that must not show. Of the store directory, a single
+// store path may.
+type guard struct {
+	place
+	name  string
+	store bool
 }
 
 type fileID struct{ device, inode uint64 }
 
 // LookAtHost finds out what to guard. mountinfo is the text of
 // /proc/self/mountinfo of the host.
-func LookAtHost(store closure.Store, mountinfo []byte) (*Host, error) {
-	h := &Host{store: store, guarded: map[fileID]string{}, mountPaths: MountPoints(mountinfo)}
-	var err error
-	if h.storeReal, err = h.guard(store.Dir); err != nil {
+func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (*Host, error) {
+	h := &Host{store: store, mounts: parseMounts(mountinfo), ids: map[fileID]string{}}
+	if err := h.guard(store.Dir, true); err != nil {
 		return nil, err
 	}
-	h.storeID, _ = identify(store.Dir)
-	if h.stateReal, err = h.guard(store.StateDir); err != nil && !errors.Is(err, os.ErrNotExist) {
+	var err error
+	if h.storeID, err = identify(store.Dir); err != nil {
 		return nil, err
+	}
+	for _, dir := range []string{store.StateDir, runtimeDir} {
+		if err := h.guard(dir, false); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
 	}
 	return h, nil
 }
 
-// lookInside adds the parts of the state directory and of the store directory
-// that are no store path, should one of them be mounted somewhere on the host.
-// Most containers' mounts never need it.
-func (h *Host) lookInside() error {
-	if h.looked {
-		return nil
-	}
-	inside := []string{h.store.Dir + "/.links"}
-	for _, dir := range []string{h.store.StateDir, h.store.StateDir + "/db", h.store.StateDir + "/daemon-socket"} {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		for _, e := range entries {
-			inside = append(inside, dir+"/"+e.Name())
-		}
-	}
-	for _, p := range inside {
-		if id, err := identify(p); err == nil {
-			h.guarded[id] = p
-		}
-	}
-	h.looked = true
-	return nil
-}
-
-// guard adds a directory and all above it, by both its name and its real path.
-func (h *Host) guard(dir string) (real string, _ error) {
+// guard adds a directory, and all above it by name.
+func (h *Host) guard(dir string, store bool) error {
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return "", err
+		return err
+	}
+	m := mountOf(h.mounts, real)
+	if m.device == "" {
+		return fmt.Errorf("%s is on none of the mounts in mountinfo", real)
+	}
+	h.guarded = append(h.guarded, guard{placeOf(h.mounts, real), dir, store})
+	// A store that is an overlay, as on a live system, has its files in layers.
+	if m.kind == "overlay" && below(m.point, real) {
+		for option := range strings.SplitSeq(m.options, ",") {
+			for _, layer := range layers(option) {
+				if filepath.IsAbs(layer) {
+					h.guarded = append(h.guarded, guard{placeOf(h.mounts, layer), layer, store})
+				}
+			}
+		}
 	}
 	paths := []string{dir}
 	if real != dir {
@@ -105,17 +107,38 @@ func (h *Host) guard(dir string) (real string, _ error) {
 		for ; ; p = path.Dir(p) {
 			id, err := identify(p)
 			if err != nil {
-				return "", err
+				return err
 			}
-			if _, ok := h.guarded[id]; !ok {
-				h.guarded[id] = p
+			if _, ok := h.ids[id]; !ok {
+				h.ids[id] = p
 			}
 			if p == "/" {
 				break
 			}
 		}
 	}
-	return real, nil
+	return nil
+}
+
+// lookInside adds the files of the state directory that must not be reached by a
+// hard link either. Most containers' mounts never need it.
+func (h *Host) lookInside() error {
+	if h.looked {
+		return nil
+	}
+	for _, dir := range []string{h.store.StateDir, h.store.StateDir + "/db", h.store.StateDir + "/daemon-socket"} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if id, err := identify(dir + "/" + e.Name()); err == nil {
+				h.ids[id] = dir + "/" + e.Name()
+			}
+		}
+	}
+	h.looked = true
+	return nil
 }
 
 func identify(path string) (fileID, error) {
@@ -126,42 +149,79 @@ func identify(path string) (fileID, error) {
 	return fileID{st.Dev, st.Ino}, nil
 }
 
-// Guards returns the path on the host of an open file if it is one that a
-// container must not see. The file may be of any mount namespace.
-func (h *Host) Guards(f *os.File) (path string, ok bool, _ error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return "", false, &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
+// showsPlace returns what a mount of p shows that it must not, or nothing.
+func (h *Host) showsPlace(p place) string {
+	for _, g := range h.guarded {
+		if g.place.within(p) {
+			return g.name
+		}
+		if !p.within(g.place) {
+			continue
+		}
+		inside := strings.TrimPrefix(strings.TrimPrefix(p.path, g.path), "/")
+		first, _, _ := strings.Cut(inside, "/")
+		// A single store path, or a part of one, is what was asked for by name.
+		if _, err := closure.ParseBaseName(first); err != nil || !g.store {
+			return g.name + "/" + inside
+		}
 	}
-	path, ok = h.guarded[fileID{st.Dev, st.Ino}]
-	return path, ok, nil
+	return ""
 }
 
 // MountsInStore returns the mount points of the host that lie inside the store
 // directory.
-func (h *Host) MountsInStore() []string { return h.mountsBelow(h.storeReal) }
-
-func (h *Host) mountsBelow(dir string) []string {
-	var below []string
-	for _, m := range h.mountPaths {
-		if strings.HasPrefix(m, strings.TrimSuffix(dir, "/")+"/") && m != "/" {
-			below = append(below, m)
+func (h *Host) MountsInStore() []string {
+	var inside []string
+	for _, m := range h.mounts {
+		if strings.HasPrefix(m.point, h.store.Dir+"/") {
+			inside = append(inside, m.point)
 		}
 	}
-	return below
+	return inside
+}
+
+// ErrCovered says that something is mounted on a container's store directory or
+// inside it.
+var ErrCovered = errors.New("is mounted on the store directory or inside it, under another mount or by none of the mounts in config.json, and cannot be taken off")
+
+// CheckMounts looks at what is really mounted in a container, by the mountinfo
+// of its mount namespace: the name of a mount's source may have led elsewhere
+// when the runtime mounted it than when it was classified, and config.json need
+// not have all mounts. root and target are the container's root and its store
+// directory, as paths in that namespace without symbolic links; nothing may be
+// mounted on target yet.
+func (h *Host) CheckMounts(mountinfo []byte, root, target string) error {
+	mounts := parseMounts(mountinfo)
+	for _, p := range []string{root, target} {
+		if shows := h.showsPlace(placeOf(mounts, p)); shows != "" {
+			return fmt.Errorf("%s in the container's root shows %s of the host, and with it more than the closure; take another root", p, shows)
+		}
+	}
+	for _, m := range mounts {
+		if !below(m.point, root) {
+			continue
+		}
+		inside := strings.TrimPrefix(m.point, strings.TrimSuffix(root, "/"))
+		if below(m.point, target) || below(inside, h.store.Dir) {
+			return fmt.Errorf("what is on %s %w; take it out of the container's mounts", inside, ErrCovered)
+		}
+		if shows := h.showsPlace(m.place); shows != "" {
+			return fmt.Errorf("mount on %s: shows %s of the host, and with it more than the closure; take the mount out", inside, shows)
+		}
+	}
+	return nil
 }
 
 // Classify tells what a mount of a config.json means. Of a mount that Leaks it
 // says what it shows. It looks at the host as it is now, and by the names that
 // the mount gives: whoever can rename a part of the source can make it another
 // by the time that the runtime mounts it, so what is mounted is looked at again
-// (Guards).
+// (CheckMounts).
 func (h *Host) Classify(bundle string, m specs.Mount) (_ Class, shows string, _ error) {
 	destination := path.Clean("/" + m.Destination)
-	if destination == h.store.Dir || strings.HasPrefix(destination, h.store.Dir+"/") {
+	if below(destination, h.store.Dir) {
 		return Replaced, "", nil
 	}
-	below, above := strings.CutPrefix(h.store.Dir, destination+"/")
 	sources, err := sourcesOf(bundle, m)
 	if err != nil || len(sources) == 0 {
 		return NoneOfOurs, "", err
@@ -169,9 +229,10 @@ func (h *Host) Classify(bundle string, m specs.Mount) (_ Class, shows string, _ 
 	if err := h.lookInside(); err != nil {
 		return 0, "", err
 	}
+	inside, above := strings.CutPrefix(h.store.Dir, destination+"/")
 	for _, s := range sources {
 		if above && destination != "/" {
-			if id, err := identify(s.path + "/" + below); err == nil && id == h.storeID {
+			if id, err := identify(s.path + "/" + inside); err == nil && id == h.storeID {
 				return Replaced, "", nil
 			}
 		}
@@ -186,18 +247,14 @@ func (h *Host) Classify(bundle string, m specs.Mount) (_ Class, shows string, _ 
 	return NoneOfOurs, "", nil
 }
 
-// ShowsHost tells whether a mount shows files of the host.
-func ShowsHost(m specs.Mount) bool {
-	sources, err := sourcesOf("/", m)
-	return err != nil || len(sources) > 0
-}
-
 // source is a file of the host that a mount shows.
 type source struct {
 	path      string
 	recursive bool // with what is mounted below it
-	device    bool // only as a block device that holds a file system
 }
+
+// virtual are the types of file systems that show no file of the host.
+var virtual = []string{"tmpfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2", "devtmpfs", "ramfs", "hugetlbfs", "securityfs", "debugfs", "tracefs", "bpf"}
 
 // sourcesOf lists what of the host a mount shows: nothing, for most types.
 func sourcesOf(bundle string, m specs.Mount) ([]source, error) {
@@ -213,27 +270,31 @@ func sourcesOf(bundle string, m specs.Mount) ([]source, error) {
 		return []source{{path: absolute(m.Source), recursive: rbind || !bind}}, nil
 	case m.Type == "overlay":
 		var all []source
-		for _, o := range m.Options {
-			key, value, _ := strings.Cut(o, "=")
-			switch key {
-			case "lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir":
-			default:
-				continue
+		// The kernel takes what is between commas for options, whatever string
+		// of the list it is in.
+		for option := range strings.SplitSeq(strings.Join(m.Options, ","), ",") {
+			if strings.Contains(option, `\`) {
+				return nil, fmt.Errorf("overlay option %q: has a backslash, which can hide a path", option)
 			}
-			if strings.Contains(value, `\`) {
-				return nil, fmt.Errorf("overlay option %q: has a backslash, which can hide a path", o)
-			}
-			for dir := range strings.SplitSeq(value, ":") {
-				if dir != "" {
-					all = append(all, source{path: absolute(dir)})
-				}
+			for _, dir := range layers(option) {
+				all = append(all, source{path: absolute(dir)})
 			}
 		}
 		return all, nil
-	case filepath.IsAbs(m.Source):
-		return []source{{path: m.Source, device: true}}, nil
+	case m.Source == "" || slices.Contains(virtual, m.Type):
+		return nil, nil
 	}
-	return nil, nil
+	return []source{{path: absolute(m.Source)}}, nil
+}
+
+// layers returns the directories that an option of an overlay names.
+func layers(option string) []string {
+	key, value, _ := strings.Cut(option, "=")
+	switch key {
+	case "lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir":
+		return strings.FieldsFunc(value, func(r rune) bool { return r == ':' })
+	}
+	return nil
 }
 
 // shown returns what a source shows that it must not, or nothing.
@@ -241,86 +302,38 @@ func (h *Host) shown(s source) (string, error) {
 	// O_PATH: no permission but the way there, no side effect on what is opened.
 	f, err := os.OpenFile(s.path, unix.O_PATH, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		return "", nil // the runtime cannot mount it either, or it is seen by Guards
+		return "", nil // the runtime cannot mount it either, or CheckMounts sees it
 	}
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	if s.device {
-		return h.holdsStore(f)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
 	}
-	if p, ok, err := h.Guards(f); ok || err != nil {
-		return p, err
+	// The disk that the store is on.
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == h.storeID.device {
+		return h.store.Dir, nil
+	}
+	if name, ok := h.ids[fileID{st.Dev, st.Ino}]; ok {
+		return name, nil
 	}
 	real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 	if err != nil {
 		return "", err
 	}
-	if h.stateReal != "" && strings.HasPrefix(real, h.stateReal+"/") {
-		return real, nil
-	}
-	if inStore, ok := strings.CutPrefix(real, h.storeReal+"/"); ok {
-		// A single store path, or a part of one, is what was asked for by name.
-		first, _, _ := strings.Cut(inStore, "/")
-		if _, err := closure.ParseBaseName(first); err != nil {
-			return real, nil
-		}
+	if shows := h.showsPlace(placeOf(h.mounts, real)); shows != "" {
+		return shows, nil
 	}
 	if s.recursive {
-		for _, m := range h.mountsBelow(real) {
-			id, err := identify(m)
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return "", err
-			}
-			if p, ok := h.guarded[id]; err == nil && ok {
-				return p, nil
+		for _, m := range h.mounts {
+			if below(m.point, real) {
+				if shows := h.showsPlace(m.place); shows != "" {
+					return shows, nil
+				}
 			}
 		}
 	}
 	return "", nil
-}
-
-// holdsStore tells whether f is the block device that the store is on.
-func (h *Host) holdsStore(f *os.File) (string, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return "", &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
-	}
-	if st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == h.storeID.device {
-		return h.store.Dir, nil
-	}
-	return "", nil
-}
-
-// MountPoints returns the mount points in the text of a mountinfo file
-// (proc_pid_mountinfo(5)): the fifth field, with octal escapes.
-func MountPoints(mountinfo []byte) []string {
-	var points []string
-	for line := range bytes.Lines(mountinfo) {
-		fields := bytes.SplitN(line, []byte(" "), 6)
-		if len(fields) == 6 {
-			points = append(points, unescape(string(fields[4])))
-		}
-	}
-	return points
-}
-
-// unescape undoes the kernel's \ooo for white space and backslashes.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(c))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }

@@ -74,7 +74,7 @@ func (h nixHost) link(t *testing.T, target, name string) string {
 // look is LookAtHost with the mounts that there are now.
 func (h nixHost) look(t *testing.T) *Host {
 	t.Helper()
-	host, err := LookAtHost(h.store, readFile(t, "/proc/self/mountinfo"))
+	host, err := LookAtHost(h.store, h.dir+"/run", readFile(t, "/proc/self/mountinfo"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,12 +313,12 @@ func TestStoreBehindALink(t *testing.T) {
 
 func TestLookAtHost(t *testing.T) {
 	h := newNixHost(t)
-	if _, err := LookAtHost(closure.Store{Dir: h.dir + "/nowhere", StateDir: h.store.StateDir}, nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := LookAtHost(closure.Store{Dir: h.dir + "/nowhere", StateDir: h.store.StateDir}, "/run", nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a store: %v", err)
 	}
 	// Nix was never run here; what is asked for is not valid then, and that is
 	// said elsewhere.
-	host, err := LookAtHost(closure.Store{Dir: h.store.Dir, StateDir: h.dir + "/nowhere"}, nil)
+	host, err := LookAtHost(closure.Store{Dir: h.store.Dir, StateDir: h.dir + "/nowhere"}, h.dir+"/run", readFile(t, "/proc/self/mountinfo"))
 	if err != nil {
 		t.Fatalf("without a state directory: %v", err)
 	}
@@ -327,57 +327,6 @@ func TestLookAtHost(t *testing.T) {
 	}
 	if class, _, err := host.Classify("/", bind(h.dir+"/data", "/mnt")); class != NoneOfOurs || err != nil {
 		t.Errorf("without a state directory: %v, %v", class, err)
-	}
-}
-
-// What is mounted is looked at again: the file decides, however it was reached.
-func TestGuards(t *testing.T) {
-	h := newNixHost(t)
-	alias := bindMount(t, h.store.Dir, h.dir+"/alias")
-	host := h.look(t)
-	// As for every container, its mounts are classified first.
-	if _, _, err := host.Classify("/", bind(h.dir+"/data", "/data")); err != nil {
-		t.Fatal(err)
-	}
-	for path, want := range map[string]string{
-		h.store.Dir: h.store.Dir, alias: h.store.Dir, h.dir + "/host/nix": h.dir + "/host/nix", "/": "/", h.dir: h.dir,
-		h.store.StateDir: h.store.StateDir, h.store.StateDir + "/db/db.sqlite": h.store.StateDir + "/db/db.sqlite",
-		h.store.StateDir + "/daemon-socket/socket": h.store.StateDir + "/daemon-socket/socket", alias + "/.links": h.store.Dir + "/.links",
-		h.path("a"): "", h.path("file"): "", h.dir + "/data": "", "/dev/null": "", "/proc": "",
-	} {
-		f, err := os.OpenFile(path, unix.O_PATH, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, ok, err := host.Guards(f)
-		f.Close()
-		if err != nil || got != want || ok != (want != "") {
-			t.Errorf("%s: %q, %v, %v", path, got, ok, err)
-		}
-	}
-}
-
-func TestShowsHost(t *testing.T) {
-	for _, c := range []struct {
-		mount specs.Mount
-		want  bool
-	}{
-		{bind("/a", "/b"), true},
-		{bind("relative", "/b"), true},
-		{kind("bind", "/b", "/a"), true},
-		{kind("none", "/b", "/a", "rbind"), true},
-		{kind("", "/b", "/a", "ro", "bind"), true},
-		{kind("overlay", "/b", "overlay", "lowerdir=/a"), true},
-		{kind("overlay", "/b", "overlay", `lowerdir=/a\:b`), true}, // not understood
-		{kind("ext4", "/b", "/dev/sda1"), true},
-		{kind("proc", "/proc", "proc"), false},
-		{kind("tmpfs", "/b", "tmpfs", "size=1m"), false},
-		{kind("cgroup", "/b", "cgroup"), false},
-		{specs.Mount{}, false},
-	} {
-		if got := ShowsHost(c.mount); got != c.want {
-			t.Errorf("%+v: %v", c.mount, got)
-		}
 	}
 }
 
@@ -395,9 +344,14 @@ func TestMountsInStore(t *testing.T) {
 	if got := h.look(t).MountsInStore(); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := (&Host{storeReal: "/", mountPaths: []string{"/", "/a"}}).MountsInStore(); !slices.Equal(got, []string{"/a"}) {
-		t.Errorf("below the root: %q", got)
+}
+
+func points(mountinfo []byte) []string {
+	var all []string
+	for _, m := range parseMounts(mountinfo) {
+		all = append(all, m.point)
 	}
+	return all
 }
 
 func TestMountPoints(t *testing.T) {
@@ -405,14 +359,15 @@ func TestMountPoints(t *testing.T) {
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 36 35 98:0 /mnt1 /mnt/with\040space\011tab\012line\134backslash rw,noatime master:1 shared:3 - ext3 /dev/root rw,errors=continue
 
-37 35 98:0 /root /mnt/\1341 rw - ext3
+37 35 98:0 /root /mnt/\1341 rw - ext3 /dev/root rw
+38 35 98:0 /cut /off rw
 short 1 2 3
 40 35 0:1 / /last rw - tmpfs tmpfs rw`
 	want := []string{"/proc", "/", "/mnt/with space\ttab\nline\\backslash", `/mnt/\1`, "/last"}
-	if got := MountPoints([]byte(text)); !slices.Equal(got, want) {
+	if got := points([]byte(text)); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := MountPoints(nil); len(got) > 0 {
+	if got := points(nil); len(got) > 0 {
 		t.Errorf("of nothing: %q", got)
 	}
 }
@@ -436,7 +391,7 @@ func TestMountPointsOfTheKernel(t *testing.T) {
 	}
 	for _, name := range []string{"plain", "with space", "tab\tline\n", `back\slash`, `\040`, "ä#ü", "\xff\x01", "a - b", "shared:1"} {
 		target := bindMount(t, dir, dir+"/"+name)
-		if got := MountPoints(readFile(t, "/proc/self/mountinfo")); !slices.Contains(got, target) {
+		if got := points(readFile(t, "/proc/self/mountinfo")); !slices.Contains(got, target) {
 			t.Errorf("%q is missing in %q", target, got)
 		}
 		if err := syscall.Unmount(target, syscall.MNT_DETACH); err != nil {
@@ -451,7 +406,7 @@ func FuzzMountPoints(f *testing.F) {
 		f.Add(s, []byte("22 27 0:21 / "+s+" rw - proc proc rw\n"))
 	}
 	f.Fuzz(func(t *testing.T, point string, raw []byte) {
-		for _, p := range MountPoints(raw) {
+		for _, p := range points(raw) {
 			if len(p) > len(raw) {
 				t.Errorf("%q has %q", raw, p)
 			}
@@ -462,7 +417,7 @@ func FuzzMountPoints(f *testing.F) {
 		// seq_path_root in fs/seq_file.c.
 		escaped := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`, "#", `\043`).Replace(point)
 		line := "36 35 98:0 / " + escaped + " rw,noatime shared:3 - ext3 /dev/root rw\n"
-		if got := MountPoints([]byte(line + line)); !slices.Equal(got, []string{point, point}) {
+		if got := points([]byte(line + line)); !slices.Equal(got, []string{point, point}) {
 			t.Errorf("%q: %q", point, got)
 		}
 	})

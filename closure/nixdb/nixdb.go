@@ -17,8 +17,8 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// Snapshot is Nix's database at one moment: what other processes write after
-// Open does not show. It implements closure.Registry.
+// Snapshot is Nix's database at one moment, that of the first question: what
+// other processes write after it does not show. It implements closure.Registry.
 type Snapshot struct {
 	store closure.Store
 	db    *sql.DB
@@ -47,8 +47,8 @@ func Open(ctx context.Context, store closure.Store) (_ *Snapshot, Err error) {
 	}()
 	db.SetMaxOpenConns(1)
 	// Opening the write-ahead log may create it. Only then is the stamp taken,
-	// and only then does the transaction begin: what is committed between the
-	// two makes the stamp stale, never the answers.
+	// and only after it is anything read: what is committed in between makes the
+	// stamp stale, never the answers.
 	var one int
 	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM ValidPaths LIMIT 1)").Scan(&one); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
@@ -113,20 +113,23 @@ func (s *Snapshot) Closure(ctx context.Context, names []closure.BaseName, max in
 			UNION
 			SELECT reference FROM Refs JOIN closure ON referrer = closure.id
 		)
-		SELECT path FROM closure JOIN ValidPaths USING (id) LIMIT ?`, string(list), max+1)
+		SELECT path FROM closure LEFT JOIN ValidPaths USING (id) LIMIT ?`, string(list), max+1)
 	if err != nil {
 		return nil, s.failed(err)
 	}
 	defer rows.Close()
 	var all []closure.BaseName
 	for rows.Next() {
-		var path string
+		var path sql.NullString
 		if err := rows.Scan(&path); err != nil {
 			return nil, s.failed(err)
 		}
-		name, err := s.store.Parse(path)
-		if err == nil && path != s.store.Path(name) {
-			err = fmt.Errorf("%q: %w", path, closure.ErrSubpath)
+		if !path.Valid {
+			return nil, s.failed(errors.New("a path references one that is not registered; `nix-store --verify` mends the database"))
+		}
+		name, err := s.store.Parse(path.String)
+		if err == nil && path.String != s.store.Path(name) {
+			err = fmt.Errorf("%q: %w", path.String, closure.ErrSubpath)
 		}
 		if err != nil {
 			return nil, s.failed(err)

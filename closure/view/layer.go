@@ -3,6 +3,7 @@
 package view
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -80,9 +81,10 @@ func EnsureLayer(views *os.Root, store closure.Store, c closure.Closure, o Optio
 	if l, ok, err := currentLayer(views, storeDir, c, o); ok || err != nil {
 		return l, errors.Join(err, views.RemoveAll(aside))
 	}
-	// What is there shows paths that were collected and came back different. No
-	// container uses it: it would have kept them. Rename does not replace it.
-	if err := views.RemoveAll(name); err != nil {
+	// What is there shows the paths as they were: they were collected and came
+	// back different, or someone changed an attribute. Containers that run may
+	// use it, so it is moved out of the way, which an overlay does not notice.
+	if err := views.Rename(name, name+".stale."+rand.Text()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Layer{}, err
 	}
 	if err := fill(work, storeDir, store, c, o); err != nil {
@@ -262,7 +264,9 @@ func copySymlink(to int, from *os.File, name string, st *unix.Stat_t) error {
 	if err := unix.Symlinkat(target, to, name); err != nil {
 		return os.NewSyscallError("symlinkat", err)
 	}
-	if err := unix.Fchownat(to, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	err = unix.Fchownat(to, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
+	// EINVAL: the user namespace has no name for the owner.
+	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return os.NewSyscallError("fchownat", err)
 	}
 	return setTimes(to, name, st.Mtim)

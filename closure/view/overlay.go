@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -106,12 +108,19 @@ func Check(v View, store closure.Store, c closure.Closure) error {
 			return fmt.Errorf("%s: %w", store.Path(name), err)
 		}
 		kind := st.Mode & unix.S_IFMT
-		if (kind == unix.S_IFDIR && !directory) || (kind == unix.S_IFREG && !file && st.Size > 0) {
-			same, err := sameContent(o.mount, shown+"/"+string(name), storeDir, string(name))
+		if (kind == unix.S_IFDIR && !directory) || (kind == unix.S_IFREG && !file) {
+			want, err := content(storeDir, string(name))
 			if err != nil {
 				return fmt.Errorf("%s: %w", store.Path(name), err)
 			}
-			if !same {
+			if want == "" {
+				continue // shows nothing either way
+			}
+			got, err := content(o.mount, shown+"/"+string(name))
+			if err != nil {
+				return fmt.Errorf("%w: %s: %w", ErrUnsupported, store.Path(name), err)
+			}
+			if got != want {
 				return fmt.Errorf("%w: %s shows without its content; is overlay's redirect_dir or metacopy forbidden by a module parameter?", ErrUnsupported, store.Path(name))
 			}
 			directory, file = directory || kind == unix.S_IFDIR, file || kind == unix.S_IFREG
@@ -123,41 +132,23 @@ func Check(v View, store closure.Store, c closure.Closure) error {
 	return nil
 }
 
-// sameContent compares the entries of two directories, or the first bytes of two
-// files.
-func sameContent(a *os.File, aName string, b *os.File, bName string) (bool, error) {
-	var read [2]string
-	for i, f := range []struct {
-		dir  *os.File
-		name string
-	}{{a, aName}, {b, bName}} {
-		fd, err := unix.Openat(int(f.dir.Fd()), f.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return false, os.NewSyscallError("openat", err)
-		}
-		buf := make([]byte, 4096)
-		n, err := unix.Read(fd, buf)
-		if errors.Is(err, unix.EISDIR) {
-			n, err = countEntries(fd)
-			buf = fmt.Append(nil, n)
-			n = len(buf)
-		}
-		unix.Close(fd)
-		if err != nil {
-			return false, err
-		}
-		read[i] = string(buf[:n])
-	}
-	return read[0] == read[1], nil
-}
-
-func countEntries(fd int) (int, error) {
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+// content returns the first bytes of a file, or the names in a directory.
+func content(dir *os.File, name string) (string, error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, err
+		return "", os.NewSyscallError("openat", err)
 	}
-	f := os.NewFile(uintptr(dup), "directory")
+	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	return len(names), err
+	buf := make([]byte, 4096)
+	n, err := unix.Read(fd, buf)
+	if errors.Is(err, unix.EISDIR) {
+		names, err := f.Readdirnames(-1)
+		slices.Sort(names)
+		return strings.Join(names, "/"), err
+	}
+	if err != nil {
+		return "", os.NewSyscallError("read", err)
+	}
+	return string(buf[:n]), nil
 }

@@ -52,6 +52,9 @@ func main() {
 	}
 	if err := hook.Run(args[0], path, os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		if args[0] == "poststop" {
+			return // a container's removal never fails for this
+		}
 		os.Exit(1)
 	}
 }

@@ -91,6 +91,9 @@ func Parse(text []byte) (Config, error) {
 	return c, c.check()
 }
 
+// mostPaths is more than any store has.
+const mostPaths = 10_000_000
+
 // notInMountOptions are the characters that overlay's options give a meaning to.
 const notInMountOptions = ":,\\\"\n"
 
@@ -125,8 +128,8 @@ func (c Config) check() error {
 	if len(c.Allow) > 0 {
 		return errors.New("[[allow]]: this version does not enforce a policy, and starts nothing rather than everything")
 	}
-	if c.MaxPaths < 1 {
-		return fmt.Errorf("max-paths = %d: not a positive number", c.MaxPaths)
+	if c.MaxPaths < 1 || c.MaxPaths > mostPaths {
+		return fmt.Errorf("max-paths = %d: not a number from 1 to %d", c.MaxPaths, mostPaths)
 	}
 	return nil
 }

@@ -219,7 +219,7 @@ func badInputs(t *testing.T) []badInput {
 			want: "reading the configuration: /etc/nix-closure/config.toml: runtime-dir = \"run\": not an absolute path without `.`, `..` or a slash too many"},
 		{name: "a comma in the runtime directory", annotations: roots(env), config: "runtime-dir = \"/run/a,b\"\n",
 			want: `reading the configuration: /etc/nix-closure/config.toml: runtime-dir = "/run/a,b": has a colon, comma, backslash, quote or line break, which a mount option cannot carry`},
-		{name: "no paths at all", annotations: roots(env), config: "max-paths = 0\n", want: "reading the configuration: /etc/nix-closure/config.toml: max-paths = 0: not a positive number"},
+		{name: "no paths at all", annotations: roots(env), config: "max-paths = 0\n", want: "reading the configuration: /etc/nix-closure/config.toml: max-paths = 0: not a number from 1 to 10000000"},
 		{name: "a policy", annotations: roots(env), config: "[[allow]]\nroots = [\"/nix/store/*\"]\n",
 			want: "reading the configuration: /etc/nix-closure/config.toml: [[allow]]: this version does not enforce a policy, and starts nothing rather than everything"},
 		{name: "fetching", annotations: roots(env), config: "substitute = true\n",
@@ -242,7 +242,7 @@ func badInputs(t *testing.T) []badInput {
 		{name: "covered mount of the store", annotations: roots(env), change: func(_ *testing.T, b *bundle) {
 			b.addMount(object{"destination": "/nix/store", "type": "bind", "source": "/nix/store", "options": []string{"rbind"}})
 			b.addMount(object{"destination": "/nix", "type": "tmpfs", "source": "tmpfs"})
-		}, want: "attaching the view: a mount on /nix/store lies under another mount, where it cannot be taken off; take it out of the container's mounts"},
+		}, want: "attaching the view: what is on /nix/store is mounted on the store directory or inside it, under another mount or by none of the mounts in config.json, and cannot be taken off; take it out of the container's mounts"},
 		{name: "mount of the host", annotations: roots(env), change: func(_ *testing.T, b *bundle) {
 			b.addMount(object{"destination": "/host", "type": "bind", "source": "/", "options": []string{"rbind"}})
 		}, want: "looking at the container's mounts: mount of / on /host: shows / of the host, and with it more than the closure; take the mount out"},
@@ -355,7 +355,6 @@ func hookInputs(t *testing.T) []hookInput {
 		{"a long id", "createRuntime", state(long, 1, "/x", env), nobody, badID(long)},
 		{"an id with a line break", "createRuntime", state("x\ny", 1, "/x", env), nobody, badID("x\ny")},
 		{"a relative bundle", "createRuntime", state("x", 1, "bundle", env), "", onStdin + `: bundle "bundle": not an absolute path`},
-		{"a state for poststop that is no JSON", "poststop", "{", nobody, onStdin + " is not JSON of the expected form: unexpected end of JSON input"},
 
 		{"no config.json", "createRuntime", state("x", 1, none, env), "", bundleOf + "open " + none + "/config.json: no such file or directory"},
 		{"a config.json that is cut off", "createRuntime", state("x", 1, broken, env), "", bundleOf + broken + "/config.json: not a JSON object: unexpected end of JSON input"},
@@ -370,7 +369,7 @@ func hookInputs(t *testing.T) []hookInput {
 		{"a process that is gone", "createRuntime", state("x", 4194000, good, env), "", "looking at the container's process: open /proc/4194000/stat: no such file or directory"},
 		{"no mount namespace", "createRuntime", state("x", process.Process.Pid, good, env), "", "attaching the view: the container has no mount namespace of its own (linux.namespaces of config.json); give it one"},
 		{"createContainer in the host's namespace", "createContainer", state("x", -1, good, env), "", "attaching the view: the hook was called in the host's mount namespace, as createContainer hooks never are; call it as createRuntime"},
-		{"the host as root", "createRuntime", state("x", isolated.Process.Pid, host, env), "", "attaching the view: the container's root / is / of the host, and with it more than the closure; take another root"},
+		{"the host as root", "createRuntime", state("x", isolated.Process.Pid, host, env), "", "attaching the view: / in the container's root shows /nix/store of the host, and with it more than the closure; take another root"},
 		{"a root that is not there", "createRuntime", state("x", isolated.Process.Pid, away, env), "", "attaching the view: opening the container's root: open " + away + "/elsewhere: no such file or directory"},
 
 		{"precreate without config.json", "precreate", "", nobody, readingOn + "not a JSON object: unexpected end of JSON input"},
@@ -395,6 +394,13 @@ func TestBadHookInput(t *testing.T) {
 			}
 			nothingLeft(t)
 		})
+	}
+	// A container's removal never fails for what poststop does not understand.
+	for _, stdin := range []string{"", "{", `{"id":"../x"}`} {
+		_, stderr, err := callHook(stdin, "poststop")
+		if err != nil || !strings.HasPrefix(stderr, "nix-closure: a container: reading the OCI state: ") {
+			t.Errorf("poststop of %q: %v %s", stdin, err, stderr)
+		}
 	}
 	for _, args := range [][]string{{}, {"start"}, {"--config"}, {"--config", "/x"}, {"createRuntime", "poststop"}, {"--help", "x"}} {
 		stdout, stderr, err := callHook("", args...)

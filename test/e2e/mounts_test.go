@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/nix-closure/nix-closure/test/machine"
 )
 
 // hooksWithout makes a directory of hooks that lacks some stages.
@@ -185,8 +187,13 @@ func TestLeakingMounts(t *testing.T) {
 		{"the store, read-only", "/nix/store:/x:ro", "/nix/store"},
 		{"an overlay of the store", "/nix/store:/x:O", "/nix/store"},
 		{"a bind alias of the store", alias + ":/x", "/nix/store"},
-		{"a directory with a bind alias in it", nested + ":/x", "/nix"},
+		{"a directory with a bind alias in it", nested + ":/x", "/nix/store"},
 		{"a symbolic link to /nix", links + "/nix:/x", "/nix"},
+		// /nix of this machine is a directory of that disk.
+		{"the disk below /nix", machine.Dir() + ":/x", "/nix/store"},
+		{"the directory below /nix", machine.Dir() + "/nix:/x", "/nix"},
+		{"a directory above all of that", filepath.Dir(machine.Dir()) + ":/x", "/nix/store"},
+		{"the runtime directory", runtimeDir + "/closures:/x", runtimeDir + "/closures"},
 		{"hard links of the store", "/nix/store/.links:/x", "/nix/store/.links"},
 		{"the daemon's socket", socket + ":/x", socket},
 		{"the daemon's socket where it is", socket + ":" + socket, socket},
