@@ -51,6 +51,7 @@ type entry struct {
 	Paths         int            `json:"paths"`
 	Pins          []BaseName     `json:"pins"`
 	Registrations []Registration `json:"registrations"` // of the pins
+	Since         int64          `json:"since"`         // see Resolution
 	Stamp         Stamp          `json:"stamp"`
 }
 

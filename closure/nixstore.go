@@ -7,10 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // usualPlaces is where nix-store is, on NixOS, after Nix's own installer, and
@@ -133,7 +134,8 @@ func (n NixStore) program() (string, error) {
 		return n.Program, nil
 	}
 	for _, p := range usualPlaces {
-		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+		var st unix.Stat_t
+		if err := unix.Stat(p, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Uid == 0 {
 			return p, nil
 		}
 	}

@@ -27,8 +27,6 @@ var (
 	ErrHash    = fmt.Errorf("the hash is not %d characters of Nix's base 32", hashLength)
 	ErrName    = fmt.Errorf("the name is not 1 to %d characters of letters, digits and +-._?=, or begins in a way Nix forbids", maxNameLength)
 	ErrSubpath = errors.New("has an empty component, or `.` or `..`, below the store path")
-	// ErrTwoPaths keeps a root from being lost in silence.
-	ErrTwoPaths = errors.New("looks like two store paths; separate them with white space or a comma")
 )
 
 // ParseBaseName checks that s is the base name of a store path, as strictly as
@@ -81,10 +79,6 @@ func (s Store) Parse(unsafePath string) (BaseName, error) {
 	}
 	if below == "" {
 		return base, nil
-	}
-	// Two paths with something between them that separates none.
-	if strings.Contains(below, s.Dir[1:]+"/") {
-		return "", fmt.Errorf("%q: %w", unsafePath, ErrTwoPaths)
 	}
 	// One slash at the end is what a shell's completion leaves.
 	for component := range strings.SplitSeq(strings.TrimSuffix(below, "/"), "/") {

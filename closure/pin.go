@@ -23,9 +23,12 @@ var ErrCollecting = errors.New("the garbage collector of Nix is running")
 //
 // Nix takes the same lock, gc.lock, exclusively for a whole collection (flock).
 func HoldCollector(store Store) (*os.File, error) {
+	if err := ownedByUs(store.StateDir); err != nil {
+		return nil, err
+	}
 	path := store.StateDir + "/gc.lock"
 	// Nix makes the file when it first opens the store, with the same mode.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -40,6 +43,19 @@ func HoldCollector(store Store) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// ownedByUs refuses a directory that another user can change: what is in it is
+// believed, and written to.
+func ownedByUs(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return fmt.Errorf("%s belongs to user %d and has mode %04o, and so can be changed by others than user %d who runs the hook; a single-user installation of Nix cannot be used", dir, st.Uid, st.Mode&0o7777, os.Geteuid())
+	}
+	return nil
 }
 
 // GCRootsDir is where a container's GC roots are.

@@ -23,10 +23,10 @@ type Resolution struct {
 	// Pins are the store paths that keep the whole closure from Nix's garbage
 	// collector when they are GC roots.
 	Pins []BaseName `json:"pins"`
-	// New: the registrations are not those that were remembered. What was made
-	// from an earlier closure of the same digest may show files that have
-	// since been collected and come back.
-	New bool `json:"new"`
+	// Since is when these registrations were first seen, in nanoseconds since
+	// 1970. What was made from a closure of the same digest before may show
+	// files that have since been collected and come back.
+	Since int64 `json:"since"`
 }
 
 // NotValidError says that Nix does not know a store path.
@@ -67,7 +67,7 @@ func (m Memo) Remembered(q Query) (_ Resolution, ok bool) {
 	if !ok || !e.Stamp.holds(m.Store) {
 		return Resolution{}, false
 	}
-	return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: e.Pins}, true
+	return e.resolution(), true
 }
 
 // Resolve finds the closure that q asks for, and remembers it.
@@ -81,7 +81,7 @@ func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolu
 		if err == nil && slices.Equal(now, e.Registrations) && !slices.Contains(now, Registration{}) {
 			e.Stamp = r.Stamp()
 			if _, err := m.Dir.Lstat(e.Digest); err == nil {
-				return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: e.Pins}, m.save(q, e)
+				return e.resolution(), m.save(q, e)
 			}
 		}
 	}
@@ -97,8 +97,12 @@ func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolu
 	if err := m.store(c); err != nil {
 		return Resolution{}, err
 	}
-	e := entry{c.Digest(), len(c.Names), pins, registrations, r.Stamp()}
-	return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: pins, New: true}, m.save(q, e)
+	e := entry{c.Digest(), len(c.Names), pins, registrations, time.Now().UnixNano(), r.Stamp()}
+	return e.resolution(), m.save(q, e)
+}
+
+func (e entry) resolution() Resolution {
+	return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: e.Pins, Since: e.Since}
 }
 
 func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names, pins []BaseName, _ error) {

@@ -155,7 +155,7 @@ func TestResolve(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := New(m.Store, names(c.want))
-			if got.Digest != want.Digest() || got.Paths != len(want.Names) || !got.New {
+			if got.Digest != want.Digest() || got.Paths != len(want.Names) || got.Since == 0 {
 				t.Errorf("%+v, want digest %s and %d paths", got, want.Digest(), len(want.Names))
 			}
 			if !slices.Equal(got.Pins, names(c.pins)) {
@@ -215,7 +215,7 @@ func TestResolveAgain(t *testing.T) {
 				c.before(r)
 			}
 			first, err := m.Resolve(t.Context(), r, q, 50)
-			if err != nil || !first.New {
+			if err != nil || first.Since == 0 {
 				t.Fatalf("%+v, %v", first, err)
 			}
 			if c.change != nil {
@@ -239,7 +239,7 @@ func TestResolveAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			// What is made of files that may have been replaced is looked at again.
-			if second.New != c.asked || second.Digest != first.Digest || second.Paths != first.Paths || !slices.Equal(second.Pins, first.Pins) {
+			if (second.Since != first.Since) != c.asked || second.Digest != first.Digest || second.Paths != first.Paths || !slices.Equal(second.Pins, first.Pins) {
 				t.Errorf("%+v, then %+v", first, second)
 			}
 			if _, err := m.Load(second.Digest); err != nil {
@@ -262,7 +262,7 @@ func TestResolveRefreshesTheStamp(t *testing.T) {
 	if _, err := m.Resolve(t.Context(), r, q, 50); err != nil {
 		t.Fatal(err)
 	}
-	if res, ok := m.Remembered(q); !ok || res.New {
+	if res, ok := m.Remembered(q); !ok {
 		t.Errorf("%+v, %v", res, ok)
 	}
 	write(t, m.Store.DatabasePath(), "another path was registered")
@@ -270,10 +270,10 @@ func TestResolveRefreshesTheStamp(t *testing.T) {
 		t.Error("remembered after the database changed")
 	}
 	r.stamp, r.closures = trusted(t, m.Store), 0
-	if res, err := m.Resolve(t.Context(), r, q, 50); err != nil || res.New || r.closures > 0 {
+	if res, err := m.Resolve(t.Context(), r, q, 50); err != nil || r.closures > 0 {
 		t.Errorf("%+v, %v, %d closures", res, err, r.closures)
 	}
-	if res, ok := m.Remembered(q); !ok || res.New {
+	if res, ok := m.Remembered(q); !ok {
 		t.Errorf("not remembered with the new stamp: %+v, %v", res, ok)
 	}
 }
@@ -285,7 +285,7 @@ func TestResolveWithoutStamp(t *testing.T) {
 	r.blind = true
 	q := Query{Roots: names("a")}
 	for range 2 {
-		if res, err := m.Resolve(t.Context(), r, q, 50); err != nil || !res.New {
+		if res, err := m.Resolve(t.Context(), r, q, 50); err != nil || res.Since == 0 {
 			t.Errorf("%+v, %v", res, err)
 		}
 		if _, ok := m.Remembered(q); ok {
@@ -313,7 +313,7 @@ func TestResolverCall(t *testing.T) {
 	program := script(t, fmt.Sprintf(`tr '\0' '\n' </proc/$$/environ >%[1]s/env
 printf '%%s\n' "$@" >%[1]s/args
 pwd >%[1]s/pwd
-echo '{"digest":"%[2]s","paths":2,"pins":["p"],"new":true}'
+echo '{"digest":"%[2]s","paths":2,"pins":["p"],"since":1}'
 `, out, digest))
 	r := Resolver{Program: program, Args: []string{"--config", "/etc/c.toml"}}
 	for _, c := range []struct {
@@ -324,7 +324,7 @@ echo '{"digest":"%[2]s","paths":2,"pins":["p"],"new":true}'
 		{Query{Info: named("i")}, "resolve\n--json\n--config\n/etc/c.toml\n--closure-info\n--\n" + nixStore.Path(named("i")) + "\n"},
 	} {
 		res, err := r.Resolve(t.Context(), nixStore, c.query)
-		if err != nil || res.Digest != digest || res.Paths != 2 || !res.New || len(res.Pins) != 1 {
+		if err != nil || res.Digest != digest || res.Paths != 2 || res.Since == 0 || len(res.Pins) != 1 {
 			t.Errorf("%+v, %v", res, err)
 		}
 		if got := read(t, out+"/args"); got != c.args {

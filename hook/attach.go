@@ -10,8 +10,8 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 
-	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
@@ -107,13 +107,27 @@ func (a attachment) attachHere() error {
 	if err := a.detachReplaced(root); err != nil {
 		return err
 	}
-
+	mountinfo, err := readMountinfo("/proc/thread-self/mountinfo")
+	if err != nil {
+		return err
+	}
+	realRoot, err := realPath(root)
+	if err != nil {
+		return err
+	}
+	if err := a.host.CheckMounts(mountinfo, realRoot); err != nil {
+		return err
+	}
 	target, err := storeDirectory(root, a.store.Dir)
 	if err != nil {
 		return fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", a.store.Dir, err)
 	}
 	defer target.Close()
-	if err := a.check(root, target); err != nil {
+	realTarget, err := realPath(target)
+	if err != nil {
+		return err
+	}
+	if err := a.host.CheckTarget(mountinfo, realRoot, realTarget); err != nil {
 		return err
 	}
 	if err := a.view.Attach(target); err != nil {
@@ -133,37 +147,49 @@ func (a attachment) attachHere() error {
 	return nil
 }
 
+// realPath is the name of an open file in the mount namespace of the calling
+// thread.
+func realPath(f *os.File) (string, error) {
+	return os.Readlink("/proc/thread-self/fd/" + strconv.Itoa(int(f.Fd())))
+}
+
 // openInRoot opens a path as a process in the container would find it, without
 // leaving the root by a symbolic link, `..` or a link of /proc (openat2, Linux
 // 5.6). The descriptor is for use as a place, not for reading.
-//
-// It is what pathrs-lite's OpenatInRoot does first; that then looks at /proc to
-// find mistakes of the kernel's past, at a cost that every start would pay.
 func openInRoot(root *os.File, unsafePath string) (*os.File, error) {
+	return open(root, unsafePath, 0)
+}
+
+func open(root *os.File, unsafePath string, resolve uint64) (*os.File, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
 	}
-	for range 100 {
-		fd, err := unix.Openat2(int(root.Fd()), unsafePath, &how)
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
-			continue // something was renamed or mounted meanwhile
+	err := error(unix.EAGAIN)
+	// EAGAIN: something was renamed or mounted meanwhile.
+	for try := 0; try < 100 && (errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)); try++ {
+		var fd int
+		if fd, err = unix.Openat2(int(root.Fd()), unsafePath, &how); err == nil {
+			return os.NewFile(uintptr(fd), unsafePath), nil
 		}
-		if err != nil {
-			return nil, &os.PathError{Op: "openat2", Path: unsafePath, Err: err}
-		}
-		return os.NewFile(uintptr(fd), unsafePath), nil
 	}
-	return nil, &os.PathError{Op: "openat2", Path: unsafePath, Err: unix.EAGAIN}
+	return nil, &os.PathError{Op: "openat2", Path: unsafePath, Err: err}
 }
 
 // storeDirectory opens the store directory of a container, and makes it if it is
 // missing. A symbolic link in the image, say /nix to /etc, leads to a place in
-// the image.
+// the image. It may lead to a mount, but nothing is made there: an image could
+// have the hook write in any directory of the host that its user mounts.
 func storeDirectory(root *os.File, path string) (*os.File, error) {
 	target, err := openInRoot(root, path)
 	if errors.Is(err, os.ErrNotExist) {
-		target, err = pathrs.MkdirAllHandle(root, path, 0o755)
+		target, err = mkdirAll(root, path, unix.RESOLVE_NO_SYMLINKS)
+		if errors.Is(err, unix.ELOOP) {
+			target, err = mkdirAll(root, path, unix.RESOLVE_NO_XDEV)
+		}
+		if errors.Is(err, unix.EXDEV) {
+			err = errors.New("a symbolic link in the image leads to a mount that has no such directory")
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -175,47 +201,53 @@ func storeDirectory(root *os.File, path string) (*os.File, error) {
 	return target, nil
 }
 
+// mkdirAll makes a directory and what is missing above it, in the root, and
+// opens it. Each component is found and made by descriptor.
+func mkdirAll(root *os.File, path string, resolve uint64) (*os.File, error) {
+	dir, err := open(root, "/", resolve)
+	if err != nil {
+		return nil, err
+	}
+	done := ""
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		done += "/" + name
+		next, err := open(root, done, resolve)
+		if errors.Is(err, os.ErrNotExist) {
+			if err = unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
+				err = &os.PathError{Op: "mkdirat", Path: done, Err: err}
+			} else {
+				next, err = open(root, done, resolve)
+			}
+		}
+		dir.Close()
+		if err != nil {
+			return nil, err
+		}
+		dir = next
+	}
+	return dir, nil
+}
+
 // detachReplaced takes off the mounts that the view takes the place of, and what
 // is mounted inside the store directory. To cover them is not enough: a process
 // with CAP_SYS_ADMIN could take the cover off.
 func (a attachment) detachReplaced(root *os.File) error {
-	if len(a.replaced) == 0 {
-		return nil
-	}
-	// Last mounted, first taken off.
+	// Last mounted, first taken off; each once, so that nothing goes but what
+	// config.json has there.
 	for _, i := range slices.Backward(a.replaced) {
 		m := a.bundle.Mounts[i]
-		for {
-			f, err := openInRoot(root, m.Destination)
-			if errors.Is(err, os.ErrNotExist) {
-				break // went with the mount that it was on
-			}
-			if err == nil {
-				err = view.Detach(f)
-				f.Close()
-			}
-			if errors.Is(err, view.ErrNotMounted) {
-				break
-			}
-			if err != nil {
-				return fmt.Errorf("taking the mount off %s: %w", m.Destination, err)
-			}
+		f, err := openInRoot(root, m.Destination)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // went with the mount that it was on
+		}
+		if err == nil {
+			err = view.Detach(f)
+			f.Close()
+		}
+		// One that another mount covers is found by CheckTarget.
+		if err != nil && !errors.Is(err, view.ErrNotMounted) {
+			return fmt.Errorf("taking the mount off %s: %w", m.Destination, err)
 		}
 	}
 	return nil
-}
-
-// check looks at what is mounted in the container before the view is.
-func (a attachment) check(root, target *os.File) error {
-	mountinfo, err := os.ReadFile("/proc/thread-self/mountinfo")
-	if err != nil {
-		return err
-	}
-	var paths [2]string
-	for i, f := range []*os.File{root, target} {
-		if paths[i], err = os.Readlink("/proc/thread-self/fd/" + strconv.Itoa(int(f.Fd()))); err != nil {
-			return err
-		}
-	}
-	return a.host.CheckMounts(mountinfo, paths[0], paths[1])
 }

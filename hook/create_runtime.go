@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
@@ -52,13 +55,13 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	// anything of that name be removed.
 	if r, ok, err := dir.readRecord(state.ID); err != nil {
 		return fail("reading the record", err)
-	} else if ok && r.Bundle != state.Bundle && r.live() {
+	} else if ok && r.live() && (r.Bundle != state.Bundle || r.Pid != state.Pid) {
 		return fail("reading the record", fmt.Errorf("process %d of another container with this id is running (bundle %s); give one of them another name", r.Pid, r.Bundle))
 	}
 	defer func() {
 		if Err != nil {
 			if err := dir.forget(store, state.ID); err != nil {
-				log.Error(fail("cleaning up", err).Error())
+				logError(log, fail("cleaning up", err))
 			}
 		}
 	}()
@@ -67,6 +70,9 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 		ID: state.ID, Bundle: state.Bundle, Pid: state.Pid,
 		Roots: request.Roots, ClosureInfo: request.ClosureInfo, Mode: modeOf(request, c),
 		GCRoots: store.GCRootsDir(state.ID), Created: began.UTC(),
+	}
+	if record.Mode == spec.ModeAuto {
+		record.Mode = spec.ModeOverlay // what it mostly is; written again if not
 	}
 	if state.Pid > 0 {
 		if record.PidStart, err = startTime(state.Pid); err != nil {
@@ -83,8 +89,8 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 		return fail("resolving "+asked(store, request), err)
 	}
 
-	v := viewer{dir, store, host, memo, p, resolution, view.Options{Label: bundle.MountLabel, Listed: request.Listing}}
-	mode, why, made, err := v.make(ctx, record.Mode)
+	v := viewer{dir, store, host, memo, p, resolution, view.Options{Label: bundle.MountLabel, Listed: request.Listing}, log}
+	mode, why, made, err := v.make(ctx, modeOf(request, c))
 	if err != nil {
 		return fail("making the view", err)
 	}
@@ -123,11 +129,32 @@ func modeOf(r *spec.Request, c config.Config) spec.Mode {
 
 // lookAtHost finds out what the host's mount namespace has, once for all mounts.
 func lookAtHost(c config.Config) (*spec.Host, error) {
-	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	mountinfo, err := readMountinfo("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	return spec.LookAtHost(c.Store(), c.RuntimeDir, mountinfo)
+}
+
+// readMountinfo reads a mountinfo file, in few and large parts: the kernel makes
+// each anew.
+func readMountinfo(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	text := make([]byte, 0, 64<<10)
+	for {
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return text, nil
+		}
+		text = slices.Grow(text[:len(text)+n], 32<<10)
+	}
 }
 
 // viewer makes views of one closure.
@@ -139,6 +166,7 @@ type viewer struct {
 	pinner     pinner
 	resolution closure.Resolution
 	options    view.Options
+	log        *slog.Logger
 }
 
 // make makes a view in the mode asked for. For auto it tries the overlay first;
@@ -170,10 +198,8 @@ func (v viewer) overlay(ctx context.Context) (view.View, error) {
 	if inside := v.host.MountsInStore(); len(inside) > 0 {
 		return nil, fmt.Errorf("%w: %s is a mount inside the store, and an overlay would show what is underneath", view.ErrUnsupported, inside[0])
 	}
-	if !v.resolution.New {
-		if layer, ok := view.OpenLayer(v.dir.views, v.resolution.Digest, v.options); ok {
-			return view.NewOverlay(v.store, layer, v.options)
-		}
+	if layer, ok := view.OpenLayer(v.dir.views, v.resolution.Digest, v.options, v.resolution.Since); ok {
+		return view.NewOverlay(v.store, layer, v.options)
 	}
 	c, err := v.pinner.load(ctx, v.resolution)
 	if err != nil {
@@ -197,6 +223,9 @@ func (v viewer) bind(ctx context.Context) (view.View, error) {
 	c, err := v.pinner.load(ctx, v.resolution)
 	if err != nil {
 		return nil, err
+	}
+	if v.options.Label != "" {
+		v.log.Warn("bind mode cannot give files the label that the container asks for; a confined container may not read them", "label", v.options.Label)
 	}
 	return view.NewBind(v.store, c, v.options)
 }

@@ -4,6 +4,7 @@ package hook
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -41,21 +42,23 @@ func Run(stage, configPath string, in io.Reader, out io.Writer) error {
 		return &failure{"", "reading the OCI state from standard input", err}
 	}
 	state, err := spec.ParseState(text)
+	if !errors.Is(err, spec.ErrNoState) && !spec.Annotated(state.Annotations) {
+		return nil
+	}
 	if err != nil {
-		return &failure{state.ID, "reading the OCI state", err}
+		err = &failure{state.ID, "reading the OCI state", err}
+		logError(logFor(configPath, stage, state.ID), err)
+		return err
 	}
 	if stage == "poststop" {
 		poststop(configPath, state)
-		return nil
-	}
-	if !spec.Annotated(state.Annotations) {
 		return nil
 	}
 
 	c, err := config.Read(configPath)
 	if err != nil {
 		err = &failure{state.ID, "reading the configuration", err}
-		newLog(config.Default().LogFile, stage, state.ID).Error(err.Error())
+		logError(logFor(configPath, stage, state.ID), err)
 		return err
 	}
 	log := newLog(c.LogFile, stage, state.ID)
@@ -65,7 +68,7 @@ func Run(stage, configPath string, in io.Reader, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
 	if err := create(ctx, c, configPath, stage, state, log); err != nil {
-		log.Error(err.Error())
+		logError(log, err)
 		return err
 	}
 	return nil
@@ -98,6 +101,25 @@ func oneLine(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// logFor returns the log that the configuration names, or the default one where
+// it cannot be read.
+func logFor(configPath, stage, container string) *slog.Logger {
+	c, err := config.Read(configPath)
+	if err != nil {
+		c = config.Default()
+	}
+	return newLog(c.LogFile, stage, container)
+}
+
+// logError writes a failure to the log, whole and in its parts.
+func logError(log *slog.Logger, err error) {
+	var f *failure
+	if errors.As(err, &f) {
+		log = log.With("doing", f.doing, "error", f.err.Error())
+	}
+	log.Error(err.Error())
 }
 
 // newLog returns the log of a stage: JSON lines in a file. Without a file,

@@ -80,7 +80,6 @@ func (p pinner) pinWhileCollecting(ctx context.Context, id string, record func(d
 	if err == nil && (after.Digest != before.Digest || !slices.Equal(after.Pins, before.Pins)) {
 		err = errors.New("the store changed while the garbage collector ran; start the container again")
 	}
-	after.New = after.New || before.New
 	return after, err
 }
 

@@ -3,6 +3,8 @@
 package hook
 
 import (
+	"os"
+
 	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
@@ -16,30 +18,42 @@ func poststop(configPath string, state spec.State) {
 	}
 	c, err := config.Read(configPath)
 	if err != nil {
-		newLog(config.Default().LogFile, "poststop", state.ID).Error((&failure{state.ID, "reading the configuration", err}).Error())
+		logError(logFor(configPath, "poststop", state.ID), &failure{state.ID, "reading the configuration", err})
 		return
 	}
 	log := newLog(c.LogFile, "poststop", state.ID)
 	dir, err := openRuntimeDir(c.RuntimeDir)
 	if err != nil {
-		log.Error((&failure{state.ID, "opening the runtime directory", err}).Error())
+		logError(log, &failure{state.ID, "opening the runtime directory", err})
 		return
 	}
 	r, ok, err := dir.readRecord(state.ID)
 	if err != nil {
-		log.Error((&failure{state.ID, "reading the record", err}).Error())
+		logError(log, &failure{state.ID, "reading the record", err})
 		return
 	}
 	// A container with the same id, of another engine or namespace, keeps what
 	// it has.
-	if ok && r.Bundle != "" && r.Bundle != state.Bundle {
+	if ok && r.Bundle != "" && !sameFile(r.Bundle, state.Bundle) {
+		log.Warn("left alone: the record is of another container with this id", "bundle", r.Bundle)
 		return
 	}
 	if err := dir.forget(c.Store(), state.ID); err != nil {
-		log.Error((&failure{state.ID, "cleaning up", err}).Error())
+		logError(log, &failure{state.ID, "cleaning up", err})
 		return
 	}
 	if ok {
 		log.Info("forgotten")
 	}
+}
+
+// sameFile tells whether two paths are of one file, or are the same where there
+// is none any more.
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	other, err2 := os.Stat(b)
+	if err != nil || err2 != nil {
+		return a == b
+	}
+	return os.SameFile(one, other)
 }

@@ -5,7 +5,6 @@ package hook
 import (
 	"fmt"
 	"io"
-	"log/slog"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -22,24 +21,15 @@ func precreate(configPath string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return &failure{"", doing, err}
 	}
-	parsed, err := spec.ParseConfig(text)
-	if err != nil {
-		return &failure{"", doing, err}
+	annotations, err := spec.ParseConfigAnnotations(text)
+	if err == nil && spec.Annotated(annotations) {
+		text, err = rewrite(configPath, text)
+	} else if err != nil {
+		err = &failure{"", doing, err}
 	}
-	if spec.Annotated(parsed.Annotations) {
-		c, err := config.Read(configPath)
-		if err != nil {
-			c = config.Default()
-			err = &failure{"", "reading the configuration", err}
-		}
-		log := newLog(c.LogFile, "precreate", "")
-		if err == nil {
-			text, err = withoutReplaced(c, text, parsed, log)
-		}
-		if err != nil {
-			log.Error(err.Error())
-			return err
-		}
+	if err != nil {
+		logError(logFor(configPath, "precreate", ""), err)
+		return err
 	}
 	if _, err := out.Write(text); err != nil {
 		return &failure{"", "writing config.json to standard output", err}
@@ -47,7 +37,16 @@ func precreate(configPath string, in io.Reader, out io.Writer) error {
 	return nil
 }
 
-func withoutReplaced(c config.Config, text []byte, parsed spec.Config, log *slog.Logger) ([]byte, error) {
+// rewrite takes the mounts that the view replaces out of a config.json.
+func rewrite(configPath string, text []byte) ([]byte, error) {
+	c, err := config.Read(configPath)
+	if err != nil {
+		return nil, &failure{"", "reading the configuration", err}
+	}
+	parsed, err := spec.ParseConfig(text)
+	if err != nil {
+		return nil, &failure{"", "reading config.json from standard input", err}
+	}
 	request, err := spec.ParseAnnotations(c.Store(), parsed.Annotations)
 	if err != nil {
 		return nil, &failure{"", "reading the annotations", err}
@@ -68,6 +67,7 @@ func withoutReplaced(c config.Config, text []byte, parsed spec.Config, log *slog
 	if err != nil {
 		return nil, &failure{"", "rewriting config.json", err}
 	}
+	log := newLog(c.LogFile, "precreate", "")
 	for _, i := range replaced {
 		log.Info("taken out of the mount list", "destination", parsed.Mounts[i].Destination, "source", parsed.Mounts[i].Source)
 	}

@@ -87,7 +87,7 @@ func private(path string, info fs.FileInfo) error {
 }
 
 func (d *runtimeDir) writeRecord(r Record) error {
-	text, err := json.MarshalIndent(r, "", "  ")
+	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}

@@ -127,8 +127,10 @@ type setting struct{ annotation, value string }
 // roots or closure-info takes the place of both.
 func ofContainer(annotations map[string]string) (map[string]setting, error) {
 	name := annotations[criContainerName]
-	if name == "" {
-		name = annotations[crioContainerName]
+	if other := annotations[crioContainerName]; name == "" {
+		name = other
+	} else if other != "" && other != name {
+		return nil, fmt.Errorf("annotations %s and %s disagree on the container's name: %q, %q", criContainerName, crioContainerName, name, other)
 	}
 	everyone, own := map[string]setting{}, map[string]setting{}
 	for annotation, value := range annotations {
@@ -143,6 +145,8 @@ func ofContainer(annotations map[string]string) (map[string]setting, error) {
 			return nil, fmt.Errorf("annotation %s: is for one container of a pod, and the engine does not say which one this is; leave out %q", annotation, container+".")
 		case container == name:
 			own[key] = setting{annotation, value}
+		case !slices.Contains(keys, key):
+			return nil, fmt.Errorf("annotation %s: %w", annotation, errUnknownKey())
 		}
 	}
 	_, roots := own[KeyRoots]
@@ -198,6 +202,10 @@ func (r *Request) set(store closure.Store, key, value string) error {
 	case KeyListing:
 		return parseBool(value, &r.Listing)
 	}
+	return errUnknownKey()
+}
+
+func errUnknownKey() error {
 	return fmt.Errorf("unknown; the keys are %s", strings.Join(keys, ", "))
 }
 

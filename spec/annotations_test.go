@@ -95,7 +95,7 @@ func TestParseAnnotations(t *testing.T) {
 			&Request{Roots: roots("a"), Mode: ModeBind}},
 		{"own value in place of a wrong one", annotations("nix-closure/roots", a, "nix-closure/mode", "wrong", "web.nix-closure/mode", "bind", criName, "web"),
 			&Request{Roots: roots("a"), Mode: ModeBind, Listing: true}},
-		{"containerd's name is asked first", annotations("web.nix-closure/roots", a, criName, "web", criName2, "db"), &Request{Roots: roots("a"), Listing: true}},
+		{"both engines agree on the name", annotations("web.nix-closure/roots", a, criName, "web", criName2, "web"), &Request{Roots: roots("a"), Listing: true}},
 	} {
 		got, err := ParseAnnotations(nixStore, c.in)
 		if err != nil || !reflect.DeepEqual(got, c.want) {

@@ -3,6 +3,7 @@
 package spec
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,37 +58,59 @@ func ReadLimited(r io.Reader, max int) ([]byte, error) {
 	return text, err
 }
 
-// ParseConfig parses the text of a config.json.
-func ParseConfig(text []byte) (Config, error) {
-	fields, err := topLevel(text)
-	if err != nil {
-		return Config{}, err
+// ParseConfigAnnotations returns the annotations of a config.json, and looks at
+// nothing else.
+func ParseConfigAnnotations(text []byte) (map[string]string, error) {
+	var c struct {
+		Annotations map[string]string `json:"annotations"`
 	}
-	var c Config
-	var root specs.Root
-	var linux struct {
-		MountLabel string `json:"mountLabel"`
+	if err := json.Unmarshal(text, &c); err != nil {
+		return nil, fmt.Errorf("not of the expected form: %w", err)
 	}
-	for _, f := range []struct {
-		name string
-		into any
-	}{
-		{"root", &root}, {"mounts", &c.Mounts}, {"annotations", &c.Annotations}, {"linux", &linux},
-	} {
-		if raw, ok := fields[f.name]; ok {
-			if err := json.Unmarshal(raw, f.into); err != nil {
-				return Config{}, fmt.Errorf("%s: not of the expected form: %w", f.name, err)
-			}
-		}
-	}
-	if root.Path == "" {
-		return Config{}, errors.New("has no root.path")
-	}
-	c.Root, c.MountLabel = root.Path, linux.MountLabel
-	return c, nil
+	return c.Annotations, nil
 }
 
-// readFields are the fields of a config.json whose meaning matters here.
+// ParseConfig parses the text of a config.json.
+func ParseConfig(text []byte) (Config, error) {
+	var c struct {
+		Root        specs.Root        `json:"root"`
+		Mounts      []specs.Mount     `json:"mounts"`
+		Annotations map[string]string `json:"annotations"`
+		Linux       struct {
+			MountLabel string `json:"mountLabel"`
+		} `json:"linux"`
+	}
+	err := json.Unmarshal(text, &c)
+	if err != nil || c.Root.Path == "" || oddCase(text) {
+		if _, err := topLevel(text); err != nil {
+			return Config{}, err
+		}
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("not of the expected form: %w", err)
+	}
+	if c.Root.Path == "" {
+		return Config{}, errors.New("has no root.path")
+	}
+	return Config{c.Root.Path, c.Mounts, c.Annotations, c.Linux.MountLabel}, nil
+}
+
+// oddCase tells whether the name of a field that is read may be there in another
+// case, anywhere. It is a quick look that most texts pass.
+func oddCase(text []byte) bool {
+	lower := bytes.ToLower(text)
+	for _, name := range readFields {
+		quoted := []byte(`"` + name + `"`)
+		if bytes.Count(lower, quoted) != bytes.Count(text, quoted) {
+			return true
+		}
+	}
+	// A letter may be written as an escape, or be one that only folds to it.
+	return bytes.Contains(text, []byte(`\u`)) || bytes.Contains(text, []byte("\u017f"))
+}
+
+// readFields are the fields at the top of a config.json whose meaning matters
+// here.
 var readFields = [...]string{"root", "mounts", "annotations", "linux", "hooks"}
 
 // topLevel takes a config.json apart. A field whose name differs from one that

@@ -121,13 +121,3 @@ func TestSandboxOfTheOtherEngine(t *testing.T) {
 		}
 	}
 }
-
-// A separator that is none makes one root of two, in silence.
-func TestRootsLost(t *testing.T) {
-	for _, sep := range []string{";", "\u00a0", ":", "|", "\u2003"} {
-		in := storePath("a") + "/bin" + sep + storePath("b") + "/bin"
-		if got, err := ParseAnnotations(nixStore, annotations("nix-closure/roots", in)); err == nil {
-			t.Errorf("%q: %q", in, got.Roots)
-		}
-	}
-}

@@ -41,12 +41,13 @@ const (
 // another mount of the same file system: by the place on the file system, and
 // single files also by device and inode, for they may have hard links.
 type Host struct {
-	store   closure.Store
-	storeID fileID
-	mounts  []mountPoint
-	guarded []guard
-	ids     map[fileID]string
-	looked  bool // whether ids has what lookInside adds
+	store     closure.Store
+	storeReal string // without symbolic links
+	storeID   fileID
+	mounts    []mountPoint
+	guarded   []guard
+	ids       map[fileID]string
+	looked    bool // whether ids has what lookInside adds
 }
 
 // guard is a directory that must not show. Of the store directory, a single
@@ -67,37 +68,42 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (*Host
 		return nil, err
 	}
 	var err error
+	if h.storeReal, err = filepath.EvalSymlinks(store.Dir); err != nil {
+		return nil, err
+	}
 	if h.storeID, err = identify(store.Dir); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{store.StateDir, runtimeDir} {
-		if err := h.guard(dir, false); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := h.guard(dir, false); err != nil {
 			return nil, err
 		}
 	}
 	return h, nil
 }
 
-// guard adds a directory, and all above it by name.
+// guard adds a directory, and all above it by name. What is not there yet, and
+// may be made by the time that something is mounted, is guarded where it will be.
 func (h *Host) guard(dir string, store bool) error {
-	real, err := filepath.EvalSymlinks(dir)
+	there, missing := dir, ""
+	real, err := filepath.EvalSymlinks(there)
+	for !store && errors.Is(err, os.ErrNotExist) && there != "/" {
+		there, missing = path.Dir(there), "/"+path.Base(there)+missing
+		real, err = filepath.EvalSymlinks(there)
+	}
 	if err != nil {
 		return err
 	}
+	real = strings.TrimSuffix(real, "/") + missing
 	m := mountOf(h.mounts, real)
 	if m.device == "" {
-		return fmt.Errorf("%s is on none of the mounts in mountinfo", real)
+		return fmt.Errorf("%s: %w", real, ErrNoMount)
 	}
 	h.guarded = append(h.guarded, guard{placeOf(h.mounts, real), dir, store})
 	// A store that is an overlay, as on a live system, has its files in layers.
-	if m.kind == "overlay" && below(m.point, real) {
-		for option := range strings.SplitSeq(m.options, ",") {
-			for _, layer := range layers(option) {
-				if filepath.IsAbs(layer) {
-					h.guarded = append(h.guarded, guard{placeOf(h.mounts, layer), layer, store})
-				}
-			}
-		}
+	for _, layer := range m.layers() {
+		layer += strings.TrimPrefix(real, strings.TrimSuffix(m.point, "/"))
+		h.guarded = append(h.guarded, guard{placeOf(h.mounts, layer), layer, store})
 	}
 	paths := []string{dir}
 	if real != dir {
@@ -106,10 +112,10 @@ func (h *Host) guard(dir string, store bool) error {
 	for _, p := range paths {
 		for ; ; p = path.Dir(p) {
 			id, err := identify(p)
-			if err != nil {
+			if err != nil && (missing == "" || !errors.Is(err, os.ErrNotExist)) {
 				return err
 			}
-			if _, ok := h.ids[id]; !ok {
+			if _, ok := h.ids[id]; err == nil && !ok {
 				h.ids[id] = p
 			}
 			if p == "/" {
@@ -152,7 +158,7 @@ func identify(path string) (fileID, error) {
 // showsPlace returns what a mount of p shows that it must not, or nothing.
 func (h *Host) showsPlace(p place) string {
 	for _, g := range h.guarded {
-		if g.place.within(p) {
+		if g.within(p) {
 			return g.name
 		}
 		if !p.within(g.place) {
@@ -168,12 +174,29 @@ func (h *Host) showsPlace(p place) string {
 	return ""
 }
 
+// showsMount returns what a mount shows that it must not, or nothing. An overlay
+// shows its layers.
+func (h *Host) showsMount(m mountPoint) string {
+	if shows := h.showsPlace(m.place); shows != "" {
+		return shows
+	}
+	for _, layer := range m.layers() {
+		if shows := h.showsPlace(placeOf(h.mounts, layer)); shows != "" {
+			return shows
+		}
+	}
+	return ""
+}
+
+// ErrNoMount says that a path is on none of the mounts that a mountinfo lists.
+var ErrNoMount = errors.New("is on none of the mounts in mountinfo")
+
 // MountsInStore returns the mount points of the host that lie inside the store
 // directory.
 func (h *Host) MountsInStore() []string {
 	var inside []string
 	for _, m := range h.mounts {
-		if strings.HasPrefix(m.point, h.store.Dir+"/") {
+		if strings.HasPrefix(m.point, h.storeReal+"/") {
 			inside = append(inside, m.point)
 		}
 	}
@@ -187,27 +210,45 @@ var ErrCovered = errors.New("is mounted on the store directory or inside it, und
 // CheckMounts looks at what is really mounted in a container, by the mountinfo
 // of its mount namespace: the name of a mount's source may have led elsewhere
 // when the runtime mounted it than when it was classified, and config.json need
-// not have all mounts. root and target are the container's root and its store
-// directory, as paths in that namespace without symbolic links; nothing may be
-// mounted on target yet.
-func (h *Host) CheckMounts(mountinfo []byte, root, target string) error {
+// not have all mounts. root is the container's root as a path in that namespace
+// without symbolic links. Runtimes mount it; if nothing is mounted there, the
+// name has led elsewhere since.
+func (h *Host) CheckMounts(mountinfo []byte, root string) error {
 	mounts := parseMounts(mountinfo)
-	for _, p := range []string{root, target} {
-		if shows := h.showsPlace(placeOf(mounts, p)); shows != "" {
-			return fmt.Errorf("%s in the container's root shows %s of the host, and with it more than the closure; take another root", p, shows)
-		}
-	}
+	isMount := false
 	for _, m := range mounts {
 		if !below(m.point, root) {
 			continue
 		}
-		inside := strings.TrimPrefix(m.point, strings.TrimSuffix(root, "/"))
-		if below(m.point, target) || below(inside, h.store.Dir) {
-			return fmt.Errorf("what is on %s %w; take it out of the container's mounts", inside, ErrCovered)
+		isMount = isMount || m.point == root
+		if shows := h.showsMount(m); shows != "" {
+			inside := "/" + strings.TrimPrefix(strings.TrimPrefix(m.point, root), "/")
+			return fmt.Errorf("mount on %s: shows %s of the host, and with it more than the closure; take the mount out, or take another root", inside, shows)
 		}
-		if shows := h.showsPlace(m.place); shows != "" {
-			return fmt.Errorf("mount on %s: shows %s of the host, and with it more than the closure; take the mount out", inside, shows)
+	}
+	if !isMount {
+		return fmt.Errorf("the container's root %s is not the root of a mount, as runtimes make it; its name leads elsewhere than it did", root)
+	}
+	return nil
+}
+
+// CheckTarget looks at the store directory of a container before the view is
+// attached: that nothing is mounted on it or inside it, and that what is mounted
+// on it does not propagate to the host. Paths are as for CheckMounts.
+func (h *Host) CheckTarget(mountinfo []byte, root, target string) error {
+	mounts := parseMounts(mountinfo)
+	store := strings.TrimSuffix(root, "/") + h.store.Dir
+	for _, m := range mounts {
+		if below(m.point, target) || below(m.point, store) {
+			return fmt.Errorf("what is on %s %w; take it out of the container's mounts", strings.TrimPrefix(m.point, strings.TrimSuffix(root, "/")), ErrCovered)
 		}
+	}
+	m := mountOf(mounts, target)
+	if m.device == "" {
+		return fmt.Errorf("%s: %w", target, ErrNoMount)
+	}
+	if m.group != "" && slices.ContainsFunc(h.mounts, func(o mountPoint) bool { return o.group == m.group }) {
+		return fmt.Errorf("what is mounted in %s of the container propagates to the host; mount it without shared propagation", strings.TrimPrefix(m.point, strings.TrimSuffix(root, "/")))
 	}
 	return nil
 }
@@ -287,6 +328,23 @@ func sourcesOf(bundle string, m specs.Mount) ([]source, error) {
 	return []source{{path: absolute(m.Source)}}, nil
 }
 
+// layers returns the directories of an overlay, as far as they are named by
+// absolute paths.
+func (m mountPoint) layers() []string {
+	if m.kind != "overlay" {
+		return nil
+	}
+	var all []string
+	for option := range strings.SplitSeq(m.options, ",") {
+		for _, layer := range layers(option) {
+			if filepath.IsAbs(layer) {
+				all = append(all, layer)
+			}
+		}
+	}
+	return all
+}
+
 // layers returns the directories that an option of an overlay names.
 func layers(option string) []string {
 	key, value, _ := strings.Cut(option, "=")
@@ -323,13 +381,22 @@ func (h *Host) shown(s source) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	m := mountOf(h.mounts, real)
+	if m.device == "" {
+		return "", fmt.Errorf("%s: %w", real, ErrNoMount)
+	}
 	if shows := h.showsPlace(placeOf(h.mounts, real)); shows != "" {
 		return shows, nil
+	}
+	for _, layer := range m.layers() {
+		if shows := h.showsPlace(placeOf(h.mounts, layer+strings.TrimPrefix(real, strings.TrimSuffix(m.point, "/")))); shows != "" {
+			return shows, nil
+		}
 	}
 	if s.recursive {
 		for _, m := range h.mounts {
 			if below(m.point, real) {
-				if shows := h.showsPlace(m.place); shows != "" {
+				if shows := h.showsMount(m); shows != "" {
 					return shows, nil
 				}
 			}

@@ -3,7 +3,7 @@
 package spec
 
 import (
-	"bytes"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -28,6 +28,7 @@ type mountPoint struct {
 	id, parent string
 	place             // of what is mounted
 	point      string // where
+	group      string // peer group (shared:N), if its mounts propagate
 	kind       string // of file system
 	options    string // of the file system
 }
@@ -35,21 +36,28 @@ type mountPoint struct {
 // parseMounts parses the text of a mountinfo file. A line that it does not
 // understand is left out.
 func parseMounts(mountinfo []byte) []mountPoint {
-	var all []mountPoint
-	for line := range bytes.Lines(mountinfo) {
-		before, after, ok := bytes.Cut(line, []byte(" - "))
-		fields := bytes.SplitN(before, []byte(" "), 6)
-		if !ok || len(fields) < 6 {
+	text := string(mountinfo) // once: all that is returned is a part of it
+	all := make([]mountPoint, 0, strings.Count(text, "\n")+1)
+	for line := range strings.Lines(text) {
+		before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
+		var m mountPoint
+		var rest [6]bool
+		m.id, before, rest[0] = strings.Cut(before, " ")
+		m.parent, before, rest[1] = strings.Cut(before, " ")
+		m.device, before, rest[2] = strings.Cut(before, " ")
+		m.path, before, rest[3] = strings.Cut(before, " ")
+		m.point, before, rest[4] = strings.Cut(before, " ")
+		m.kind, after, rest[5] = strings.Cut(after, " ")
+		if !ok || slices.Contains(rest[:], false) {
 			continue
 		}
-		m := mountPoint{
-			id: string(fields[0]), parent: string(fields[1]),
-			place: place{string(fields[2]), unescape(string(fields[3]))},
-			point: unescape(string(fields[4])),
+		_, m.options, _ = strings.Cut(after, " ")
+		for field := range strings.SplitSeq(before, " ") {
+			if strings.HasPrefix(field, "shared:") {
+				m.group = field
+			}
 		}
-		if f := strings.Fields(string(after)); len(f) >= 3 {
-			m.kind, m.options = f[0], f[2]
-		}
+		m.path, m.point = unescape(m.path), unescape(m.point)
 		all = append(all, m)
 	}
 	return all
@@ -59,13 +67,10 @@ func parseMounts(mountinfo []byte) []mountPoint {
 // from mount to mount as the kernel does: what is mounted on one that another
 // covers is not on the way.
 func mountOf(mounts []mountPoint, real string) mountPoint {
-	ids := make(map[string]bool, len(mounts))
-	for _, m := range mounts {
-		ids[m.id] = true
-	}
 	var found mountPoint
 	for _, m := range mounts {
-		if m.point == "/" && !ids[m.parent] {
+		// The parent of the root is itself, or in no list.
+		if m.point == "/" && (m.parent == m.id || !slices.ContainsFunc(mounts, func(o mountPoint) bool { return o.id == m.parent })) {
 			found = m
 		}
 	}

@@ -38,20 +38,27 @@ func validID(id string) bool {
 	return true
 }
 
-// ParseState reads an OCI state. Of a state with an error in it, what could be
-// read is returned too, so that a message can name the container.
+// ErrNoState says that what should be an OCI state cannot be read as one.
+var ErrNoState = errors.New("is not JSON of the expected form")
+
+// ParseState reads an OCI state. Of a state with an error in it, the annotations
+// are returned too, and the id if it is one, so that a message can name the
+// container.
 func ParseState(text []byte) (State, error) {
+	const where = "the OCI state on standard input"
 	var s State
 	if err := json.Unmarshal(text, &s); err != nil {
-		return State{}, fmt.Errorf("the OCI state on standard input is not JSON of the expected form: %w", err)
+		return State{}, fmt.Errorf("%s %w: %w", where, ErrNoState, err)
 	}
-	switch {
-	case s.ID == "":
-		return State{}, errors.New("the OCI state on standard input has no id")
-	case !validID(s.ID):
-		return State{}, fmt.Errorf("the OCI state on standard input: id %q: not 1 to %d letters, digits and _+-. with no dot first", s.ID, maxID)
-	case !filepath.IsAbs(s.Bundle):
-		return s, fmt.Errorf("the OCI state on standard input: bundle %q: not an absolute path", s.Bundle)
+	if id := s.ID; id == "" || !validID(id) {
+		s.ID = ""
+		if id == "" {
+			return s, errors.New(where + " has no id")
+		}
+		return s, fmt.Errorf("%s: id %q: not 1 to %d letters, digits and _+-. with no dot first", where, id, maxID)
+	}
+	if !filepath.IsAbs(s.Bundle) {
+		return s, fmt.Errorf("%s: bundle %q: not an absolute path", where, s.Bundle)
 	}
 	return s, nil
 }

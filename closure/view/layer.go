@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,10 +46,12 @@ func LayerName(digest string, o Options) string {
 	return digest + "-unlisted"
 }
 
-// OpenLayer returns a layer that EnsureLayer made, or ok is false.
-func OpenLayer(views *os.Root, digest string, o Options) (_ Layer, ok bool) {
+// OpenLayer returns a layer that EnsureLayer made or found to be up to date since
+// a time, in nanoseconds since 1970, or ok is false.
+func OpenLayer(views *os.Root, digest string, o Options, since int64) (_ Layer, ok bool) {
 	name := LayerName(digest, o)
-	if _, err := views.Lstat(name); err != nil {
+	st, err := views.Lstat(name)
+	if err != nil || st.ModTime().UnixNano() < since {
 		return Layer{}, false
 	}
 	return Layer{filepath.Join(views.Name(), name)}, true
@@ -87,7 +90,12 @@ func EnsureLayer(views *os.Root, store closure.Store, c closure.Closure, o Optio
 	if err := views.Rename(name, name+".stale."+rand.Text()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Layer{}, err
 	}
-	if err := fill(work, storeDir, store, c, o); err != nil {
+	began := time.Now()
+	err = fill(work, storeDir, store, c, o)
+	if err == nil {
+		err = views.Chtimes(aside, began, began)
+	}
+	if err != nil {
 		return Layer{}, errors.Join(err, views.RemoveAll(aside))
 	}
 	if err := views.Rename(aside, name); err != nil {
@@ -98,11 +106,15 @@ func EnsureLayer(views *os.Root, store closure.Store, c closure.Closure, o Optio
 
 // currentLayer returns the layer that is there, if it is up to date.
 func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Options) (Layer, bool, error) {
-	l, ok := OpenLayer(views, c.Digest(), o)
+	began := time.Now()
+	l, ok := OpenLayer(views, c.Digest(), o, 0)
 	if !ok {
 		return Layer{}, false, nil
 	}
 	ok, err := upToDate(l.path+"/"+shown, storeDir, c)
+	if ok && err == nil {
+		err = views.Chtimes(LayerName(c.Digest(), o), began, began)
+	}
 	return l, ok, err
 }
 

@@ -86,7 +86,8 @@ func events(t *testing.T, watch int) (moved, deleted []string) {
 func TestLayerIsKept(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
-	if _, ok := OpenLayer(h.views, c.Digest(), listed); ok {
+	began := time.Now()
+	if _, ok := OpenLayer(h.views, c.Digest(), listed, 0); ok {
 		t.Error("there is a layer already")
 	}
 	first, err := EnsureLayer(h.views, h.store, c, listed)
@@ -102,10 +103,13 @@ func TestLayerIsKept(t *testing.T) {
 			t.Error("made anew")
 		}
 	}
-	if l, ok := OpenLayer(h.views, c.Digest(), listed); !ok || l != first {
+	if _, ok := OpenLayer(h.views, c.Digest(), listed, time.Now().Add(time.Hour).UnixNano()); ok {
+		t.Error("opened, though it is older than it may be")
+	}
+	if l, ok := OpenLayer(h.views, c.Digest(), listed, began.UnixNano()); !ok || l != first {
 		t.Errorf("opened %v, %v", l, ok)
 	}
-	if _, ok := OpenLayer(h.views, c.Digest(), Options{}); ok {
+	if _, ok := OpenLayer(h.views, c.Digest(), Options{}, 0); ok {
 		t.Error("the same layer for a directory that cannot be listed")
 	}
 }

@@ -32,7 +32,7 @@ func newMount(kind string, options []option) (_ *os.File, Err error) {
 	defer unix.Close(fs)
 	for _, o := range options {
 		if len(o.value) > maxOption {
-			return nil, fmt.Errorf("mount option %s is longer than %d bytes: %s", o.key, maxOption, o.value)
+			return nil, fmt.Errorf("%w: mount option %s is longer than %d bytes: %s", ErrUnsupported, o.key, maxOption, o.value)
 		}
 		if err := unix.FsconfigSetString(fs, o.key, o.value); err != nil {
 			return nil, fmt.Errorf("%s option %s=%s: %w%s", kind, o.key, o.value, err, messages(fs))
@@ -96,10 +96,21 @@ func seal(mount *os.File) error {
 
 // Detach takes off the mount that f is the root of, lazily and with what is
 // mounted on it. To see what was underneath, open the path anew.
+//
+// It is made private first: to take a shared mount off takes off what its peers
+// have, the host's among them.
 func Detach(f *os.File) error {
+	private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &private)
+	if errors.Is(err, unix.EINVAL) {
+		return ErrNotMounted
+	}
+	if err != nil {
+		return os.NewSyscallError("mount_setattr", err)
+	}
 	// umount2 takes no descriptor, and the path could lead elsewhere by now; the
 	// link in /proc leads to what is open.
-	err := unix.Unmount("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), unix.MNT_DETACH)
+	err = unix.Unmount("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), unix.MNT_DETACH)
 	if errors.Is(err, unix.EINVAL) {
 		return ErrNotMounted
 	}

@@ -38,8 +38,13 @@ func NewOverlay(store closure.Store, l Layer, o Options) (View, error) {
 		options = append(options, option{"context", o.Label})
 	}
 	mount, err := newMount("overlay", options)
+	for _, e := range []error{unix.EINVAL, unix.EPERM, unix.ENODEV, unix.EOPNOTSUPP, unix.ELOOP} {
+		if errors.Is(err, e) {
+			return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+		}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+		return nil, err
 	}
 	return &overlay{mount: mount}, nil
 }
@@ -90,7 +95,7 @@ func (o *overlay) Close() error {
 
 // Check compares the view, before it is attached, with the store: that the
 // kernel followed the layer's attributes, and did not leave directories empty
-// and files without content, as it does where a module parameter forbids it.
+// and files without content, as it does with an overlay that it does not trust.
 func Check(v View, store closure.Store, c closure.Closure) error {
 	o, ok := v.(*overlay)
 	if !ok {
@@ -118,10 +123,10 @@ func Check(v View, store closure.Store, c closure.Closure) error {
 			}
 			got, err := content(o.mount, shown+"/"+string(name))
 			if err != nil {
-				return fmt.Errorf("%w: %s: %w", ErrUnsupported, store.Path(name), err)
+				return fmt.Errorf("%s: %w", store.Path(name), err)
 			}
 			if got != want {
-				return fmt.Errorf("%w: %s shows without its content; is overlay's redirect_dir or metacopy forbidden by a module parameter?", ErrUnsupported, store.Path(name))
+				return fmt.Errorf("%w: %s shows without its content: the kernel does not follow the layer's attributes", ErrUnsupported, store.Path(name))
 			}
 			directory, file = directory || kind == unix.S_IFDIR, file || kind == unix.S_IFREG
 		}

@@ -656,7 +656,7 @@ func TestKernelMessage(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	h := newHost(t)
-	if _, err := NewOverlay(h.store, Layer{h.dir + "/nowhere"}, listed); !errors.Is(err, ErrUnsupported) || !errors.Is(err, fs.ErrNotExist) {
+	if _, err := NewOverlay(h.store, Layer{h.dir + "/nowhere"}, listed); errors.Is(err, ErrUnsupported) || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -27,8 +27,8 @@ STAGE is one of %s.
   --config FILE   the configuration, instead of %s
   --version       print the version
 
-By hand, to see what a container would be refused for:
-  echo '{"annotations":{"nix-closure/roots":"/nix/store/..."},"root":{"path":"/"}}' |
+By hand, to see whether annotations and mounts are accepted:
+  echo '{"annotations":{"nix-closure/roots":"/nix/store/..."},"root":{"path":"rootfs"}}' |
       nix-closure-hook precreate
 `
 

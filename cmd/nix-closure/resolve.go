@@ -63,7 +63,7 @@ func resolve(ctx context.Context, configPath string, info, asJSON bool, args []s
 	}
 	dir := filepath.Join(c.RuntimeDir, "closures")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+		return fmt.Errorf("%w; run as the user who runs the hook, mostly root", err)
 	}
 	closures, err := os.OpenRoot(dir)
 	if err != nil {

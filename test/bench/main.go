@@ -138,6 +138,9 @@ func (o *options) prepare(p *progress) (*host, error) {
 		return nil, err
 	}
 	p.show("making a store of %d paths", o.store)
+	if err := journalled(filepath.Join(h.dir, "nix.ext4")); err != nil {
+		return nil, err
+	}
 	h.store, err = makeStore(o.store, o.sizes)
 	return h, err
 }

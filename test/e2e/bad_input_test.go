@@ -238,9 +238,13 @@ func badInputs(t *testing.T) []badInput {
 			if err := os.Symlink("/nowhere", b.dir+"/rootfs/nix"); err != nil {
 				t.Fatal(err)
 			}
-		}, want: "attaching the view: /nix/store in the container: openat2 ROOT/nix: not a directory; the image must have a directory there, or nothing"},
+		}, want: "attaching the view: /nix/store in the container: mkdirat /nix: file exists; the image must have a directory there, or nothing"},
 		{name: "covered mount of the store", annotations: roots(env), change: func(_ *testing.T, b *bundle) {
 			b.addMount(object{"destination": "/nix/store", "type": "bind", "source": "/nix/store", "options": []string{"rbind"}})
+			b.addMount(object{"destination": "/nix", "type": "tmpfs", "source": "tmpfs"})
+		}, want: "attaching the view: mount on /nix/store: shows /nix/store of the host, and with it more than the closure; take the mount out, or take another root"},
+		{name: "covered mount on the store", annotations: roots(env), change: func(t *testing.T, b *bundle) {
+			b.addMount(object{"destination": "/nix/store", "type": "bind", "source": t.TempDir(), "options": []string{"rbind"}})
 			b.addMount(object{"destination": "/nix", "type": "tmpfs", "source": "tmpfs"})
 		}, want: "attaching the view: what is on /nix/store is mounted on the store directory or inside it, under another mount or by none of the mounts in config.json, and cannot be taken off; take it out of the container's mounts"},
 		{name: "mount of the host", annotations: roots(env), change: func(_ *testing.T, b *bundle) {
@@ -348,7 +352,7 @@ func hookInputs(t *testing.T) []hookInput {
 		{"no state", "createRuntime", "", nobody, onStdin + " is not JSON of the expected form: unexpected end of JSON input"},
 		{"a state that is no JSON", "createRuntime", "x", nobody, onStdin + " is not JSON of the expected form: invalid character 'x' looking for beginning of value"},
 		{"a state that is a list", "createRuntime", "[]", nobody, onStdin + " is not JSON of the expected form: json: cannot unmarshal array into Go value of type spec.State"},
-		{"no id", "createRuntime", `{"bundle":"/x"}`, nobody, onStdin + " has no id"},
+		{"no id", "createRuntime", `{"bundle":"/x","annotations":{"nix-closure/roots":"x"}}`, nobody, onStdin + " has no id"},
 		{"an id that leads elsewhere", "createRuntime", state("../x", 1, "/x", env), nobody, badID("../x")},
 		{"an id with a slash", "createRuntime", state("a/b", 1, "/x", env), nobody, badID("a/b")},
 		{"a hidden id", "createRuntime", state(".x", 1, "/x", env), nobody, badID(".x")},
@@ -361,7 +365,7 @@ func hookInputs(t *testing.T) []hookInput {
 		{"a config.json that is null", "createRuntime", state("x", 1, null, env), "", bundleOf + null + "/config.json: not a JSON object: null"},
 		{"no root in config.json", "createRuntime", state("x", 1, rootless, env), "", bundleOf + rootless + "/config.json: has no root.path"},
 		{"a field in another case", "createRuntime", state("x", 1, odd, env), "", bundleOf + odd + `/config.json: field "Mounts": some runtimes take it for "mounts" and some do not`},
-		{"mounts that are no list", "createRuntime", state("x", 1, mounts, env), "", bundleOf + mounts + "/config.json: mounts: not of the expected form: json: cannot unmarshal object into Go value of type []specs.Mount"},
+		{"mounts that are no list", "createRuntime", state("x", 1, mounts, env), "", bundleOf + mounts + "/config.json: not of the expected form: json: cannot unmarshal object into Go struct field .mounts of type []specs.Mount"},
 		{"an overlay with a backslash", "createRuntime", state("x", 1, backslash, env), "", `looking at the container's mounts: mount of overlay on /x: overlay option "lowerdir=/a\\:b:/c": has a backslash, which can hide a path`},
 
 		{"no pid", "createRuntime", state("x", 0, good, env), "", "attaching the view: the OCI state has pid 0: no process whose mount namespace could be joined; call the hook as createContainer"},
@@ -369,10 +373,10 @@ func hookInputs(t *testing.T) []hookInput {
 		{"a process that is gone", "createRuntime", state("x", 4194000, good, env), "", "looking at the container's process: open /proc/4194000/stat: no such file or directory"},
 		{"no mount namespace", "createRuntime", state("x", process.Process.Pid, good, env), "", "attaching the view: the container has no mount namespace of its own (linux.namespaces of config.json); give it one"},
 		{"createContainer in the host's namespace", "createContainer", state("x", -1, good, env), "", "attaching the view: the hook was called in the host's mount namespace, as createContainer hooks never are; call it as createRuntime"},
-		{"the host as root", "createRuntime", state("x", isolated.Process.Pid, host, env), "", "attaching the view: / in the container's root shows /nix/store of the host, and with it more than the closure; take another root"},
+		{"the host as root", "createRuntime", state("x", isolated.Process.Pid, host, env), "", "attaching the view: mount on /: shows /nix/store of the host, and with it more than the closure; take the mount out, or take another root"},
 		{"a root that is not there", "createRuntime", state("x", isolated.Process.Pid, away, env), "", "attaching the view: opening the container's root: open " + away + "/elsewhere: no such file or directory"},
 
-		{"precreate without config.json", "precreate", "", nobody, readingOn + "not a JSON object: unexpected end of JSON input"},
+		{"precreate without config.json", "precreate", "", nobody, readingOn + "not of the expected form: unexpected end of JSON input"},
 		{"precreate with a root that is none", "precreate", annotated("/etc"), nobody, `reading the annotations: annotation nix-closure/roots: "/etc": not below the store directory /nix/store`},
 		{"precreate with the store at another place", "precreate", `{"root":{"path":"/x"},"annotations":{"nix-closure/roots":"` + store["env"] + `"},"mounts":[{"destination":"/x","type":"bind","source":"/nix","options":["bind"]}]}`, nobody,
 			"looking at the container's mounts: mount of /nix on /x: shows /nix of the host, and with it more than the closure; take the mount out"},
@@ -396,7 +400,7 @@ func TestBadHookInput(t *testing.T) {
 		})
 	}
 	// A container's removal never fails for what poststop does not understand.
-	for _, stdin := range []string{"", "{", `{"id":"../x"}`} {
+	for _, stdin := range []string{"", "{", state("../x", 0, "/x", roots("x"))} {
 		_, stderr, err := callHook(stdin, "poststop")
 		if err != nil || !strings.HasPrefix(stderr, "nix-closure: a container: reading the OCI state: ") {
 			t.Errorf("poststop of %q: %v %s", stdin, err, stderr)

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ func TestRecordAndRoots(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, part := range []string{`"mode": "` + mode + `"`, filepath.Base(store["env"]), id} {
+		for _, part := range []string{`"mode":"` + mode + `"`, filepath.Base(store["env"]), id} {
 			if !strings.Contains(string(record), part) {
 				t.Errorf("the record lacks %s: %s", part, record)
 			}
@@ -437,6 +438,14 @@ func TestInstall(t *testing.T) {
 			}
 		}
 		for _, program := range []string{"nix-closure-hook", "nix-closure"} {
+			// Static: in an image or a rescue system it needs nothing.
+			f, err := elf.Open(dir + c.prefix + "/bin/" + program)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+				t.Errorf("%s needs an interpreter", program)
+			}
 			out := must(t, dir+c.prefix+"/bin/"+program, "--version")
 			if !strings.HasPrefix(out, program) {
 				t.Errorf("%s: %q", program, out)
@@ -445,6 +454,63 @@ func TestInstall(t *testing.T) {
 		must(t, "make", "-C", "../..", "uninstall", "DESTDIR="+dir, "PREFIX="+c.prefix)
 		if left := must(t, "find", dir, "-type", "f"); left != "" {
 			t.Errorf("left after uninstall: %s", left)
+		}
+	}
+}
+
+// A second start asks neither Nix nor the program that reads its database.
+func TestRemembered(t *testing.T) {
+	// The hook, and not what it would ask.
+	alone := t.TempDir()
+	text, err := os.ReadFile(filepath.Join(*bin, "nix-closure-hook"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(alone+"/nix-closure-hook", text, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		annotations := with(roots(store["env"]), "nix-closure/mode", mode)
+		first := newBundle(t, annotations, "true", "createRuntime", "poststop")
+		if _, _, stderr, err := first.run(t, runtime); err != nil {
+			t.Fatalf("%v %s", err, stderr)
+		}
+		// What was written a moment ago is not trusted, see closure.Memo.
+		time.Sleep(1100 * time.Millisecond)
+		if _, _, stderr, err := first.run(t, runtime); err != nil {
+			t.Fatalf("%v %s", err, stderr)
+		}
+		second := newBundle(t, annotations, "ls /nix/store | wc -l", "createRuntime", "poststop")
+		for _, stage := range []string{"createRuntime", "poststop"} {
+			hook := second.hook("nix-closure-hook", stage)
+			hook["path"] = alone + "/nix-closure-hook"
+			second.config["hooks"].(object)[stage] = []object{hook}
+		}
+		_, out, stderr, err := second.run(t, runtime)
+		if err != nil || out != fmt.Sprintln(len(closureOf(t, store["env"]))) {
+			t.Errorf("%v %q %s", err, out, stderr)
+		}
+		// And without it, what is not remembered is not had.
+		second.config["annotations"] = with(roots(store["foreign"]), "nix-closure/listing", "false")
+		if err := os.RemoveAll(runtimeDir + "/closures"); err != nil {
+			t.Fatal(err)
+		}
+		if _, out, _, err := second.run(t, runtime); err == nil {
+			t.Errorf("started without the program that resolves: %q", out)
+		}
+		nothingLeft(t)
+	})
+}
+
+// Which annotations podman calls the hook for.
+func TestWhen(t *testing.T) {
+	for annotation, called := range map[string]bool{
+		"nix-closure/roots=x": true, "nix-closure/x=": true, "app.nix-closure/roots=x": true,
+		"my-nix-closure/roots=x": false, "nix-closure=x": false, "example.com/nix-closure/roots=x": false,
+	} {
+		c := container{runtime: "runc", flags: []string{"--annotation", annotation, "-v", store["foreign"] + ":/f"}}
+		if _, stderr, err := c.run("/f/bin/busybox", "true"); (err != nil) != called {
+			t.Errorf("%s: called %v: %v %s", annotation, !called, err, stderr)
 		}
 	}
 }

@@ -134,6 +134,7 @@ func TestReplacedMounts(t *testing.T) {
 							flags: append([]string{"--cap-add", "SYS_ADMIN"}, c.flags...),
 							hooks: hooksWithout(t, stage.without),
 						}
+						before := len(readLog(t))
 						want := closureOf(t, store["env"])
 						got := strings.Fields(run.python(t, "import os; print('\\n'.join(sorted(os.listdir('/nix/store'))))"))
 						if !slices.Equal(got, want) {
@@ -155,6 +156,11 @@ func TestReplacedMounts(t *testing.T) {
 							t.Errorf("below the view: %s, want %s", left, c.left)
 						}
 						nothingLeft(t)
+						if stage.without == "" && c.left != "" && !slices.ContainsFunc(readLog(t)[before:], func(l logLine) bool {
+							return l.Stage == "precreate" && l.Msg == "taken out of the mount list"
+						}) {
+							t.Error("precreate took nothing out")
+						}
 					})
 				}
 			}
@@ -180,6 +186,15 @@ func TestLeakingMounts(t *testing.T) {
 	if err := os.Symlink(socket, links+"/socket"); err != nil {
 		t.Fatal(err)
 	}
+	mounted := t.TempDir()
+	if err := syscall.Mount("overlay", mounted, "overlay", syscall.MS_RDONLY, "lowerdir=/nix/store:"+t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(mounted, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
 	cases := []struct{ name, volume, shows string }{
 		{"the host", "/:/host", "/"},
 		{"/nix", "/nix:/x", "/nix"},
@@ -194,6 +209,7 @@ func TestLeakingMounts(t *testing.T) {
 		{"the directory below /nix", machine.Dir() + "/nix:/x", "/nix"},
 		{"a directory above all of that", filepath.Dir(machine.Dir()) + ":/x", "/nix/store"},
 		{"the runtime directory", runtimeDir + "/closures:/x", runtimeDir + "/closures"},
+		{"an overlay on the host with the store in it", mounted + ":/x", "/nix/store"},
 		{"hard links of the store", "/nix/store/.links:/x", "/nix/store/.links"},
 		{"the daemon's socket", socket + ":/x", socket},
 		{"the daemon's socket where it is", socket + ":" + socket, socket},
@@ -255,6 +271,95 @@ func TestSharedPropagation(t *testing.T) {
 			nothingLeft(t)
 		}
 	})
+}
+
+// Taking a mount off in the container leaves the host's alone, and the view does
+// not come out, also where the container's mounts propagate to the host.
+func TestPropagatingMounts(t *testing.T) {
+	share := func(path string) {
+		t.Helper()
+		if err := syscall.Mount("", path, "", syscall.MS_SHARED|syscall.MS_REC, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bindMount(t, storeDir, storeDir) // as NixOS does
+	share("/nix")
+	t.Cleanup(func() {
+		if err := syscall.Mount("", "/nix", "", syscall.MS_PRIVATE|syscall.MS_REC, ""); err != nil {
+			t.Error(err)
+		}
+	})
+	volume := t.TempDir()
+	bindMount(t, volume, volume)
+	share(volume)
+	storeMounts := func() int {
+		t.Helper()
+		mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(mountinfo), " /nix/store ")
+	}
+	before := storeMounts()
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		for _, stage := range mountStages {
+			c := container{runtime: runtime, mode: mode, root: "env", hooks: hooksWithout(t, stage.without)}
+			c.flags = []string{"-v", "/nix:/nix:rshared"}
+			if out := c.mustRun(t, store["env"]+"/bin/ls", "/nix/store"); len(strings.Fields(out)) != len(closureOf(t, store["env"])) {
+				t.Errorf("%s: the store has %s", stage.name, out)
+			}
+			if after := storeMounts(); after != before {
+				t.Errorf("%s: %d mounts on the host's store, %d before", stage.name, after, before)
+			}
+			c.flags = []string{"-v", volume + ":/nix:rshared"}
+			_, _, err := c.run(store["env"] + "/bin/true")
+			if said := lastError(t); err == nil || !strings.HasSuffix(said, "what is mounted in /nix of the container propagates to the host; mount it without shared propagation") {
+				t.Errorf("%s: %v %s", stage.name, err, said)
+			}
+			mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+			if err != nil || strings.Contains(string(mountinfo), volume+"/store") {
+				t.Errorf("%s: %v, on the host is\n%s", stage.name, err, mountinfo)
+			}
+			nothingLeft(t)
+		}
+	})
+}
+
+// An image cannot have the hook write in a directory of the host that its user
+// mounts.
+func TestImageCannotWriteInVolumes(t *testing.T) {
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "echo it runs", "createRuntime", "poststop")
+		if err := os.Symlink("/volume", b.dir+"/rootfs/nix"); err != nil {
+			t.Fatal(err)
+		}
+		volume := t.TempDir()
+		b.addMount(object{"destination": "/volume", "type": "bind", "source": volume, "options": []string{"rbind"}})
+		id, stdout, _, err := b.run(t, runtime)
+		want := "nix-closure: container " + id + ": attaching the view: /nix/store in the container: a symbolic link in the image leads to a mount that has no such directory; the image must have a directory there, or nothing"
+		if said := lastError(t); err == nil || stdout != "" || said != want {
+			t.Errorf("%v %q %s", err, stdout, said)
+		}
+		if entries, err := os.ReadDir(volume); err != nil || len(entries) > 0 {
+			t.Errorf("in the volume are %v %v", entries, err)
+		}
+		nothingLeft(t)
+	})
+}
+
+// The root of a container that is an overlay of the host is not a way around.
+func TestHostAsRoot(t *testing.T) {
+	for _, runtime := range runtimes {
+		for _, root := range []string{"/", "/:O"} {
+			args := []string{"--hooks-dir", filepath.Join(*bin, "hooks.d"), "--runtime", runtime, "run", "--rm",
+				"--annotation", "nix-closure/roots=" + store["env"], "--rootfs", root, "/bin/echo", "it runs"}
+			stdout, _, err := call("podman", args...)
+			if err == nil || stdout != "" {
+				t.Errorf("%s, %s: it started: %q", runtime, root, stdout)
+			}
+			nothingLeft(t)
+		}
+	}
 }
 
 // A single store path at another place is what was asked for by name.

@@ -69,7 +69,7 @@ for dir in /containers/*; do
 	inside /bin/busybox ls -A /nix/store 2>/dev/null | lines name
 	grep " $rootfs/nix" "/proc/$pid/mountinfo" | lines mount
 	kept kept
-	sed -n 's|.*"mode": "\(.*\)".*|\1|p' "/run/nix-closure/containers/$id.json" 2>/dev/null | lines mode
+	sed -n 's|.*"mode":"\([a-z]*\)".*|\1|p' "/run/nix-closure/containers/$id.json" 2>/dev/null | lines mode
 	# shellcheck disable=SC2154 # these are in /store-paths
 	{
 		inside /bin/busybox ls -d "$foreign" 2>&1 | lines foreign
