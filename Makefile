@@ -40,13 +40,13 @@ cross:
 
 # Shows the main job: an ordinary image under podman, with its closure only.
 demo:
-	@test/install.sh
+	@test/install.sh demo
 	@$(MAKE) --no-print-directory all
 	@cd test && $(GO) run ./demo -bin ../bin
 
 # All tests. As root; installs what is missing where apt exists.
 test:
-	@test/install.sh
+	@test/install.sh test
 	$(MAKE) --no-print-directory all cross
 	$(MAKE) --no-print-directory unit e2e
 
@@ -70,7 +70,7 @@ fuzz:
 
 # Medians and ratios of one run: a table, and bench.csv in bin/.
 bench:
-	@test/install.sh
+	@test/install.sh test
 	@$(MAKE) --no-print-directory all
 	cd test && $(GO) run ./bench -bin ../bin -csv ../bin/bench.csv
 

@@ -1,49 +1,62 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 
-# Installs the programs that the tests, the demo and the benchmark need, where
-# apt exists; elsewhere names those that are missing. Does nothing if all are
-# there.
+# Installs the programs that are needed and missing, where apt exists; elsewhere
+# names them. Does nothing if all are there.
+#
+#   install.sh demo    what the demo needs
+#   install.sh test    what the tests and the benchmark need too
 set -eu
 
 # Program, and the Debian package that has it. No program of Nix is run here:
 # even nix-store --version makes /nix.
 needed='podman podman
 runc runc
-crun crun
 conmon conmon
-newuidmap uidmap
 nix-build nix-bin
 patchelf patchelf
 busybox busybox-static
-/usr/bin/python3 python3
-ip iproute2
-make make
-gcc gcc
-qemu-system-x86_64 qemu-system-x86
-shellcheck shellcheck'
+/usr/bin/python3 python3'
 
 # An older kernel, for TestOlderKernel to boot in QEMU: a kernel and a module out
 # of Debian's package. Installing the package would make this machine boot it.
-kernel=/var/cache/nix-closure-test/kernel
+kernel=
+case ${1-} in
+demo) ;;
+test)
+	kernel=$(realpath "$(dirname "$0")/..")/bin/kernel
+	needed="$needed
+crun crun
+newuidmap uidmap
+mkfs.ext4 e2fsprogs
+qemu-system-x86_64 qemu-system-x86
+shellcheck shellcheck"
+	;;
+*)
+	echo "usage: $0 demo|test" >&2
+	exit 1
+	;;
+esac
 kernel_package=linux-image-cloud-amd64
 
 missing=
+names=
 while read -r program package; do
-	command -v "$program" >/dev/null 2>&1 || missing="$missing $package"
+	command -v "$program" >/dev/null 2>&1 || { missing="$missing $package"; names="$names $program"; }
 done <<END
 $needed
 END
 # A busybox that needs libraries is no use in a bare image.
 if [ -d /usr/share/doc ] && ! [ -e /usr/share/doc/busybox-static ]; then
 	missing="$missing busybox-static"
+	names="$names busybox (static)"
 fi
 missing_kernel=
-[ -d "$kernel" ] || missing_kernel=" $kernel"
+[ -z "$kernel" ] || [ -d "$kernel" ] || missing_kernel=" $kernel_package"
 [ -n "$missing$missing_kernel" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then
-	echo "missing, and there is no apt to install it:$missing$missing_kernel" >&2
+	echo "missing, and there is no apt to install it:$names$missing_kernel" >&2
 	exit 1
 fi
 if [ "$(id -u)" -ne 0 ]; then

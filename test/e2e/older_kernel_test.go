@@ -21,10 +21,10 @@ import (
 	_ "embed"
 )
 
-// What ../install.sh takes out of Debian's package of the kernel.
+// What ../install.sh takes out of Debian's package of the kernel, below -bin.
 const (
-	olderKernel  = "/var/cache/nix-closure-test/kernel/boot/vmlinuz-*"
-	olderOverlay = "/var/cache/nix-closure-test/kernel/lib/modules/*/kernel/fs/overlayfs/overlay.ko"
+	olderKernel  = "kernel/boot/vmlinuz-*"
+	olderOverlay = "kernel/lib/modules/*/kernel/fs/overlayfs/overlay.ko"
 )
 
 // olderTimeout is some ten times what booting and all that follows takes.
@@ -180,7 +180,7 @@ func sum(t *testing.T, path string) string {
 // database and containers, and returns its release and what olderInit saw.
 func bootOlder(t *testing.T, guests []guest, names []string) (release string, _ sawInside) {
 	t.Helper()
-	kernel, module := only(t, olderKernel), only(t, olderOverlay)
+	kernel, module := only(t, filepath.Join(*bin, olderKernel)), only(t, filepath.Join(*bin, olderOverlay))
 	root := t.TempDir()
 	// The database may have a write-ahead log beside it. Nobody writes now, so
 	// the two files together are the database.
