@@ -3,15 +3,16 @@
 package closure
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,8 +27,8 @@ type Query struct {
 // Registration is what tells one registration of a store path from the next: a
 // path that was collected and came back has another row.
 type Registration struct {
-	Row  int64 `json:"row"`
-	Time int64 `json:"time"` // seconds since 1970
+	Row  int64
+	Time int64 // seconds since 1970
 }
 
 // Memo remembers resolved closures in a directory, so that a second container
@@ -47,28 +48,77 @@ type Memo struct {
 
 // entry is what one file of the memo holds.
 type entry struct {
-	Digest        string         `json:"digest"`
-	Paths         int            `json:"paths"`
-	Pins          []BaseName     `json:"pins"`
-	Registrations []Registration `json:"registrations"` // of the pins
-	Since         int64          `json:"since"`         // see Resolution
-	Stamp         Stamp          `json:"stamp"`
+	Digest        string
+	Paths         int
+	Pins          []BaseName
+	Registrations []Registration // of the pins
+	Since         int64          // see Resolution
+	Stamp         Stamp
+}
+
+// The file has the entry as text: a line for the closure, one for the stamp, one
+// for each pin, and one that says that it is whole. It is read at every start,
+// and what reads JSON takes longer to prepare itself than this takes.
+const (
+	closureLine = "closure %s %d %d\n"
+	stampLine   = "stamp %d %d %d %d %d %d %d\n"
+	pinLine     = "pin %s %d %d\n"
+	lastLine    = "end\n"
+)
+
+func (e entry) text() []byte {
+	db, wal := e.Stamp.Files[0], e.Stamp.Files[1]
+	text := fmt.Appendf(nil, closureLine, e.Digest, e.Paths, e.Since)
+	text = fmt.Appendf(text, stampLine, e.Stamp.Taken, db.Inode, db.Size, db.Modified, wal.Inode, wal.Size, wal.Modified)
+	for i, p := range e.Pins {
+		text = fmt.Appendf(text, pinLine, p, e.Registrations[i].Row, e.Registrations[i].Time)
+	}
+	return append(text, lastLine...)
+}
+
+// parseEntry reads what text wrote, and nothing else.
+func parseEntry(text []byte) (e entry, ok bool) {
+	s := string(text)
+	next := func(format string, to ...any) bool {
+		var line string
+		line, s, ok = strings.Cut(s, "\n")
+		if !ok {
+			return false
+		}
+		n, err := fmt.Sscanf(line+"\n", format, to...)
+		return err == nil && n == len(to)
+	}
+	db, wal := &e.Stamp.Files[0], &e.Stamp.Files[1]
+	if !next(closureLine, &e.Digest, &e.Paths, &e.Since) ||
+		!next(stampLine, &e.Stamp.Taken, &db.Inode, &db.Size, &db.Modified, &wal.Inode, &wal.Size, &wal.Modified) {
+		return entry{}, false
+	}
+	for s != lastLine {
+		var p BaseName
+		var r Registration
+		if !next(pinLine, &p, &r.Row, &r.Time) {
+			return entry{}, false
+		}
+		e.Pins, e.Registrations = append(e.Pins, p), append(e.Registrations, r)
+	}
+	// Written anew it is the same: there was nothing in it that was not read.
+	return e, bytes.Equal(e.text(), text)
 }
 
 // Stamp is the state of the database's files at a moment. The zero Stamp is of
 // no database and never trusted.
 type Stamp struct {
-	Taken int64       `json:"taken"` // nanoseconds since 1970
-	Files [2]fileMark `json:"files"` // the database, its write-ahead log
+	Taken int64       // nanoseconds since 1970
+	Files [2]fileMark // the database, its write-ahead log
 }
 
 // fileMark tells whether a file was written to. Of a file that is empty or not
 // there all is 0: SQLite makes an empty log to read, and what was in a log that
 // is gone is in the database.
 type fileMark struct {
-	Inode    uint64 `json:"inode"`
-	Size     int64  `json:"size"`
-	Modified int64  `json:"modified"` // nanoseconds since 1970
+	Inode    uint64
+	Size     int64
+	Modified int64 // nanoseconds since 1970
 }
 
 // racy is how long after a write the kernel may give a second write the same
@@ -132,8 +182,8 @@ func (m Memo) lookup(q Query) (entry, bool) {
 	if err != nil {
 		return entry{}, false
 	}
-	var e entry
-	if json.Unmarshal(data, &e) != nil || len(e.Pins) == 0 || len(e.Pins) != len(e.Registrations) || !IsDigest(e.Digest) {
+	e, ok := parseEntry(data)
+	if !ok || len(e.Pins) == 0 || !IsDigest(e.Digest) {
 		return entry{}, false
 	}
 	for _, p := range e.Pins {
@@ -148,11 +198,7 @@ func (m Memo) lookup(q Query) (entry, bool) {
 func IsDigest(s string) bool { return len(s) == 2*sha256.Size && only(s, "0123456789abcdef") }
 
 func (m Memo) save(q Query, e entry) error {
-	data, err := json.Marshal(e)
-	if err != nil {
-		return err
-	}
-	return WriteFile(m.Dir, m.file(q), data)
+	return WriteFile(m.Dir, m.file(q), e.text())
 }
 
 // Load returns the remembered closure with this digest. It is checked against

@@ -4,7 +4,6 @@ package closure
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -117,6 +116,32 @@ func TestMemoOfQueries(t *testing.T) {
 	}
 }
 
+// without is a text without the lines that begin with a word.
+func without(text []byte, word string) string {
+	var kept strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, word) {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
+}
+
+// What is read is what was written, to the letter.
+func FuzzMemo(f *testing.F) {
+	store := Store{Dir: "/nix/store", StateDir: "/nix/var/nix"}
+	e := entryOf(New(store, []BaseName{named("a")}), named("a"), named("b"))
+	f.Add(e.text())
+	f.Add([]byte(lastLine))
+	f.Add([]byte("closure x 1 1\nstamp 0 0 0 0 0 0 0\nend\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		e, ok := parseEntry(text)
+		if ok && (string(e.text()) != string(text) || len(e.Pins) != len(e.Registrations)) {
+			t.Errorf("%q is read as %+v", text, e)
+		}
+	})
+}
+
 // What is not whole is not remembered, and it is no error: it is made anew.
 func TestMemoDamaged(t *testing.T) {
 	m := memoOf(t)
@@ -125,19 +150,12 @@ func TestMemoDamaged(t *testing.T) {
 	q := Query{Roots: []BaseName{a}}
 	good := entryOf(c, a)
 	good.Stamp = trusted(t, m.Store)
-	text, err := json.Marshal(good)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := good.text()
 	changed := func(change func(e *entry)) string {
 		e := good
 		e.Pins, e.Registrations = slices.Clone(e.Pins), slices.Clone(e.Registrations)
 		change(&e)
-		text, err := json.Marshal(e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text)
+		return string(e.text())
 	}
 	for _, d := range []struct {
 		name, text string
@@ -150,8 +168,13 @@ func TestMemoDamaged(t *testing.T) {
 		{"twice", string(text) + string(text), false},
 		{"zeros", strings.Repeat("\x00", len(text)), false},
 		{"no pins", changed(func(e *entry) { e.Pins, e.Registrations = nil, nil }), false},
-		{"a pin without a registration", changed(func(e *entry) { e.Pins = append(e.Pins, named("b")) }), false},
-		{"a registration without a pin", changed(func(e *entry) { e.Registrations = append(e.Registrations, Registration{}) }), false},
+		{"cut off after a pin", strings.TrimSuffix(string(text), lastLine), false},
+		{"a pin without a registration", strings.Replace(string(text), lastLine, "pin "+string(named("b"))+"\n"+lastLine, 1), false},
+		{"more behind a pin", strings.Replace(string(text), lastLine, "x"+lastLine, 1), false},
+		{"a number with a sign", strings.Replace(string(text), "stamp ", "stamp +", 1), false},
+		{"two spaces", strings.Replace(string(text), "stamp ", "stamp  ", 1), false},
+		{"no stamp", without(text, "stamp"), false},
+		{"JSON", `{"digest":"x"}`, false},
 		{"a pin that is no base name", changed(func(e *entry) { e.Pins[0] = "../../etc" }), false},
 		{"an empty pin", changed(func(e *entry) { e.Pins[0] = "" }), false},
 		{"no digest", changed(func(e *entry) { e.Digest = "" }), false},

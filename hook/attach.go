@@ -66,29 +66,43 @@ func sameNamespace(pid, other string) (bool, error) {
 	return os.SameFile(a, b), nil
 }
 
-// inMountNamespace calls f on a thread that has joined the mount namespace of a
-// process. The thread is not used for anything else, and ends.
-func inMountNamespace(pid int, f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlock
-		result <- func() error {
-			// setns(2) refuses a thread that shares its root directory.
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return os.NewSyscallError("unshare", err)
-			}
-			ns, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
-				return fmt.Errorf("joining the mount namespace of process %d: %w", pid, err)
-			}
-			return f()
-		}()
+// inMountNamespace calls f in the mount namespace of a process, and comes back.
+// It keeps the calling goroutine on its thread from then on: another thread for
+// it would cost each start more than all that f does.
+func inMountNamespace(pid int, f func() error) (Err error) {
+	runtime.LockOSThread()
+	// setns(2) refuses a thread that shares its root directory with others.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	home, err := openNamespace("thread-self")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(home)
+	away, err := openNamespace(strconv.Itoa(pid))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(away)
+	if err := unix.Setns(away, unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("joining the mount namespace of process %d: %w", pid, err)
+	}
+	defer func() {
+		if err := unix.Setns(home, unix.CLONE_NEWNS); err != nil {
+			Err = errors.Join(Err, fmt.Errorf("returning to the host's mount namespace: %w", err))
+		}
 	}()
-	return <-result
+	return f()
+}
+
+func openNamespace(process string) (int, error) {
+	path := "/proc/" + process + "/ns/mnt"
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
 }
 
 // attachHere attaches in the mount namespace of the calling thread. The image is

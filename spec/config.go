@@ -72,9 +72,18 @@ func ParseConfigAnnotations(text []byte) (map[string]string, error) {
 
 // ParseConfig parses the text of a config.json.
 func ParseConfig(text []byte) (Config, error) {
+	// No more than is read: the decoder prepares itself for each field of each
+	// type, at every start.
 	var c struct {
-		Root        specs.Root        `json:"root"`
-		Mounts      []specs.Mount     `json:"mounts"`
+		Root struct {
+			Path string `json:"path"`
+		} `json:"root"`
+		Mounts []struct {
+			Destination string   `json:"destination"`
+			Type        string   `json:"type"`
+			Source      string   `json:"source"`
+			Options     []string `json:"options"`
+		} `json:"mounts"`
 		Annotations map[string]string `json:"annotations"`
 		Linux       struct {
 			MountLabel string `json:"mountLabel"`
@@ -92,7 +101,11 @@ func ParseConfig(text []byte) (Config, error) {
 	if c.Root.Path == "" {
 		return Config{}, errors.New("has no root.path")
 	}
-	return Config{c.Root.Path, c.Mounts, c.Annotations, c.Linux.MountLabel}, nil
+	var mounts []specs.Mount
+	for _, m := range c.Mounts {
+		mounts = append(mounts, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source, Options: m.Options})
+	}
+	return Config{c.Root.Path, mounts, c.Annotations, c.Linux.MountLabel}, nil
 }
 
 // oddCase tells whether the name of a field that is read may be there in another

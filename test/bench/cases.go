@@ -19,6 +19,7 @@ const (
 	overlayCold = "overlay cold"
 	bindWarm    = "bind"
 	mounts      = "mounts"
+	mountsNew   = "mounts, new"
 )
 
 // A testCase is one cell of the table: a variant at a size on a runtime.
@@ -91,12 +92,14 @@ func (h *host) makeCases(r *containerRuntime, sizes []int) ([]*testCase, error) 
 				annotations: h.annotations(n, mode),
 			}
 		}
-		mounted, mountErr := h.mounted(n)
-		err = errors.Join(err, mountErr,
+		mounted, mountErr := h.mounted(n, "image %d")
+		fresh, freshErr := h.mounted(n, "new image %d")
+		err = errors.Join(err, mountErr, freshErr,
 			add(testCase{variant: overlayWarm, paths: n}, inMode("overlay", h.warm)),
 			add(testCase{variant: overlayCold, paths: n, prepare: h.cold.forget}, inMode("overlay", h.cold)),
 			add(testCase{variant: bindWarm, paths: n}, inMode("bind", h.warm)),
 			add(testCase{variant: mounts, paths: n}, mounted),
+			add(testCase{variant: mountsNew, paths: n, prepare: func() error { return emptyStore(fresh.root) }}, fresh),
 		)
 	}
 	return cases, err
@@ -108,15 +111,22 @@ func (h *host) annotations(n int, mode string) map[string]string {
 }
 
 // mounted has one mount for each path of the closure. The runtime makes the
-// mount points in the image, hence an image for each size. They stay there, so
-// the variant looks a little faster than it is with an engine, which gives each
-// container a new upper layer.
-func (h *host) mounted(n int) (bundle, error) {
-	b := bundle{root: filepath.Join(h.dir, fmt.Sprintf("image %d", n))}
+// mount points in the image, hence an image for each size, on a tmpfs. In one
+// variant they stay there from the first container on, and the others look
+// slower than they are; in the other each container begins without, as with an
+// engine that gives it a new upper layer.
+func (h *host) mounted(n int, image string) (bundle, error) {
+	b := bundle{root: filepath.Join("/run", fmt.Sprintf(image, n))}
 	for _, p := range h.store.closure(n) {
 		b.mounts = append(b.mounts, bindStorePath(p))
 	}
 	return b, makeImage(b.root, h.programs)
+}
+
+// emptyStore removes the mount points that a runtime left in an image.
+func emptyStore(image string) error {
+	dir := filepath.Join(image, storeDir)
+	return errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o755))
 }
 
 // hookConfig is a config.toml of the hook, and the runtime directory that it

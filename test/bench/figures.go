@@ -48,6 +48,8 @@ func (r *results) figures() []figure {
 			r.find(runtime, overlayWarm, memoryPaths), usual)
 		ratioOf(fmt.Sprintf("bind at %d / mounts", usualPaths), bindToMounts,
 			r.find(runtime, bindWarm, usualPaths), r.find(runtime, mounts, usualPaths))
+		ratioOf(fmt.Sprintf("bind at %d / mounts, new image each time", usualPaths), bindToMounts,
+			r.find(runtime, bindWarm, usualPaths), r.find(runtime, mountsNew, usualPaths))
 	}
 	all = append(all, figure{"hook without annotation, more than an empty program",
 		median(r.bare.hook) - median(r.bare.empty), true, bareHookMillisecond, "ms"})

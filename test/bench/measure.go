@@ -30,7 +30,7 @@ func check(cases []*testCase, p *progress) error {
 		switch {
 		case err == nil && time.Since(begin) > tooSlow:
 			c.absent = fmt.Sprintf("too slow: one run takes %v", time.Since(begin).Round(time.Second))
-		case err != nil && c.variant == mounts && !errors.Is(err, errStopped):
+		case err != nil && (c.variant == mounts || c.variant == mountsNew) && !errors.Is(err, errStopped):
 			c.absent = "fails: " + err.Error()
 		case err != nil:
 			return fmt.Errorf("%v: %w", c, err)
