@@ -30,7 +30,8 @@ crun crun
 newuidmap uidmap
 mkfs.ext4 e2fsprogs
 qemu-system-x86_64 qemu-system-x86
-shellcheck shellcheck"
+shellcheck shellcheck
+strace strace"
 	;;
 *)
 	echo "usage: $0 demo|test" >&2
