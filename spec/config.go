@@ -95,6 +95,10 @@ func ParseConfig(text []byte) (Config, error) {
 			return Config{}, err
 		}
 	}
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) {
+		return Config{}, fmt.Errorf("not of the expected form: field %s is a JSON %s", wrong.Field, wrong.Value)
+	}
 	if err != nil {
 		return Config{}, fmt.Errorf("not of the expected form: %w", err)
 	}

@@ -365,7 +365,7 @@ func hookInputs(t *testing.T) []hookInput {
 		{"a config.json that is null", "createRuntime", state("x", 1, null, env), "", bundleOf + null + "/config.json: not a JSON object: null"},
 		{"no root in config.json", "createRuntime", state("x", 1, rootless, env), "", bundleOf + rootless + "/config.json: has no root.path"},
 		{"a field in another case", "createRuntime", state("x", 1, odd, env), "", bundleOf + odd + `/config.json: field "Mounts": some runtimes take it for "mounts" and some do not`},
-		{"mounts that are no list", "createRuntime", state("x", 1, mounts, env), "", bundleOf + mounts + "/config.json: not of the expected form: json: cannot unmarshal object into Go struct field .mounts of type []specs.Mount"},
+		{"mounts that are no list", "createRuntime", state("x", 1, mounts, env), "", bundleOf + mounts + "/config.json: not of the expected form: field mounts is a JSON object"},
 		{"an overlay with a backslash", "createRuntime", state("x", 1, backslash, env), "", `looking at the container's mounts: mount of overlay on /x: overlay option "lowerdir=/a\\:b:/c": has a backslash, which can hide a path`},
 
 		{"no pid", "createRuntime", state("x", 0, good, env), "", "attaching the view: the OCI state has pid 0: no process whose mount namespace could be joined; call the hook as createContainer"},
