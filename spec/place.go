@@ -39,20 +39,22 @@ func parseMounts(mountinfo []byte) []mountPoint {
 	text := string(mountinfo) // once: all that is returned is a part of it
 	all := make([]mountPoint, 0, strings.Count(text, "\n")+1)
 	for line := range strings.Lines(text) {
-		before, after, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
 		var m mountPoint
-		var rest [6]bool
-		m.id, before, rest[0] = strings.Cut(before, " ")
-		m.parent, before, rest[1] = strings.Cut(before, " ")
-		m.device, before, rest[2] = strings.Cut(before, " ")
-		m.path, before, rest[3] = strings.Cut(before, " ")
-		m.point, before, rest[4] = strings.Cut(before, " ")
-		m.kind, after, rest[5] = strings.Cut(after, " ")
-		if !ok || slices.Contains(rest[:], false) {
+		var ok [7]bool
+		rest := strings.TrimSuffix(line, "\n")
+		m.id, rest, ok[0] = strings.Cut(rest, " ")
+		m.parent, rest, ok[1] = strings.Cut(rest, " ")
+		m.device, rest, ok[2] = strings.Cut(rest, " ")
+		m.path, rest, ok[3] = strings.Cut(rest, " ")
+		m.point, rest, ok[4] = strings.Cut(rest, " ")
+		flags, rest, separated := strings.Cut(rest, " - ")
+		ok[5] = separated
+		m.kind, rest, ok[6] = strings.Cut(rest, " ")
+		if slices.Contains(ok[:], false) {
 			continue
 		}
-		_, m.options, _ = strings.Cut(after, " ")
-		for field := range strings.SplitSeq(before, " ") {
+		_, m.options, _ = strings.Cut(rest, " ")
+		for field := range strings.SplitSeq(flags, " ") {
 			if strings.HasPrefix(field, "shared:") {
 				m.group = field
 			}
