@@ -67,8 +67,8 @@ func sameNamespace(pid, other string) (bool, error) {
 }
 
 // inMountNamespace calls f in the mount namespace of a process, and comes back.
-// It keeps the calling goroutine on its thread from then on: another thread for
-// it would cost each start more than all that f does.
+// It keeps the calling goroutine on its thread from then on; a thread of its own
+// would have to be made and waited for at each start.
 func inMountNamespace(pid int, f func() error) (Err error) {
 	runtime.LockOSThread()
 	// setns(2) refuses a thread that shares its root directory with others.
