@@ -207,6 +207,14 @@ func badInputs(t *testing.T) []badInput {
 				}
 			},
 			want: "opening the runtime directory: /run/theirs belongs to user 1000, not to user 0 who runs the hook; remove it"},
+		{name: "a state directory of another user", annotations: roots(env), config: "state-dir = \"/nix/var/theirs\"\n",
+			prepare: func(t *testing.T) {
+				makeState(t, "/nix/var/theirs")
+				if err := os.Chown("/nix/var/theirs", 1000, 1000); err != nil {
+					t.Fatal(err)
+				}
+			},
+			want: "resolving " + env + ": holding the garbage collector off: /nix/var/theirs belongs to user 1000 and has mode 0755, and so can be changed by others than user 0 who runs the hook; a single-user installation of Nix cannot be used"},
 		{name: "no store", annotations: roots("/run/no/store/" + filepath.Base(env)), config: "store-dir = \"/run/no/store\"\n",
 			want: "looking at the host's store: lstat /run/no: no such file or directory"},
 
@@ -374,6 +382,7 @@ func hookInputs(t *testing.T) []hookInput {
 		{"no mount namespace", "createRuntime", state("x", process.Process.Pid, good, env), "", "attaching the view: the container has no mount namespace of its own (linux.namespaces of config.json); give it one"},
 		{"createContainer in the host's namespace", "createContainer", state("x", -1, good, env), "", "attaching the view: the hook was called in the host's mount namespace, as createContainer hooks never are; call it as createRuntime"},
 		{"the host as root", "createRuntime", state("x", isolated.Process.Pid, host, env), "", "attaching the view: mount on /: shows /nix/store of the host, and with it more than the closure; take the mount out, or take another root"},
+		{"a root that leads elsewhere", "createRuntime", state("x", isolated.Process.Pid, good, env), "", "attaching the view: the container's root " + good + "/rootfs is not the root of a mount, as runtimes make it; its name leads elsewhere than it did"},
 		{"a root that is not there", "createRuntime", state("x", isolated.Process.Pid, away, env), "", "attaching the view: opening the container's root: open " + away + "/elsewhere: no such file or directory"},
 
 		{"precreate without config.json", "precreate", "", nobody, readingOn + "not of the expected form: unexpected end of JSON input"},
