@@ -125,11 +125,12 @@ func (a attachment) attachHere() error {
 	if err != nil {
 		return err
 	}
+	mounts := spec.ParseMounts(mountinfo)
 	realRoot, err := realPath(root)
 	if err != nil {
 		return err
 	}
-	if err := a.host.CheckMounts(mountinfo, realRoot); err != nil {
+	if err := a.host.CheckMounts(mounts, realRoot); err != nil {
 		return err
 	}
 	target, err := storeDirectory(root, a.store.Dir)
@@ -141,7 +142,7 @@ func (a attachment) attachHere() error {
 	if err != nil {
 		return err
 	}
-	if err := a.host.CheckTarget(mountinfo, realRoot, realTarget); err != nil {
+	if err := a.host.CheckTarget(mounts, realRoot, realTarget); err != nil {
 		return err
 	}
 	if err := a.view.Attach(target); err != nil {

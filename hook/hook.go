@@ -50,11 +50,6 @@ func Run(stage, configPath string, in io.Reader, out io.Writer) error {
 		logError(logFor(configPath, stage, state.ID), err)
 		return err
 	}
-	if stage == "poststop" {
-		poststop(configPath, state)
-		return nil
-	}
-
 	c, err := config.Read(configPath)
 	if err != nil {
 		err = &failure{state.ID, "reading the configuration", err}
@@ -62,6 +57,10 @@ func Run(stage, configPath string, in io.Reader, out io.Writer) error {
 		return err
 	}
 	log := newLog(c.LogFile, stage, state.ID)
+	if stage == "poststop" {
+		poststop(c, state, log)
+		return nil
+	}
 	// What is made in the image must be open to the container's users, whatever
 	// the runtime's own mask is.
 	syscall.Umask(0o022)

@@ -3,6 +3,7 @@
 package hook
 
 import (
+	"log/slog"
 	"os"
 
 	"github.com/nix-closure/nix-closure/internal/config"
@@ -12,16 +13,7 @@ import (
 // poststop forgets a container that is gone. It can be called any number of
 // times. It never fails, so that it never keeps a container from being removed:
 // what it could not do is in the log.
-func poststop(configPath string, state spec.State) {
-	if !spec.Annotated(state.Annotations) {
-		return
-	}
-	c, err := config.Read(configPath)
-	if err != nil {
-		logError(logFor(configPath, "poststop", state.ID), &failure{state.ID, "reading the configuration", err})
-		return
-	}
-	log := newLog(c.LogFile, "poststop", state.ID)
+func poststop(c config.Config, state spec.State, log *slog.Logger) {
 	dir, err := openRuntimeDir(c.RuntimeDir)
 	if err != nil {
 		logError(log, &failure{state.ID, "opening the runtime directory", err})

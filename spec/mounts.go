@@ -28,8 +28,8 @@ const (
 	// Replaced: it lies on the store directory or inside it, or above it and
 	// shows the host's store there. The view takes its place.
 	Replaced
-	// Leaks: it shows the store, Nix's state directory or the daemon's socket
-	// at some other place.
+	// Leaks: it shows the store, Nix's state directory, the daemon's socket or
+	// this program's runtime directory at some other place.
 	Leaks
 )
 
@@ -44,7 +44,7 @@ type Host struct {
 	store     closure.Store
 	storeReal string // without symbolic links
 	storeID   fileID
-	mounts    []mountPoint
+	mounts    Mounts
 	guarded   []guard
 	ids       map[fileID]string
 	looked    bool // whether ids has what lookInside adds
@@ -63,19 +63,16 @@ type fileID struct{ device, inode uint64 }
 // LookAtHost finds out what to guard. mountinfo is the text of
 // /proc/self/mountinfo of the host.
 func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (*Host, error) {
-	h := &Host{store: store, mounts: parseMounts(mountinfo), ids: map[fileID]string{}}
-	if err := h.guard(store.Dir, true); err != nil {
-		return nil, err
-	}
+	h := &Host{store: store, mounts: ParseMounts(mountinfo), ids: map[fileID]string{}}
 	var err error
-	if h.storeReal, err = filepath.EvalSymlinks(store.Dir); err != nil {
+	if h.storeReal, err = h.guard(store.Dir, true); err != nil {
 		return nil, err
 	}
 	if h.storeID, err = identify(store.Dir); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{store.StateDir, runtimeDir} {
-		if err := h.guard(dir, false); err != nil {
+		if _, err := h.guard(dir, false); err != nil {
 			return nil, err
 		}
 	}
@@ -84,22 +81,23 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (*Host
 
 // guard adds a directory, and all above it by name. What is not there yet, and
 // may be made by the time that something is mounted, is guarded where it will be.
-func (h *Host) guard(dir string, store bool) error {
+// It returns the directory's path without symbolic links.
+func (h *Host) guard(dir string, store bool) (real string, err error) {
 	there, missing := dir, ""
-	real, err := filepath.EvalSymlinks(there)
+	real, err = filepath.EvalSymlinks(there)
 	for !store && errors.Is(err, os.ErrNotExist) && there != "/" {
 		there, missing = path.Dir(there), "/"+path.Base(there)+missing
 		real, err = filepath.EvalSymlinks(there)
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	real = strings.TrimSuffix(real, "/") + missing
 	m := mountOf(h.mounts, real)
 	if m.device == "" {
-		return fmt.Errorf("%s: %w", real, ErrNoMount)
+		return "", fmt.Errorf("%s: %w", real, ErrNoMount)
 	}
-	h.guarded = append(h.guarded, guard{placeOf(h.mounts, real), dir, store})
+	h.guarded = append(h.guarded, guard{m.placeOf(real), dir, store})
 	// A store that is an overlay, as on a live system, has its files in layers.
 	for _, layer := range m.layers() {
 		layer += strings.TrimPrefix(real, strings.TrimSuffix(m.point, "/"))
@@ -113,7 +111,7 @@ func (h *Host) guard(dir string, store bool) error {
 		for ; ; p = path.Dir(p) {
 			id, err := identify(p)
 			if err != nil && (missing == "" || !errors.Is(err, os.ErrNotExist)) {
-				return err
+				return "", err
 			}
 			if _, ok := h.ids[id]; err == nil && !ok {
 				h.ids[id] = p
@@ -123,7 +121,7 @@ func (h *Host) guard(dir string, store bool) error {
 			}
 		}
 	}
-	return nil
+	return real, nil
 }
 
 // lookInside adds the files of the state directory that must not be reached by a
@@ -207,14 +205,13 @@ func (h *Host) MountsInStore() []string {
 // inside it.
 var ErrCovered = errors.New("is mounted on the store directory or inside it, under another mount or by none of the mounts in config.json, and cannot be taken off")
 
-// CheckMounts looks at what is really mounted in a container, by the mountinfo
-// of its mount namespace: the name of a mount's source may have led elsewhere
+// CheckMounts looks at what is really mounted in a container, by the mounts of
+// its mount namespace: the name of a mount's source may have led elsewhere
 // when the runtime mounted it than when it was classified, and config.json need
 // not have all mounts. root is the container's root as a path in that namespace
 // without symbolic links. Runtimes mount it; if nothing is mounted there, the
 // name has led elsewhere since.
-func (h *Host) CheckMounts(mountinfo []byte, root string) error {
-	mounts := parseMounts(mountinfo)
+func (h *Host) CheckMounts(mounts Mounts, root string) error {
 	isMount := false
 	for _, m := range mounts {
 		if !below(m.point, root) {
@@ -235,8 +232,7 @@ func (h *Host) CheckMounts(mountinfo []byte, root string) error {
 // CheckTarget looks at the store directory of a container before the view is
 // attached: that nothing is mounted on it or inside it, and that what is mounted
 // on it does not propagate to the host. Paths are as for CheckMounts.
-func (h *Host) CheckTarget(mountinfo []byte, root, target string) error {
-	mounts := parseMounts(mountinfo)
+func (h *Host) CheckTarget(mounts Mounts, root, target string) error {
 	store := strings.TrimSuffix(root, "/") + h.store.Dir
 	for _, m := range mounts {
 		if below(m.point, target) || below(m.point, store) {
@@ -385,7 +381,7 @@ func (h *Host) shown(s source) (string, error) {
 	if m.device == "" {
 		return "", fmt.Errorf("%s: %w", real, ErrNoMount)
 	}
-	if shows := h.showsPlace(placeOf(h.mounts, real)); shows != "" {
+	if shows := h.showsPlace(m.placeOf(real)); shows != "" {
 		return shows, nil
 	}
 	for _, layer := range m.layers() {

@@ -348,7 +348,7 @@ func TestMountsInStore(t *testing.T) {
 
 func points(mountinfo []byte) []string {
 	var all []string
-	for _, m := range parseMounts(mountinfo) {
+	for _, m := range ParseMounts(mountinfo) {
 		all = append(all, m.point)
 	}
 	return all

@@ -33,11 +33,14 @@ type mountPoint struct {
 	options    string // of the file system
 }
 
-// parseMounts parses the text of a mountinfo file. A line that it does not
+// Mounts are the mounts of a mount namespace.
+type Mounts []mountPoint
+
+// ParseMounts parses the text of a mountinfo file. A line that it does not
 // understand is left out.
-func parseMounts(mountinfo []byte) []mountPoint {
+func ParseMounts(mountinfo []byte) Mounts {
 	text := string(mountinfo) // once: all that is returned is a part of it
-	all := make([]mountPoint, 0, strings.Count(text, "\n")+1)
+	all := make(Mounts, 0, strings.Count(text, "\n")+1)
 	for line := range strings.Lines(text) {
 		var m mountPoint
 		var ok [7]bool
@@ -68,7 +71,7 @@ func parseMounts(mountinfo []byte) []mountPoint {
 // mountOf returns the mount that a path without symbolic links is on. It goes
 // from mount to mount as the kernel does: what is mounted on one that another
 // covers is not on the way.
-func mountOf(mounts []mountPoint, real string) mountPoint {
+func mountOf(mounts Mounts, real string) mountPoint {
 	var found mountPoint
 	for _, m := range mounts {
 		// The parent of the root is itself, or in no list.
@@ -92,8 +95,12 @@ func mountOf(mounts []mountPoint, real string) mountPoint {
 }
 
 // placeOf returns the place of a path without symbolic links.
-func placeOf(mounts []mountPoint, real string) place {
-	m := mountOf(mounts, real)
+func placeOf(mounts Mounts, real string) place {
+	return mountOf(mounts, real).placeOf(real)
+}
+
+// placeOf returns the place of a path that is on this mount.
+func (m mountPoint) placeOf(real string) place {
 	if m.device == "" {
 		return place{}
 	}

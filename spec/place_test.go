@@ -17,7 +17,7 @@ func TestPlaceOf(t *testing.T) {
 81 80 8:4 /top /stack rw - ext4 /dev/sdd rw
 90 60 0:50 /@home /home rw - btrfs /dev/sde rw
 `
-	mounts := parseMounts([]byte(text))
+	mounts := ParseMounts([]byte(text))
 	for path, want := range map[string]place{
 		"/":               {"8:1", "/"},
 		"/etc/passwd":     {"8:1", "/etc/passwd"},

@@ -15,7 +15,7 @@ import (
 // readOnly are the attributes of everything that a view mounts.
 const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
-// option is a mount option; one without a value is a flag.
+// option is a mount option.
 type option struct{ key, value string }
 
 // maxOption is the kernel's limit for the value of one option, in bytes
@@ -75,10 +75,10 @@ func moveMount(mount int, dir *os.File, name string) error {
 	return nil
 }
 
-// setPrivate ends the propagation of a mount.
+// setPrivate ends the propagation of a mount and all mounts below it.
 func setPrivate(mount *os.File) error {
 	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
-	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 		return os.NewSyscallError("mount_setattr", err)
 	}
 	return nil
@@ -100,13 +100,12 @@ func seal(mount *os.File) error {
 // It is made private first: to take a shared mount off takes off what its peers
 // have, the host's among them.
 func Detach(f *os.File) error {
-	private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
-	err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &private)
+	err := setPrivate(f)
 	if errors.Is(err, unix.EINVAL) {
 		return ErrNotMounted
 	}
 	if err != nil {
-		return os.NewSyscallError("mount_setattr", err)
+		return err
 	}
 	// umount2 takes no descriptor, and the path could lead elsewhere by now; the
 	// link in /proc leads to what is open.
