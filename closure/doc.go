@@ -12,5 +12,6 @@
 // Read it in this order: path.go (store paths), closure.go (a closure and its
 // digest), info.go (closure-info), memo.go (resolved closures that are
 // remembered), resolve.go (who is asked), nixstore.go (Nix's own program),
-// pin.go (GC roots).
+// pin.go (GC roots), fetch.go (substituters), registration.go (what a database of
+// a closure says).
 package closure

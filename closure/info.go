@@ -24,28 +24,40 @@ const maxStorePathsFile = 64 << 20
 // link, the file must be a regular one, and every line must be a store path and
 // nothing below one.
 func ReadInfo(store Store, info BaseName) ([]BaseName, error) {
-	f, err := openInfo(store, info)
+	return readInfo(store, info, "store-paths", maxStorePathsFile, ParseStorePaths)
+}
+
+// readInfo reads a file of a closure-info, of at most max bytes, and lets parse
+// make of it what it is.
+func readInfo[T any](store Store, info BaseName, file string, max int64, parse func(Store, string) ([]T, error)) ([]T, error) {
+	f, err := openInfo(store, info, file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxStorePathsFile+1))
+	size := int64(0)
+	var text strings.Builder // what it holds becomes a string without a copy
+	st, err := f.Stat()
+	if err == nil && st.Size() <= max {
+		text.Grow(int(st.Size()))
+		size, err = io.Copy(&text, io.LimitReader(f, max+1)) // whatever its size was
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", f.Name(), err)
 	}
-	if len(text) > maxStorePathsFile {
-		return nil, fmt.Errorf("%s: larger than %d MiB", f.Name(), maxStorePathsFile>>20)
+	if max < size || max < st.Size() {
+		return nil, fmt.Errorf("%s: larger than %d MiB", f.Name(), max>>20)
 	}
-	names, err := ParseStorePaths(store, string(text))
+	parsed, err := parse(store, text.String())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	return names, nil
+	return parsed, nil
 }
 
-func openInfo(store Store, info BaseName) (*os.File, error) {
+func openInfo(store Store, info BaseName, file string) (*os.File, error) {
 	path := store.Path(info)
-	name := path + "/store-paths"
+	name := path + "/" + file
 	dir, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
@@ -57,10 +69,10 @@ func openInfo(store Store, info BaseName) (*os.File, error) {
 	}
 	defer unix.Close(dir)
 	// O_NONBLOCK: a FIFO must not hold the container's start up.
-	fd, err := unix.Openat(dir, "store-paths", unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(dir, file, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return nil, fmt.Errorf("%s: has no file `store-paths`, so it is not the output of nixpkgs' closureInfo", path)
+		return nil, fmt.Errorf("%s: has no file `%s`, so it is not the output of nixpkgs' closureInfo", path, file)
 	case errors.Is(err, unix.ELOOP):
 		return nil, fmt.Errorf("%s: a symbolic link", name)
 	case err != nil:
@@ -85,14 +97,24 @@ func ParseStorePaths(store Store, text string) ([]BaseName, error) {
 	text = strings.TrimSuffix(text, "\n")
 	names := make([]BaseName, 0, strings.Count(text, "\n")+1)
 	for line := range strings.SplitSeq(text, "\n") {
-		base, err := store.Parse(line)
+		base, err := store.ParseExact(line)
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", len(names)+1, err)
-		}
-		if line != store.Path(base) {
-			return nil, fmt.Errorf("line %d: %q: below a store path, not one", len(names)+1, line)
 		}
 		names = append(names, base)
 	}
 	return names, nil
+}
+
+// ParseExact is Parse of a text that is a store path and nothing below one, not
+// even by a slash at its end.
+func (s Store) ParseExact(unsafePath string) (BaseName, error) {
+	base, err := s.Parse(unsafePath)
+	if err != nil {
+		return "", err
+	}
+	if len(unsafePath) != len(s.Dir)+1+len(base) {
+		return "", fmt.Errorf("%q: below a store path, not one", unsafePath)
+	}
+	return base, nil
 }

@@ -149,9 +149,12 @@ func TakeStamp(store Store) (Stamp, error) {
 	return stamp, nil
 }
 
-// holds tells whether what was read after the stamp was taken is still what the
+// Ahead tells whether there is something in the write-ahead log.
+func (s Stamp) Ahead() bool { return s.Files[1] != fileMark{} }
+
+// Holds tells whether what was read after the stamp was taken is still what the
 // database says.
-func (s Stamp) holds(store Store) bool {
+func (s Stamp) Holds(store Store) bool {
 	if s.Taken == 0 {
 		return false
 	}

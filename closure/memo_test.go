@@ -265,7 +265,7 @@ func TestStampHolds(t *testing.T) {
 			stamp := trusted(t, m.Store)
 			time.Sleep(20 * time.Millisecond) // more than the kernel's clock tick
 			c.do(t, db, db+"-wal")
-			if got := stamp.holds(m.Store); got != c.want {
+			if got := stamp.Holds(m.Store); got != c.want {
 				t.Errorf("holds: %v", got)
 			}
 		})
@@ -281,19 +281,19 @@ func TestStampOfALogThatAppears(t *testing.T) {
 	write(t, log, "")
 	empty := trusted(t, m.Store)
 	for _, s := range []Stamp{without, empty} {
-		if !s.holds(m.Store) {
+		if !s.Holds(m.Store) {
 			t.Error("does not hold with an empty log")
 		}
 	}
 	write(t, log, "commit")
 	for _, s := range []Stamp{without, empty} {
-		if s.holds(m.Store) {
+		if s.Holds(m.Store) {
 			t.Error("holds after a commit to the log")
 		}
 	}
 	remove(t, log)
 	for _, s := range []Stamp{without, empty} {
-		if !s.holds(m.Store) {
+		if !s.Holds(m.Store) {
 			t.Error("does not hold without a log")
 		}
 	}
@@ -326,7 +326,7 @@ func TestStampIsRacy(t *testing.T) {
 			t.Fatal(err)
 		}
 		stamp.Taken = c.taken.UnixNano()
-		if got := stamp.holds(m.Store); got != c.want {
+		if got := stamp.Holds(m.Store); got != c.want {
 			t.Errorf("%s: holds: %v", c.name, got)
 		}
 	}
@@ -339,16 +339,16 @@ func TestTakeStamp(t *testing.T) {
 	if err != nil || stamp.Taken < before || stamp.Taken > time.Now().UnixNano() {
 		t.Errorf("taken at %d, not between %d and now: %v", stamp.Taken, before, err)
 	}
-	if stamp.holds(m.Store) {
+	if stamp.Holds(m.Store) {
 		t.Error("trusted right after the database was written")
 	}
 	if stamp.Files[1] != (fileMark{}) {
 		t.Errorf("a log that is not there: %+v", stamp.Files[1])
 	}
-	if (Stamp{}).holds(m.Store) {
+	if (Stamp{}).Holds(m.Store) {
 		t.Error("the zero stamp holds")
 	}
-	if (Stamp{}).holds(Store{StateDir: "/nowhere"}) {
+	if (Stamp{}).Holds(Store{StateDir: "/nowhere"}) {
 		t.Error("the zero stamp holds where there is no database")
 	}
 	if err := os.Remove(m.Store.DatabasePath()); err != nil {

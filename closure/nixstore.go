@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/idmap"
 )
 
 // usualPlaces is where nix-store is, on NixOS, after Nix's own installer, and
@@ -70,15 +72,45 @@ func (n NixStore) Closure(ctx context.Context, names []BaseName, max int) ([]Bas
 	return all, nil
 }
 
+// Infos is `nix-store --dump-db`. It knows less than the database: neither
+// signatures nor when a path was registered.
+func (n NixStore) Infos(ctx context.Context, names []BaseName) ([]PathInfo, error) {
+	var all []PathInfo
+	for chunk := range slices.Chunk(names, chunkSize) {
+		out, err := n.run(ctx, append([]string{"--dump-db"}, n.paths(chunk)...)...)
+		if err != nil {
+			return nil, err
+		}
+		part, err := ParseRegistration(n.Store, out)
+		if err != nil {
+			return nil, fmt.Errorf("the output of nix-store --dump-db: %w", err)
+		}
+		all = append(all, part...)
+	}
+	return all, nil
+}
+
 // Stamp is zero: what nix-store says is about the moment.
 func (n NixStore) Stamp() Stamp { return Stamp{} }
+
+// offline keeps Nix from fetching and building.
+var offline = []string{"--option", "substitute", "false", "--option", "max-jobs", "0", "--option", "builders", ""}
 
 // Realise registers the names, which are valid, with a garbage collector that
 // is running, so that it leaves them alone until it ends. It fetches and builds
 // nothing. A path that is not valid is an error.
-func (n NixStore) Realise(ctx context.Context, names []BaseName) error {
+//
+// Where rootsDir, an absolute path, is not empty, it makes them GC roots by links
+// in that directory, in the one way that Nix has for every user: as indirect
+// roots, which end when the links are gone.
+func (n NixStore) Realise(ctx context.Context, names []BaseName, rootsDir string) error {
+	part := 0
 	for chunk := range slices.Chunk(names, chunkSize) {
-		args := []string{"--option", "substitute", "false", "--option", "max-jobs", "0", "--option", "builders", "", "--realise"}
+		args := append(slices.Clone(offline), "--realise")
+		if rootsDir != "" {
+			part++
+			args = append(args, "--indirect", "--add-root", fmt.Sprintf("%s/roots-%d", rootsDir, part))
+		}
 		if _, err := n.run(ctx, append(args, n.paths(chunk)...)...); err != nil {
 			return err
 		}
@@ -97,7 +129,14 @@ func (n NixStore) paths(names []BaseName) []string {
 	return paths
 }
 
+// run runs nix-store, and returns what it prints.
 func (n NixStore) run(ctx context.Context, args ...string) (string, error) {
+	return n.watch(ctx, nil, args...)
+}
+
+// watch is run; each line that nix-store writes to its standard error is
+// reported while it runs.
+func (n NixStore) watch(ctx context.Context, report func(line string), args ...string) (string, error) {
 	program, err := n.program()
 	if err != nil {
 		return "", err
@@ -111,13 +150,18 @@ func (n NixStore) run(ctx context.Context, args ...string) (string, error) {
 		"NIX_STATE_DIR=" + n.Store.StateDir,
 	}
 	cmd.Dir = "/"
-	var out, errs bytes.Buffer
+	var out bytes.Buffer
+	errs := lines{report: report}
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	// Nix ends in order when it is asked to: it releases its locks, and removes
+	// what it did not finish.
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = waitDelay
 	if err := cmd.Run(); err != nil {
-		// The last line is the error; before it come warnings and progress.
-		lines := strings.Split(strings.TrimSpace(errs.String()), "\n")
-		said := strings.TrimPrefix(lines[len(lines)-1], "error: ")
+		said := errs.error
+		if said == "" {
+			said = errs.last
+		}
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
@@ -129,13 +173,47 @@ func (n NixStore) run(ctx context.Context, args ...string) (string, error) {
 	return out.String(), nil
 }
 
+// lines takes what a program writes apart into lines.
+type lines struct {
+	report func(line string) // nil: nobody
+	begun  []byte            // a line without its end
+	last   string
+	error  string // the first: what comes after it follows from it
+}
+
+// longestLine bounds what is kept of a line, in bytes.
+const longestLine = 4096
+
+func (l *lines) Write(text []byte) (int, error) {
+	for _, b := range text {
+		if b != '\n' && b != '\r' {
+			if len(l.begun) < longestLine {
+				l.begun = append(l.begun, b)
+			}
+			continue
+		}
+		if line := strings.TrimSpace(string(l.begun)); line != "" {
+			l.last = line
+			if said, ok := strings.CutPrefix(line, "error: "); ok && l.error == "" {
+				l.error = said
+			}
+			if l.report != nil {
+				l.report(line)
+			}
+		}
+		l.begun = l.begun[:0]
+	}
+	return len(text), nil
+}
+
 func (n NixStore) program() (string, error) {
 	if n.Program != "" {
 		return n.Program, nil
 	}
+	roots := idmap.RootIDs()
 	for _, p := range usualPlaces {
 		var st unix.Stat_t
-		if err := unix.Stat(p, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Uid == 0 {
+		if err := unix.Stat(p, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && slices.Contains(roots, st.Uid) {
 			return p, nil
 		}
 	}

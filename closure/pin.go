@@ -7,19 +7,24 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-// gcRootsBelow is the directory of this program's GC roots, below Nix's.
-const gcRootsBelow = "nix-closure"
-
-// ErrCollecting says that the garbage collector of Nix is running.
-var ErrCollecting = errors.New("the garbage collector of Nix is running")
+// Why the garbage collector cannot be held off.
+var (
+	// ErrCollecting says that it is running.
+	ErrCollecting = errors.New("the garbage collector of Nix is running")
+	// ErrNotOurs says that Nix's state directory can be changed by others than
+	// the user who runs this program.
+	ErrNotOurs = errors.New("a single-user installation of Nix cannot be used by another user")
+)
 
 // HoldCollector keeps Nix's garbage collector from starting until the file is
 // closed. What is found valid and made a GC root in between stays. It does not
-// wait: where the collector runs, it fails with ErrCollecting.
+// wait: where the collector runs, it fails with ErrCollecting. Only who owns Nix's
+// state directory can do it; for others, it fails with ErrNotOurs.
 //
 // Nix takes the same lock, gc.lock, exclusively for a whole collection (flock).
 func HoldCollector(store Store) (*os.File, error) {
@@ -45,6 +50,10 @@ func HoldCollector(store Store) (*os.File, error) {
 	return f, nil
 }
 
+// Ours tells whether nobody but the user who runs this program can change Nix's
+// state directory, and so whether HoldCollector works.
+func (s Store) Ours() bool { return ownedByUs(s.StateDir) == nil }
+
 // ownedByUs refuses a directory that another user can change: what is in it is
 // believed, and written to.
 func ownedByUs(dir string) error {
@@ -53,31 +62,43 @@ func ownedByUs(dir string) error {
 		return &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		return fmt.Errorf("%s belongs to user %d and has mode %04o, and so can be changed by others than user %d who runs the hook; a single-user installation of Nix cannot be used", dir, st.Uid, st.Mode&0o7777, os.Geteuid())
+		return fmt.Errorf("%s belongs to user %d and has mode %04o, and so can be changed by others than user %d who runs the hook; %w", dir, st.Uid, st.Mode&0o7777, os.Geteuid(), ErrNotOurs)
 	}
 	return nil
 }
 
-// GCRootsDir is where a container's GC roots are.
-func (s Store) GCRootsDir(container string) string {
-	return fmt.Sprintf("%s/gcroots/%s/%s", s.StateDir, gcRootsBelow, container)
+// GCRoots is a directory with the GC roots of containers, in a directory each.
+type GCRoots struct {
+	Dir string // absolute path
+	// Indirect: the directory is an ordinary user's, and Nix has links to what is
+	// in it (nix-store --add-root --indirect). Else it is one of Nix's own.
+	Indirect bool
 }
 
-// AddGCRoots makes the pins GC roots of a container, in place of any that it
-// has. The container's id must be a plain file name.
+// GCRoots is the directory for who owns Nix's state directory.
+func (s Store) GCRoots() GCRoots { return GCRoots{Dir: s.StateDir + "/gcroots/nix-closure"} }
+
+// Of is the directory of a container's GC roots.
+func (g GCRoots) Of(container string) string { return g.Dir + "/" + container }
+
+// Add makes the pins GC roots of a container, in place of any that it has. The
+// container's id must be a plain file name. Of indirect roots it makes the
+// directory only; NixStore.Realise makes the roots.
 //
 // They hold from the next collection on. To be sure of the present, do it while
 // HoldCollector's file is open, or follow it with NixStore.Realise.
-func AddGCRoots(store Store, container string, pins []BaseName) error {
-	dir, err := os.OpenRoot(store.StateDir + "/gcroots")
+func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
+	// In Nix's gcroots, this program's own directory is made by the first.
+	top, below := filepath.Split(g.Dir)
+	dir, err := os.OpenRoot(top)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	own := gcRootsBelow + "/" + container
+	own := below + "/" + container
 	err = dir.Mkdir(own, 0o755)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := dir.Mkdir(gcRootsBelow, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := dir.Mkdir(below, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 		err = dir.Mkdir(own, 0o755)
@@ -87,7 +108,7 @@ func AddGCRoots(store Store, container string, pins []BaseName) error {
 			err = dir.Mkdir(own, 0o755)
 		}
 	}
-	if err != nil {
+	if err != nil || g.Indirect {
 		return err
 	}
 	for _, p := range pins {
@@ -98,14 +119,16 @@ func AddGCRoots(store Store, container string, pins []BaseName) error {
 	return nil
 }
 
-// RemoveGCRoots removes what AddGCRoots made. That nothing is there is no error.
-func RemoveGCRoots(store Store, container string) error {
-	dir, err := os.OpenRoot(store.StateDir + "/gcroots")
+// Remove removes what Add made, and Realise in it. That nothing is there is no
+// error.
+func (g GCRoots) Remove(container string) error {
+	top, below := filepath.Split(g.Dir)
+	dir, err := os.OpenRoot(top)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return dir.RemoveAll(gcRootsBelow + "/" + container)
+	return dir.RemoveAll(below + "/" + container)
 }

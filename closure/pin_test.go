@@ -39,46 +39,46 @@ func TestGCRoots(t *testing.T) {
 	store := stateStore(t)
 	a, b, c := named("a"), named("b"), named("c")
 	for _, pins := range [][]BaseName{{a, b}, {a, b}, {b, c}, {a}} {
-		if err := AddGCRoots(store, "web", pins); err != nil {
+		if err := store.GCRoots().Add(store, "web", pins); err != nil {
 			t.Fatal(err)
 		}
 		want := map[string]string{}
 		for _, p := range pins {
 			want[string(p)] = store.Path(p)
 		}
-		if got := links(t, store.GCRootsDir("web")); !maps.Equal(got, want) {
+		if got := links(t, store.GCRoots().Of("web")); !maps.Equal(got, want) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
-	if err := AddGCRoots(store, "db", []BaseName{c}); err != nil {
+	if err := store.GCRoots().Add(store, "db", []BaseName{c}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time there is nothing to remove
-		if err := RemoveGCRoots(store, "web"); err != nil {
+		if err := store.GCRoots().Remove("web"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Lstat(store.GCRootsDir("web")); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Lstat(store.GCRoots().Of("web")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("still there: %v", err)
 		}
 	}
-	if got := links(t, store.GCRootsDir("db")); len(got) != 1 {
+	if got := links(t, store.GCRoots().Of("db")); len(got) != 1 {
 		t.Errorf("another container has %q left", got)
 	}
 }
 
 func TestRemoveGCRootsOfNobody(t *testing.T) {
 	store := stateStore(t)
-	if err := RemoveGCRoots(store, "web"); err != nil {
+	if err := store.GCRoots().Remove("web"); err != nil {
 		t.Errorf("without a directory for this program: %v", err)
 	}
-	if err := RemoveGCRoots(Store{StateDir: store.StateDir + "/nowhere"}, "web"); err != nil {
+	if err := (Store{StateDir: store.StateDir + "/nowhere"}).GCRoots().Remove("web"); err != nil {
 		t.Errorf("without a state directory: %v", err)
 	}
 }
 
 func TestAddGCRootsWithoutNix(t *testing.T) {
 	store := Store{Dir: "/nix/store", StateDir: t.TempDir()}
-	if err := AddGCRoots(store, "web", []BaseName{named("a")}); !errors.Is(err, os.ErrNotExist) {
+	if err := store.GCRoots().Add(store, "web", []BaseName{named("a")}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without gcroots: %v", err)
 	}
 }
@@ -103,7 +103,7 @@ func TestGCRootsLeadNowhereElse(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			store, elsewhere := stateStore(t), t.TempDir()
 			write(t, elsewhere+"/file", "")
-			if err := AddGCRoots(store, "other", []BaseName{named("other")}); err != nil {
+			if err := store.GCRoots().Add(store, "other", []BaseName{named("other")}); err != nil {
 				t.Fatal(err)
 			}
 			untouched := func(when string) {
@@ -114,15 +114,15 @@ func TestGCRootsLeadNowhereElse(t *testing.T) {
 				if entries, _ := os.ReadDir(elsewhere); len(entries) != 1 {
 					t.Errorf("%s: elsewhere there are %v", when, entries)
 				}
-				if got := links(t, store.GCRootsDir("other")); !maps.Equal(got, map[string]string{string(named("other")): store.Path(named("other"))}) {
+				if got := links(t, store.GCRoots().Of("other")); !maps.Equal(got, map[string]string{string(named("other")): store.Path(named("other"))}) {
 					t.Errorf("%s: another container has %q", when, got)
 				}
 			}
-			own := store.GCRootsDir("web")
+			own := store.GCRoots().Of("web")
 			if err := c.make(own, elsewhere); err != nil {
 				t.Fatal(err)
 			}
-			if err := AddGCRoots(store, "web", []BaseName{pin}); err != nil {
+			if err := store.GCRoots().Add(store, "web", []BaseName{pin}); err != nil {
 				t.Fatal(err)
 			}
 			untouched("adding")
@@ -139,7 +139,7 @@ func TestGCRootsLeadNowhereElse(t *testing.T) {
 			if err := c.make(own, elsewhere); err != nil {
 				t.Fatal(err)
 			}
-			if err := RemoveGCRoots(store, "web"); err != nil {
+			if err := store.GCRoots().Remove("web"); err != nil {
 				t.Fatal(err)
 			}
 			untouched("removing")
@@ -154,10 +154,10 @@ func TestGCRootsLeadNowhereElse(t *testing.T) {
 // may be none: it is refused.
 func TestGCRootsDirectoryIsALink(t *testing.T) {
 	store, elsewhere := stateStore(t), t.TempDir()
-	if err := os.Symlink(elsewhere, filepath.Dir(store.GCRootsDir("web"))); err != nil {
+	if err := os.Symlink(elsewhere, filepath.Dir(store.GCRoots().Of("web"))); err != nil {
 		t.Fatal(err)
 	}
-	if err := AddGCRoots(store, "web", []BaseName{named("a")}); err == nil {
+	if err := store.GCRoots().Add(store, "web", []BaseName{named("a")}); err == nil {
 		t.Error("no error")
 	}
 	if entries, _ := os.ReadDir(elsewhere); len(entries) > 0 {

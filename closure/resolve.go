@@ -32,6 +32,16 @@ type Resolution struct {
 // NotValidError says that Nix does not know a store path.
 type NotValidError struct{ Path string }
 
+// Is says that it is ErrNotValid.
+func (e *NotValidError) Is(target error) bool { return target == ErrNotValid }
+
+// ErrNotValid is what every error is that says that a store path is not valid;
+// ExitNotValid is how a Resolver's program says it.
+var ErrNotValid = errors.New("not valid")
+
+// ExitNotValid is an exit status.
+const ExitNotValid = 3
+
 func (e *NotValidError) Error() string {
 	return fmt.Sprintf("%s is not valid: Nix has no such path registered; fetch or build it first, for example with `nix-store --realise %s`", e.Path, e.Path)
 }
@@ -64,7 +74,7 @@ type Registry interface {
 // see HoldCollector.
 func (m Memo) Remembered(q Query) (_ Resolution, ok bool) {
 	e, ok := m.lookup(q)
-	if !ok || !e.Stamp.holds(m.Store) {
+	if !ok || !e.Stamp.Holds(m.Store) {
 		return Resolution{}, false
 	}
 	return e.resolution(), true
@@ -181,7 +191,7 @@ func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution
 	if err := cmd.Run(); err != nil {
 		var exit *exec.ExitError
 		if said := firstLine(errs.String()); errors.As(err, &exit) && said != "" {
-			return Resolution{}, errors.New(strings.TrimPrefix(said, "nix-closure: "))
+			return Resolution{}, &saidError{strings.TrimPrefix(said, "nix-closure: "), exit.ExitCode()}
 		}
 		return Resolution{}, fmt.Errorf("running %s: %w", r.Program, err)
 	}
@@ -190,6 +200,18 @@ func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution
 		return Resolution{}, fmt.Errorf("%s: not understood: %q; is it of the same version as the hook?", r.Program, firstLine(out.String()))
 	}
 	return res, nil
+}
+
+// saidError is an error that the program said.
+type saidError struct {
+	text   string
+	status int
+}
+
+func (e *saidError) Error() string { return e.text }
+
+func (e *saidError) Is(target error) bool {
+	return target == ErrNotValid && e.status == ExitNotValid
 }
 
 // waitDelay is how long a program's children may hold its output open after it

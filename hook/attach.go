@@ -27,6 +27,11 @@ type attachment struct {
 	host     *spec.Host
 	replaced []int // positions in bundle.Mounts
 	view     view.View
+	// registration goes on the state directory; nil: none is asked for.
+	registration view.View
+	// owner is whose the directories are that are made in the container's root;
+	// nil: this process's. Nix wants to make others beside its state directory.
+	owner *view.Owner
 }
 
 // attach puts the view on the container's store directory, in the container's
@@ -133,31 +138,54 @@ func (a attachment) attachHere() error {
 	if err := a.host.CheckMounts(mounts, realRoot); err != nil {
 		return err
 	}
-	target, err := storeDirectory(root, a.store.Dir)
-	if err != nil {
-		return fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", a.store.Dir, err)
+	// Where all goes is looked at before any of it is attached.
+	places := []place{{dir: a.store.Dir, view: a.view}}
+	if a.registration != nil {
+		places = append(places, place{dir: a.store.StateDir, view: a.registration})
 	}
-	defer target.Close()
-	realTarget, err := realPath(target)
-	if err != nil {
-		return err
+	for i := range places {
+		p := &places[i]
+		if p.target, err = directory(root, p.dir, a.owner); err != nil {
+			return fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", p.dir, err)
+		}
+		defer p.target.Close()
+		realTarget, err := realPath(p.target)
+		if err != nil {
+			return err
+		}
+		if err := a.host.CheckTarget(mounts, realRoot, p.dir, realTarget); err != nil {
+			return err
+		}
 	}
-	if err := a.host.CheckTarget(mounts, realRoot, realTarget); err != nil {
-		return err
+	for _, p := range places {
+		if err := p.attach(root); err != nil {
+			return err
+		}
 	}
-	if err := a.view.Attach(target); err != nil {
+	return nil
+}
+
+// place is a directory of the container that a view goes to.
+type place struct {
+	dir    string // its name in the container
+	target *os.File
+	view   view.View
+}
+
+func (p place) attach(root *os.File) error {
+	if err := p.view.Attach(p.target); err != nil {
 		return err
 	}
 	// Not where it was attached, but what the container's path leads to.
-	now, err := openInRoot(root, a.store.Dir)
+	now, err := openInRoot(root, p.dir)
 	if err != nil {
-		return fmt.Errorf("%s in the container: %w", a.store.Dir, err)
+		return fmt.Errorf("%s in the container: %w", p.dir, err)
 	}
 	defer now.Close()
-	if ok, err := a.view.Shows(now); err != nil {
+	if ok, err := p.view.Shows(now); err != nil {
 		return err
 	} else if !ok {
-		return fmt.Errorf("%s in the container leads elsewhere than it did a moment ago; something changes the container's root while it starts", a.store.Dir)
+		return fmt.Errorf("%s in the container leads elsewhere than it did a moment ago; something changes the container's root while it starts", p.dir)
 	}
 	return nil
 }
@@ -191,16 +219,16 @@ func open(root *os.File, unsafePath string, resolve uint64) (*os.File, error) {
 	return nil, &os.PathError{Op: "openat2", Path: unsafePath, Err: err}
 }
 
-// storeDirectory opens the store directory of a container, and makes it if it is
-// missing. A symbolic link in the image, say /nix to /etc, leads to a place in
+// directory opens the directory of a container that a view goes to, and makes it
+// if it is missing. A symbolic link in the image, say /nix to /etc, leads to a place in
 // the image. It may lead to a mount, but nothing is made there: an image could
 // have the hook write in any directory of the host that its user mounts.
-func storeDirectory(root *os.File, path string) (*os.File, error) {
+func directory(root *os.File, path string, owner *view.Owner) (*os.File, error) {
 	target, err := openInRoot(root, path)
 	if errors.Is(err, os.ErrNotExist) {
-		target, err = mkdirAll(root, path, unix.RESOLVE_NO_SYMLINKS)
+		target, err = mkdirAll(root, path, owner, unix.RESOLVE_NO_SYMLINKS)
 		if errors.Is(err, unix.ELOOP) {
-			target, err = mkdirAll(root, path, unix.RESOLVE_NO_XDEV)
+			target, err = mkdirAll(root, path, owner, unix.RESOLVE_NO_XDEV)
 		}
 		if errors.Is(err, unix.EXDEV) {
 			err = errors.New("a symbolic link in the image leads to a mount that has no such directory")
@@ -218,7 +246,7 @@ func storeDirectory(root *os.File, path string) (*os.File, error) {
 
 // mkdirAll makes a directory and what is missing above it, in the root, and
 // opens it. Each component is found and made by descriptor.
-func mkdirAll(root *os.File, path string, resolve uint64) (*os.File, error) {
+func mkdirAll(root *os.File, path string, owner *view.Owner, resolve uint64) (*os.File, error) {
 	dir, err := open(root, "/", resolve)
 	if err != nil {
 		return nil, err
@@ -228,7 +256,10 @@ func mkdirAll(root *os.File, path string, resolve uint64) (*os.File, error) {
 		done += "/" + name
 		next, err := open(root, done, resolve)
 		if errors.Is(err, os.ErrNotExist) {
-			if err = unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
+			if err = unix.Mkdirat(int(dir.Fd()), name, 0o755); err == nil && owner != nil {
+				err = unix.Fchownat(int(dir.Fd()), name, owner.UID, owner.GID, unix.AT_SYMLINK_NOFOLLOW)
+			}
+			if err != nil {
 				err = &os.PathError{Op: "mkdirat", Path: done, Err: err}
 			} else {
 				next, err = open(root, done, resolve)

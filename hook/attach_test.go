@@ -16,7 +16,7 @@ import (
 
 // The image is hostile: whatever is at the store directory's place in it, what is
 // opened or made lies in the image, or it is an error.
-func TestStoreDirectory(t *testing.T) {
+func TestDirectory(t *testing.T) {
 	const storeDir = "/nix/store"
 	link := func(target, name string) func(root string) error {
 		return func(root string) error {
@@ -79,7 +79,7 @@ func TestStoreDirectory(t *testing.T) {
 			root, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
 			must(t, err)
 			defer root.Close()
-			got, err := storeDirectory(root, storeDir)
+			got, err := directory(root, storeDir, nil)
 			if err == nil {
 				defer got.Close()
 				real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(got.Fd())))

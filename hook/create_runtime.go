@@ -34,6 +34,9 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	if request == nil {
 		return nil
 	}
+	if err := c.CheckAllowed(request.Namespace, request.Asked()); err != nil {
+		return fail("checking what is allowed here", err)
+	}
 	bundle, err := spec.ReadConfig(state.Bundle)
 	if err != nil {
 		return fail("reading the container's config.json", err)
@@ -47,30 +50,38 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 		return fail("looking at the container's mounts", err)
 	}
 
-	dir, err := openRuntimeDir(c.RuntimeDir)
+	dir, err := OpenRuntimeDir(c)
 	if err != nil {
 		return fail("opening the runtime directory", err)
 	}
+	if stage == "createContainer" {
+		// What the runtime says may be of the container's PID namespace.
+		state.Pid = initProcess()
+	}
+	if lock, err := dir.lock(unix.LOCK_EX | unix.LOCK_NB); err == nil {
+		dir.sweepSome(lock, store, log)
+	}
 	// Not before this container is known to be the only one of its name may
 	// anything of that name be removed.
-	if r, ok, err := dir.readRecord(state.ID); err != nil {
+	old, ok, err := dir.readRecord(state.ID)
+	if err != nil {
 		return fail("reading the record", err)
-	} else if ok && r.live() && (r.Bundle != state.Bundle || r.Pid != state.Pid) {
-		return fail("reading the record", fmt.Errorf("process %d of another container with this id is running (bundle %s); give one of them another name", r.Pid, r.Bundle))
+	} else if ok && old.live() && (old.Bundle != state.Bundle || old.Pid != state.Pid) {
+		return fail("reading the record", fmt.Errorf("process %d of another container with this id is running (bundle %s); give one of them another name", old.Pid, old.Bundle))
+	}
+
+	record := Record{
+		ID: state.ID, Bundle: state.Bundle, Pid: state.Pid,
+		Roots: request.Roots, ClosureInfo: request.ClosureInfo, Mode: modeOf(request, c), Writable: request.Writable,
+		GCRoots: dir.gcRoots(store).Of(state.ID), Created: began.UTC(),
 	}
 	defer func() {
 		if Err != nil {
-			if err := dir.forget(store, state.ID); err != nil {
+			if err := dir.forget(store, record); err != nil {
 				logError(log, fail("cleaning up", err))
 			}
 		}
 	}()
-
-	record := Record{
-		ID: state.ID, Bundle: state.Bundle, Pid: state.Pid,
-		Roots: request.Roots, ClosureInfo: request.ClosureInfo, Mode: modeOf(request, c),
-		GCRoots: store.GCRootsDir(state.ID), Created: began.UTC(),
-	}
 	if record.Mode == spec.ModeAuto {
 		record.Mode = spec.ModeOverlay // what it mostly is; written again if not
 	}
@@ -79,33 +90,89 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 			return fail("looking at the container's process", err)
 		}
 	}
-	memo := closure.Memo{Dir: dir.closures, Store: store}
-	p := pinner{c, configPath, memo, closure.Query{Roots: request.Roots, Info: request.ClosureInfo}, log}
+	options := view.Options{
+		Label: bundle.MountLabel, Listed: request.Listing,
+		// Who may write to the store makes it; it is not in the closure.
+		Links: request.Registration && !request.Writable,
+	}
+	memo := closure.Memo{Dir: dir.Closures, Store: store}
+	query := closure.Query{Roots: request.Roots, Info: request.ClosureInfo}
+	p := pinner{c, configPath, memo, dir.gcRoots(store), query, log}
+	var preparing *os.File
+	defer func() { _ = preparing.Close() }()
 	resolution, err := p.pin(ctx, state.ID, func(digest string) error {
+		if preparing == nil && digest != "" {
+			// From here on nobody sweeps until the view is attached.
+			if preparing, err = dir.lock(unix.LOCK_SH); err != nil {
+				return err
+			}
+		}
 		record.Digest = digest
-		return dir.writeRecord(record)
+		return dir.begin(&record, request, options)
 	})
 	if err != nil {
 		return fail("resolving "+asked(store, request), err)
 	}
 
-	v := viewer{dir, store, host, memo, p, resolution, view.Options{Label: bundle.MountLabel, Listed: request.Listing}, log}
+	if err := c.CheckAllowed(request.Namespace, resolution.Pins); err != nil {
+		// A closure-info may list what it does not reference.
+		return fail("checking what is allowed here", err)
+	}
+	owner, err := ownerOf(stage, state.Pid, bundle)
+	if err != nil {
+		return fail("looking at the container's user", err)
+	}
+	size := writableSize(c, bundle)
+	v := viewer{dir, store, host, memo, p, resolution, options, request.Writable, size, owner, log}
 	mode, why, made, err := v.make(ctx, modeOf(request, c))
 	if err != nil {
 		return fail("making the view", err)
 	}
 	defer func() { _ = made.Close() }()
 	if mode != record.Mode {
-		record.Mode = mode
-		if err := dir.writeRecord(record); err != nil {
+		unused := record.View
+		record.Mode, record.View = mode, ""
+		if err := errors.Join(dir.writeRecord(record), dir.release(dir.Views, unused, record.ID)); err != nil {
 			return fail("writing the record", err)
 		}
 	}
-	a := attachment{state, bundle, store, host, replaced, made}
+	a := attachment{state: state, bundle: bundle, store: store, host: host, replaced: replaced, view: made}
+	if request.Registration || request.Writable {
+		a.owner = &owner
+	}
+	if request.Registration {
+		a.registration, err = registration(ctx, dir, p, resolution, options, size, owner)
+		if err != nil {
+			return fail("making the registration", err)
+		}
+		defer func() { _ = a.registration.Close() }()
+	}
 	if err := a.attach(stage); err != nil {
 		return fail("attaching the view", err)
 	}
 	log.Info("attached", "mode", mode, "why", why, "digest", resolution.Digest, "paths", resolution.Paths, "took", time.Since(began).String())
+	return nil
+}
+
+// begin writes the record, and then says what the container is going to use.
+func (d *RuntimeDir) begin(r *Record, request *spec.Request, o view.Options) error {
+	if r.Digest != "" && r.Mode == spec.ModeOverlay {
+		r.View = view.LayerName(r.Digest, o)
+	}
+	if r.Digest != "" && request.Registration {
+		r.Database = closure.RegistrationName(r.Digest, request.ClosureInfo)
+	}
+	if err := d.writeRecord(*r); err != nil {
+		return err
+	}
+	if r.View != "" {
+		if err := d.use(d.Views, r.View, r.ID); err != nil {
+			return err
+		}
+	}
+	if r.Database != "" {
+		return d.use(d.Registrations, r.Database, r.ID)
+	}
 	return nil
 }
 
@@ -159,19 +226,25 @@ func readMountinfo(path string) ([]byte, error) {
 
 // viewer makes views of one closure.
 type viewer struct {
-	dir        *runtimeDir
+	dir        *RuntimeDir
 	store      closure.Store
 	host       *spec.Host
 	memo       closure.Memo
 	pinner     pinner
 	resolution closure.Resolution
 	options    view.Options
+	writable   bool
+	size       int64 // of what is written, in bytes
+	owner      view.Owner
 	log        *slog.Logger
 }
 
 // make makes a view in the mode asked for. For auto it tries the overlay first;
 // why says what decided.
 func (v viewer) make(ctx context.Context, asked spec.Mode) (mode spec.Mode, why string, _ view.View, _ error) {
+	if asked == spec.ModeBind && v.writable {
+		return "", "", nil, fmt.Errorf("a writable store needs an overlay, and the configuration says mode %s; ask for mode overlay with an annotation", spec.ModeBind)
+	}
 	if asked == spec.ModeBind {
 		made, err := v.bind(ctx)
 		return spec.ModeBind, "asked for", made, err
@@ -182,6 +255,8 @@ func (v viewer) make(ctx context.Context, asked spec.Mode) (mode spec.Mode, why 
 		return spec.ModeOverlay, "auto: this kernel and these privileges allow it", made, nil
 	case err == nil:
 		return spec.ModeOverlay, "asked for", made, nil
+	case v.writable && errors.Is(err, view.ErrUnsupported):
+		return "", "", nil, fmt.Errorf("a writable store needs an overlay: %w", err)
 	case asked == spec.ModeAuto && errors.Is(err, view.ErrUnsupported):
 		why = "auto: " + err.Error()
 		made, err := v.bind(ctx)
@@ -198,16 +273,21 @@ func (v viewer) overlay(ctx context.Context) (view.View, error) {
 	if inside := v.host.MountsInStore(); len(inside) > 0 {
 		return nil, fmt.Errorf("%w: %s is a mount inside the store, and an overlay would show what is underneath", view.ErrUnsupported, inside[0])
 	}
-	if layer, ok := view.OpenLayer(v.dir.views, v.resolution.Digest, v.options, v.resolution.Since); ok {
+	layer, ok := view.OpenLayer(v.dir.Views, v.resolution.Digest, v.options, v.resolution.Since)
+	if ok && !v.writable {
 		return view.NewOverlay(v.store, layer, v.options)
 	}
 	c, err := v.pinner.load(ctx, v.resolution)
 	if err != nil {
 		return nil, err
 	}
-	layer, err := view.EnsureLayer(v.dir.views, v.store, c, v.options)
-	if err != nil {
-		return nil, err
+	if !ok {
+		if layer, err = view.EnsureLayer(v.dir.Views, v.store, c, v.options); err != nil {
+			return nil, err
+		}
+	}
+	if v.writable {
+		return view.NewWritable(v.store, c, layer, v.options, v.size, v.owner), nil
 	}
 	made, err := view.NewOverlay(v.store, layer, v.options)
 	if err != nil {

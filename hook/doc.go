@@ -6,6 +6,8 @@
 //
 // Read it in this order: hook.go (the stages), create_runtime.go (the main path:
 // request, closure, view, attach), pin.go (the closure, kept from the garbage
-// collector), attach.go (inside the container's mount namespace), precreate.go
-// and poststop.go (before and after), record.go (what is remembered), log.go.
+// collector), registration.go and owner.go (what is the container's own),
+// attach.go (inside the container's mount namespace), precreate.go and poststop.go
+// (before and after), record.go and runtime_dir.go (what is remembered, and
+// where), sweep.go (what goes by itself).
 package hook

@@ -23,9 +23,15 @@ import (
 // precreate, which is podman's and CRI-O's.
 var Stages = []string{"precreate", "prestart", "createRuntime", "createContainer", "poststop"}
 
-// deadline bounds a stage. It is longer than any closure takes, and shorter than
-// the two minutes that a kubelet waits.
-const deadline = 100 * time.Second
+// deadline bounds a container's start, but for what is fetched for it. It is
+// longer than any closure takes. patience is how long the end of a container waits
+// for others.
+const (
+	deadline = 100 * time.Second
+	patience = 10 * time.Second
+	// fetchMargin is for what comes before and after fetching.
+	fetchMargin = 15 * time.Second
+)
 
 // Run does what there is to do for a container at a stage: in has the OCI state,
 // or for precreate the config.json, and out takes what precreate rewrote.
@@ -58,13 +64,21 @@ func Run(stage, configPath string, in io.Reader, out io.Writer) error {
 	}
 	log := newLog(c.LogFile, stage, state.ID)
 	if stage == "poststop" {
-		poststop(c, state, log)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		poststop(ctx, c, state, log)
 		return nil
 	}
 	// What is made in the image must be open to the container's users, whatever
 	// the runtime's own mask is.
 	syscall.Umask(0o022)
-	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	limit := deadline
+	if c.Substitute {
+		// A kubelet waits for two minutes, of which fetching has 100 seconds if
+		// nobody says otherwise.
+		limit = max(limit, time.Duration(c.SubstituteTimeout)+fetchMargin)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	if err := create(ctx, c, configPath, stage, state, log); err != nil {
 		logError(log, err)

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
@@ -23,6 +25,7 @@ type pinner struct {
 	config     config.Config
 	configPath string
 	memo       closure.Memo
+	roots      closure.GCRoots
 	query      closure.Query
 	log        *slog.Logger
 }
@@ -31,10 +34,27 @@ type pinner struct {
 // alone. record is called before anything is made for the container. When pin
 // returns without an error, every path of the closure is valid and stays so
 // until the container's GC roots are removed.
+//
+// What is not valid is fetched first, where the configuration says so.
 func (p pinner) pin(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
+	res, err := p.pinValid(ctx, id, record)
+	if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
+		return res, err
+	}
+	if err := p.fetch(ctx, id, record); err != nil {
+		return res, err
+	}
+	return p.pinValid(ctx, id, record)
+}
+
+func (p pinner) pinValid(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
 	lock, err := closure.HoldCollector(p.config.Store())
 	if errors.Is(err, closure.ErrCollecting) {
-		return p.pinWhileCollecting(ctx, id, record)
+		p.log.Info("the garbage collector is running; Nix tells it what to keep")
+		return p.pinByNix(ctx, id, record)
+	}
+	if errors.Is(err, closure.ErrNotOurs) && p.roots.Indirect {
+		return p.pinByNix(ctx, id, record)
 	}
 	if err != nil {
 		return closure.Resolution{}, fmt.Errorf("holding the garbage collector off: %w", err)
@@ -47,14 +67,15 @@ func (p pinner) pin(ctx context.Context, id string, record func(digest string) e
 	if err := record(res.Digest); err != nil {
 		return res, err
 	}
-	return res, closure.AddGCRoots(p.config.Store(), id, res.Pins)
+	return res, p.roots.Add(p.config.Store(), id, res.Pins)
 }
 
-// pinWhileCollecting pins a closure while the garbage collector runs. The
-// collector has read its roots and does not see a new one, so Nix itself tells
-// it of them, and says whether they are still valid. The GC roots are for the
-// next collection.
-func (p pinner) pinWhileCollecting(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
+// pinByNix pins a closure where the garbage collector cannot be held off. Either
+// it runs, has read its roots and does not see a new one: then Nix itself tells
+// it, and the GC roots are for the next collection. Or Nix's state directory is
+// root's and this user is another: then only Nix can make the GC roots. In both
+// cases Nix says whether the paths are still valid.
+func (p pinner) pinByNix(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
 	before, err := p.resolve(ctx)
 	if err != nil {
 		return before, err
@@ -62,25 +83,80 @@ func (p pinner) pinWhileCollecting(ctx context.Context, id string, record func(d
 	if i := slices.IndexFunc(before.Pins, isDerivation); i >= 0 {
 		// Realising a derivation would build it, so there is nothing to tell
 		// the collector with.
-		p.log.Info("waiting for the garbage collector", "root", p.config.Store().Path(before.Pins[i]))
+		root := p.config.Store().Path(before.Pins[i])
+		if p.roots.Indirect {
+			return before, fmt.Errorf("%s: Nix does not let an ordinary user make a derivation itself a GC root; ask for its output", root)
+		}
+		p.log.Info("waiting for the garbage collector", "root", root)
 		return p.pinAfterCollecting(ctx, id, record)
 	}
 	if err := record(before.Digest); err != nil {
 		return before, err
 	}
-	if err := closure.AddGCRoots(p.config.Store(), id, before.Pins); err != nil {
+	if err := p.roots.Add(p.config.Store(), id, before.Pins); err != nil {
 		return before, err
 	}
-	p.log.Info("the garbage collector is running; Nix tells it what to keep", "roots", len(before.Pins))
-	nix := closure.NixStore{Program: p.config.NixStore, Store: p.config.Store()}
-	if err := nix.Realise(ctx, before.Pins); err != nil {
+	if err := p.nix().Realise(ctx, before.Pins, p.indirect(id)); err != nil {
+		// Collected since that look: Nix says that it will not build it.
+		if _, now := p.resolve(ctx); errors.Is(now, closure.ErrNotValid) {
+			err = now
+		}
 		return before, err
 	}
 	after, err := p.resolve(ctx)
 	if err == nil && (after.Digest != before.Digest || !slices.Equal(after.Pins, before.Pins)) {
-		err = errors.New("the store changed while the garbage collector ran; start the container again")
+		err = errors.New("the store changed meanwhile; start the container again")
 	}
 	return after, err
+}
+
+// fetch fetches what the container asks for. It is made a GC root first: it is
+// kept from the moment that it is there.
+func (p pinner) fetch(ctx context.Context, id string, record func(digest string) error) error {
+	names := slices.Clone(p.query.Roots)
+	if p.query.Info != "" {
+		names = append(names, p.query.Info)
+	}
+	if i := slices.IndexFunc(names, isDerivation); i >= 0 {
+		return fmt.Errorf("%s: a derivation cannot be fetched, only what it builds; instantiate it first", p.config.Store().Path(names[i]))
+	}
+	if err := record(""); err != nil {
+		return err
+	}
+	if err := p.roots.Add(p.config.Store(), id, names); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, time.Duration(p.config.SubstituteTimeout))
+	defer cancel()
+	terminal := isTerminal(os.Stderr)
+	err := p.nix().Fetch(limited, names, p.indirect(id), func(line string) {
+		p.log.Info("fetching", "nix-store", line)
+		if terminal {
+			fmt.Fprintln(os.Stderr, oneLine(line))
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("fetching: %w", err)
+	}
+	return nil
+}
+
+// isTerminal tells whether somebody looks.
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+func (p pinner) nix() closure.NixStore {
+	return closure.NixStore{Program: p.config.NixStore, Store: p.config.Store()}
+}
+
+// indirect is where Nix is to put links that are GC roots; empty: nowhere.
+func (p pinner) indirect(id string) string {
+	if !p.roots.Indirect {
+		return ""
+	}
+	return p.roots.Of(id)
 }
 
 func isDerivation(b closure.BaseName) bool { return strings.HasSuffix(string(b), ".drv") }
@@ -114,16 +190,20 @@ func (p pinner) resolve(ctx context.Context) (closure.Resolution, error) {
 		}
 		return res, nil
 	}
-	// Installed beside the hook, wherever that is.
-	self, err := os.Executable()
+	program, err := p.resolver()
 	if err != nil {
 		return closure.Resolution{}, err
 	}
-	program := closure.Resolver{
+	return program.Resolve(ctx, p.config.Store(), p.query)
+}
+
+// resolver is the program that reads Nix's database, installed beside the hook.
+func (p pinner) resolver() (closure.Resolver, error) {
+	self, err := os.Executable()
+	return closure.Resolver{
 		Program: filepath.Join(filepath.Dir(self), "nix-closure"),
 		Args:    []string{"--config", p.configPath},
-	}
-	return program.Resolve(ctx, p.config.Store(), p.query)
+	}, err
 }
 
 // load returns the store paths of the closure. A memo that was damaged is made

@@ -3,8 +3,10 @@
 package hook
 
 import (
+	"context"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
@@ -12,16 +14,25 @@ import (
 
 // poststop forgets a container that is gone. It can be called any number of
 // times. It never fails, so that it never keeps a container from being removed:
-// what it could not do is in the log.
-func poststop(c config.Config, state spec.State, log *slog.Logger) {
-	dir, err := openRuntimeDir(c.RuntimeDir)
+// what it could not do is in the log, and for the next sweep.
+func poststop(ctx context.Context, c config.Config, state spec.State, log *slog.Logger) {
+	fail := func(doing string, err error) { logError(log, &failure{state.ID, doing, err}) }
+	dir, err := OpenRuntimeDir(c)
 	if err != nil {
-		logError(log, &failure{state.ID, "opening the runtime directory", err})
+		fail("opening the runtime directory", err)
 		return
 	}
+	dir.waitForEnd(ctx, state.ID)
+	// Alone: the same container may be starting again.
+	lock, err := dir.lockAlone(ctx)
+	if err != nil {
+		fail("cleaning up", err)
+		return
+	}
+	defer dir.sweepSome(lock, c.Store(), log)
 	r, ok, err := dir.readRecord(state.ID)
 	if err != nil {
-		logError(log, &failure{state.ID, "reading the record", err})
+		fail("reading the record", err)
 		return
 	}
 	// A container with the same id, of another engine or namespace, keeps what
@@ -30,12 +41,28 @@ func poststop(c config.Config, state spec.State, log *slog.Logger) {
 		log.Warn("left alone: the record is of another container with this id", "bundle", r.Bundle)
 		return
 	}
-	if err := dir.forget(c.Store(), state.ID); err != nil {
-		logError(log, &failure{state.ID, "cleaning up", err})
+	if ok && r.Pid > 0 && r.live() {
+		log.Warn("left alone: the container runs", "pid", r.Pid)
+		return
+	}
+	r.ID = state.ID // where there is no record, and of a damaged one
+	if err := dir.forget(c.Store(), r); err != nil {
+		fail("cleaning up", err)
 		return
 	}
 	if ok {
 		log.Info("forgotten")
+	}
+}
+
+// waitForEnd gives a container's process, which was killed, a moment to end: not
+// every runtime does.
+func (d *RuntimeDir) waitForEnd(ctx context.Context, id string) {
+	for range 300 {
+		if r, ok, err := d.readRecord(id); !ok || err != nil || r.Pid <= 0 || !r.live() || ctx.Err() != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/nix-closure/nix-closure/closure"
@@ -29,75 +28,26 @@ type Record struct {
 	Roots       []closure.BaseName `json:"roots,omitempty"`
 	ClosureInfo closure.BaseName   `json:"closureInfo,omitempty"`
 	Mode        spec.Mode          `json:"mode"`
-	Digest      string             `json:"digest"`
-	GCRoots     string             `json:"gcRoots"` // directory
+	Writable    bool               `json:"writable,omitempty"`
+	Digest      string             `json:"digest"`                 // empty: not resolved yet
+	View        string             `json:"view,omitempty"`         // name in views/; empty: none
+	Database    string             `json:"registration,omitempty"` // name in registrations/; empty: none
+	GCRoots     string             `json:"gcRoots"`                // directory
 	Created     time.Time          `json:"created"`
 }
 
-// runtimeDir is the runtime directory with what is in it.
-type runtimeDir struct{ containers, closures, views *os.Root }
-
-// openRuntimeDir makes the runtime directory, and refuses one that another user
-// could change: what is in it decides what containers see.
-func openRuntimeDir(path string) (*runtimeDir, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, err
-	}
-	dir, err := os.OpenRoot(path)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	self, err := dir.Stat(".")
-	if err != nil {
-		return nil, err
-	}
-	if err := private(path, self); err != nil {
-		return nil, err
-	}
-	var d runtimeDir
-	for name, to := range map[string]**os.Root{"containers": &d.containers, "closures": &d.closures, "views": &d.views} {
-		sub, err := dir.OpenRoot(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			if err := dir.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-				return nil, err
-			}
-			sub, err = dir.OpenRoot(name)
-		}
-		if err != nil {
-			return nil, err
-		}
-		*to = sub
-	}
-	return &d, nil
-}
-
-func private(path string, info fs.FileInfo) error {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fmt.Errorf("%s: its owner cannot be found out", path)
-	}
-	if int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("%s belongs to user %d, not to user %d who runs the hook; remove it", path, st.Uid, os.Geteuid())
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s can be entered or written by others (mode %04o); `chmod 0700 %s`, after a look at who wrote in it", path, info.Mode().Perm(), path)
-	}
-	return nil
-}
-
-func (d *runtimeDir) writeRecord(r Record) error {
+func (d *RuntimeDir) writeRecord(r Record) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	return closure.WriteFile(d.containers, r.ID+".json", append(text, '\n'))
+	return closure.WriteFile(d.Containers, r.ID+".json", append(text, '\n'))
 }
 
 // readRecord returns the record of a container; ok is false where there is none.
 // One that is damaged is of nobody.
-func (d *runtimeDir) readRecord(id string) (_ Record, ok bool, _ error) {
-	text, err := d.containers.ReadFile(id + ".json")
+func (d *RuntimeDir) readRecord(id string) (_ Record, ok bool, _ error) {
+	text, err := d.Containers.ReadFile(id + ".json")
 	if errors.Is(err, fs.ErrNotExist) {
 		return Record{}, false, nil
 	}
@@ -112,12 +62,13 @@ func (d *runtimeDir) readRecord(id string) (_ Record, ok bool, _ error) {
 }
 
 // forget removes what is kept for a container: its GC roots first, so that a
-// record is there as long as anything else is.
-func (d *runtimeDir) forget(store closure.Store, id string) error {
-	if err := closure.RemoveGCRoots(store, id); err != nil {
+// record is there as long as anything else is. What the container used of views
+// and registrations counts from now on as unused.
+func (d *RuntimeDir) forget(store closure.Store, r Record) error {
+	if err := errors.Join(d.gcRoots(store).Remove(r.ID), d.release(d.Views, r.View, r.ID), d.release(d.Registrations, r.Database, r.ID)); err != nil {
 		return err
 	}
-	if err := d.containers.Remove(id + ".json"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.Containers.Remove(r.ID + ".json"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -134,18 +85,52 @@ func (r Record) live() bool {
 	return err == nil && start == r.PidStart
 }
 
-// startTime tells a process from a later one with the same number.
+// initProcess is the container's process, found from inside its mount namespace,
+// where /proc is still the host's: of the processes that this one descends from,
+// the oldest in that namespace. It is -1 where that cannot be seen.
+func initProcess() int {
+	pid, process := -1, "self"
+	for {
+		fields, err := statFields(process)
+		if err != nil || fields[1] == "0" {
+			return pid
+		}
+		process = fields[1]
+		if same, err := sameNamespace("self", process); err != nil || !same {
+			return pid
+		}
+		if pid, err = strconv.Atoi(process); err != nil {
+			return -1
+		}
+	}
+}
+
+// startTime tells a process from a later one with the same number. Of one that
+// ended, and is there only for its parent to see how, it says so.
 func startTime(pid int) (uint64, error) {
-	path := "/proc/" + strconv.Itoa(pid) + "/stat"
-	text, err := os.ReadFile(path)
+	fields, err := statFields(strconv.Itoa(pid))
 	if err != nil {
 		return 0, err
 	}
-	// The second field is the program's name in parentheses, which may have
-	// anything in it; starttime is the 22nd.
-	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("%s: not understood", path)
+	if fields[0] == "Z" || fields[0] == "X" {
+		return 0, fmt.Errorf("process %d: %w: it has ended", pid, fs.ErrNotExist)
 	}
 	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// statFields are the fields of a process's stat (proc_pid_stat(5)) from the third
+// on: state is 0, ppid 1, starttime 19.
+func statFields(process string) ([]string, error) {
+	path := "/proc/" + process + "/stat"
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	// The second is the program's name in parentheses, which may have anything
+	// in it.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("%s: not understood", path)
+	}
+	return fields, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -22,10 +23,10 @@ func TestOpenRuntimeDir(t *testing.T) {
 	h := newHost(t)
 	path := h.dir + "/run"
 	for range 2 { // the second time it is there
-		if _, err := openRuntimeDir(path); err != nil {
+		if _, err := OpenRuntimeDir(config.Config{RuntimeDir: path}); err != nil {
 			t.Fatal(err)
 		}
-		for _, d := range []string{"", "/containers", "/closures", "/views"} {
+		for _, d := range []string{"", "/containers", "/closures", "/views", "/registrations"} {
 			if st, err := os.Lstat(path + d); err != nil || st.Mode() != fs.ModeDir|0o700 {
 				t.Errorf("%q: %v, %v", d, st.Mode(), err)
 			}
@@ -57,8 +58,9 @@ func TestOpenRuntimeDirRefuses(t *testing.T) {
 		{"others may enter", dir(0o701), others("0701")},
 		{"a link to another's", func(path string) error {
 			return errors.Join(os.Mkdir(path+"2", 0o700), os.Chown(path+"2", 1234, 0), os.Symlink(path+"2", path))
-		}, " belongs to user 1234"},
-		{"a link to an open one", func(path string) error { return errors.Join(os.Mkdir(path+"3", 0o755), os.Symlink(path+"3", path)) }, others("0755")},
+		}, " is a symbolic link"},
+		{"a link to this user's own", func(path string) error { return errors.Join(os.Mkdir(path+"4", 0o700), os.Symlink(path+"4", path)) }, " is a symbolic link"},
+		{"a link to an open one", func(path string) error { return errors.Join(os.Mkdir(path+"3", 0o755), os.Symlink(path+"3", path)) }, " is a symbolic link"},
 		{"a file", func(path string) error { return os.WriteFile(path, nil, 0o600) }, ""},
 		{"a link that leads nowhere", func(path string) error { return os.Symlink("nowhere", path) }, ""},
 		{"a file for a directory in it", func(path string) error {
@@ -74,7 +76,7 @@ func TestOpenRuntimeDirRefuses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			path := t.TempDir() + "/run"
 			must(t, c.make(path))
-			_, err := openRuntimeDir(path)
+			_, err := OpenRuntimeDir(config.Config{RuntimeDir: path})
 			if err == nil || c.want != "" && !strings.HasPrefix(err.Error(), path+c.want) {
 				t.Errorf("error %v, want %s", err, path+c.want)
 			}
@@ -82,9 +84,9 @@ func TestOpenRuntimeDirRefuses(t *testing.T) {
 	}
 }
 
-func newRuntimeDir(t *testing.T, h host) *runtimeDir {
+func newRuntimeDir(t *testing.T, h host) *RuntimeDir {
 	t.Helper()
-	d, err := openRuntimeDir(h.dir + "/run")
+	d, err := OpenRuntimeDir(config.Config{RuntimeDir: h.dir + "/run"})
 	must(t, err)
 	return d
 }
@@ -198,15 +200,22 @@ func TestPoststop(t *testing.T) {
 	there := func(id string) bool {
 		t.Helper()
 		_, record := os.Lstat(h.dir + "/run/containers/" + id + ".json")
-		_, roots := os.Lstat(h.store.GCRootsDir(id))
+		_, roots := os.Lstat(h.store.GCRoots().Of(id))
 		if (record == nil) != (roots == nil) {
 			t.Errorf("half of %s is left: %v, %v", id, record, roots)
 		}
 		return record == nil
 	}
+	start, err := startTime(os.Getpid())
+	must(t, err)
+	runs := true
 	make := func(id, bundle string) {
 		t.Helper()
-		must(t, newRuntimeDir(t, h).writeRecord(Record{ID: id, Bundle: bundle}), closure.AddGCRoots(h.store, id, []closure.BaseName{named("hello")}))
+		r := Record{ID: id, Bundle: bundle}
+		if runs {
+			r.Pid, r.PidStart = os.Getpid(), start
+		}
+		must(t, newRuntimeDir(t, h).writeRecord(r), h.store.GCRoots().Add(h.store, id, []closure.BaseName{named("hello")}))
 	}
 	const annotation = "nix-closure/anything" // of a version that this one is not
 	stop("web", "/b", annotation)             // before there is anything
@@ -220,6 +229,12 @@ func TestPoststop(t *testing.T) {
 	if !there("web") {
 		t.Error("forgotten for another container with the same id")
 	}
+	stop("web", "/b", annotation)
+	if !there("web") {
+		t.Error("forgotten while it runs: it was started again")
+	}
+	runs = false
+	make("web", "/b")
 	for range 2 {
 		stop("web", "/b", annotation)
 		if there("web") {

@@ -44,6 +44,21 @@ type Request struct {
 	ClosureInfo closure.BaseName   // empty: none
 	Mode        Mode               // empty: as the configuration says
 	Listing     bool               // whether the store directory can be listed
+	// Registration: whether the container has a Nix database of its closure.
+	Registration bool
+	// Writable: whether store paths may be added inside, in memory.
+	Writable bool
+	// Namespace is the pod's namespace, as the engine says it; empty: this is no
+	// container of Kubernetes.
+	Namespace string
+}
+
+// Asked are the store paths that the container names.
+func (r *Request) Asked() []closure.BaseName {
+	if r.ClosureInfo != "" {
+		return []closure.BaseName{r.ClosureInfo}
+	}
+	return r.Roots
 }
 
 // annotations that engines add, with which a pod's sandbox (the pause container)
@@ -51,8 +66,10 @@ type Request struct {
 const (
 	criContainerType   = "io.kubernetes.cri.container-type"
 	criContainerName   = "io.kubernetes.cri.container-name"
+	criNamespace       = "io.kubernetes.cri.sandbox-namespace"
 	crioContainerType  = "io.kubernetes.cri-o.ContainerType"
 	crioContainerName  = "io.kubernetes.container.name"
+	crioNamespace      = "io.kubernetes.pod.namespace"
 	containerTypeOfPod = "sandbox"
 )
 
@@ -104,7 +121,11 @@ func ParseAnnotations(store closure.Store, annotations map[string]string) (*Requ
 	if err != nil || len(own) == 0 {
 		return nil, err
 	}
-	request := &Request{Listing: true}
+	namespace, err := said(annotations, "namespace", criNamespace, crioNamespace)
+	if err != nil {
+		return nil, err
+	}
+	request := &Request{Listing: true, Namespace: namespace}
 	// Sorted, so that the same mistakes give the same message each time.
 	for _, key := range slices.Sorted(maps.Keys(own)) {
 		if err := request.set(store, key, own[key].value); err != nil {
@@ -113,6 +134,10 @@ func ParseAnnotations(store closure.Store, annotations map[string]string) (*Requ
 	}
 	if len(request.Roots) == 0 && request.ClosureInfo == "" {
 		return nil, fmt.Errorf("annotations: neither %s%s nor %s%s is given; name at least one store path", Prefix, KeyRoots, Prefix, KeyClosureInfo)
+	}
+	if request.Writable && request.Mode == ModeBind {
+		return nil, fmt.Errorf("annotations: %s%s is true, which one overlay with a layer in memory does, and %s%s is %s; ask for mode %s or %s",
+			Prefix, KeyWritable, Prefix, KeyMode, ModeBind, ModeOverlay, ModeAuto)
 	}
 	if len(request.Roots) > 0 && request.ClosureInfo != "" {
 		return nil, fmt.Errorf("annotations: both %s%s and %s%s are given; take one of them", Prefix, KeyRoots, Prefix, KeyClosureInfo)
@@ -126,11 +151,9 @@ type setting struct{ annotation, value string }
 // pod-wide ones, and its own in their place. What the container says of its
 // roots or closure-info takes the place of both.
 func ofContainer(annotations map[string]string) (map[string]setting, error) {
-	name := annotations[criContainerName]
-	if other := annotations[crioContainerName]; name == "" {
-		name = other
-	} else if other != "" && other != name {
-		return nil, fmt.Errorf("annotations %s and %s disagree on the container's name: %q, %q", criContainerName, crioContainerName, name, other)
+	name, err := said(annotations, "name", criContainerName, crioContainerName)
+	if err != nil {
+		return nil, err
 	}
 	everyone, own := map[string]setting{}, map[string]setting{}
 	for annotation, value := range annotations {
@@ -159,10 +182,23 @@ func ofContainer(annotations map[string]string) (map[string]setting, error) {
 	return everyone, nil
 }
 
+// said is what the engine says of a container, in one of two annotations. It sets
+// the one on every container, and the other may be a pod's author's: where they
+// disagree, nobody is believed.
+func said(annotations map[string]string, what, cri, crio string) (string, error) {
+	a, b := annotations[cri], annotations[crio]
+	if a != "" && b != "" && a != b {
+		return "", fmt.Errorf("annotations %s and %s disagree on the container's %s: %q, %q", cri, crio, what, a, b)
+	}
+	if a == "" {
+		a = b
+	}
+	return a, nil
+}
+
 var errEmpty = errors.New("is empty; name at least one store path")
 
 func (r *Request) set(store closure.Store, key, value string) error {
-	var on bool
 	switch key {
 	case KeyRoots:
 		for _, field := range strings.FieldsFunc(value, isSeparator) {
@@ -194,11 +230,10 @@ func (r *Request) set(store closure.Store, key, value string) error {
 			return nil
 		}
 		return fmt.Errorf("%q is not a mode; use %s, %s or %s", value, ModeAuto, ModeOverlay, ModeBind)
-	case KeyRegistration, KeyWritable:
-		if err := parseBool(value, &on); err != nil || !on {
-			return err
-		}
-		return errors.New("is not something that this version does; leave it out")
+	case KeyRegistration:
+		return parseBool(value, &r.Registration)
+	case KeyWritable:
+		return parseBool(value, &r.Writable)
 	case KeyListing:
 		return parseBool(value, &r.Listing)
 	}

@@ -68,6 +68,12 @@ func TestParseAnnotations(t *testing.T) {
 		{"no listing", annotations("nix-closure/roots", a, "nix-closure/listing", "false"), &Request{Roots: roots("a")}},
 		{"no registration", annotations("nix-closure/roots", a, "nix-closure/registration", "false"), &Request{Roots: roots("a"), Listing: true}},
 		{"not writable", annotations("nix-closure/roots", a, "nix-closure/writable", "false"), &Request{Roots: roots("a"), Listing: true}},
+		{"registration", annotations("nix-closure/roots", a, "nix-closure/registration", "true"), &Request{Roots: roots("a"), Listing: true, Registration: true}},
+		{"writable", annotations("nix-closure/roots", a, "nix-closure/writable", "true"), &Request{Roots: roots("a"), Listing: true, Writable: true}},
+		{"writable overlay", annotations("nix-closure/roots", a, "nix-closure/writable", "true", "nix-closure/mode", "overlay"), &Request{Roots: roots("a"), Listing: true, Writable: true, Mode: ModeOverlay}},
+		{"containerd's namespace", annotations("nix-closure/roots", a, "io.kubernetes.cri.sandbox-namespace", "team-a"), &Request{Roots: roots("a"), Listing: true, Namespace: "team-a"}},
+		{"CRI-O's namespace", annotations("nix-closure/roots", a, "io.kubernetes.pod.namespace", "team-a"), &Request{Roots: roots("a"), Listing: true, Namespace: "team-a"}},
+		{"the same namespace twice", annotations("nix-closure/roots", a, "io.kubernetes.cri.sandbox-namespace", "team-a", "io.kubernetes.pod.namespace", "team-a"), &Request{Roots: roots("a"), Listing: true, Namespace: "team-a"}},
 
 		{"sandbox of containerd", annotations("nix-closure/roots", a, criType, "sandbox"), nil},
 		{"sandbox of CRI-O", annotations("nix-closure/roots", a, criType2, "sandbox"), nil},
@@ -109,15 +115,14 @@ func TestParseAnnotations(t *testing.T) {
 func TestParseAnnotationsRefuses(t *testing.T) {
 	a := storePath("a")
 	const (
-		notHash  = "the hash is not 32 characters of Nix's base 32"
-		notName  = "the name is not 1 to 211 characters of letters, digits and +-._?=, or begins in a way Nix forbids"
-		name     = "io.kubernetes.cri.container-name"
-		unknown  = "unknown; the keys are roots, closure-info, mode, registration, listing, writable"
-		neither  = "annotations: neither nix-closure/roots nor nix-closure/closure-info is given; name at least one store path"
-		both     = "annotations: both nix-closure/roots and nix-closure/closure-info are given; take one of them"
-		empty    = "is empty; name at least one store path"
-		outside  = "not below the store directory /nix/store"
-		laterOne = "is not something that this version does; leave it out"
+		notHash = "the hash is not 32 characters of Nix's base 32"
+		notName = "the name is not 1 to 211 characters of letters, digits and +-._?=, or begins in a way Nix forbids"
+		name    = "io.kubernetes.cri.container-name"
+		unknown = "unknown; the keys are roots, closure-info, mode, registration, listing, writable"
+		neither = "annotations: neither nix-closure/roots nor nix-closure/closure-info is given; name at least one store path"
+		both    = "annotations: both nix-closure/roots and nix-closure/closure-info are given; take one of them"
+		empty   = "is empty; name at least one store path"
+		outside = "not below the store directory /nix/store"
 	)
 	for _, c := range []struct {
 		in   map[string]string
@@ -152,9 +157,11 @@ func TestParseAnnotationsRefuses(t *testing.T) {
 		{annotations("nix-closure/roots", a, "nix-closure/listing", "False"), `annotation nix-closure/listing: "False" is neither true nor false`},
 		{annotations("nix-closure/roots", a, "nix-closure/listing", "0"), `annotation nix-closure/listing: "0" is neither true nor false`},
 		{annotations("nix-closure/roots", a, "nix-closure/registration", "no"), `annotation nix-closure/registration: "no" is neither true nor false`},
-		{annotations("nix-closure/roots", a, "nix-closure/registration", "true"), "annotation nix-closure/registration: " + laterOne},
 		{annotations("nix-closure/roots", a, "nix-closure/writable", "yes"), `annotation nix-closure/writable: "yes" is neither true nor false`},
-		{annotations("nix-closure/roots", a, "nix-closure/writable", "true"), "annotation nix-closure/writable: " + laterOne},
+		{annotations("nix-closure/roots", a, "nix-closure/writable", "true", "nix-closure/mode", "bind"),
+			"annotations: nix-closure/writable is true, which one overlay with a layer in memory does, and nix-closure/mode is bind; ask for mode overlay or auto"},
+		{annotations("nix-closure/roots", a, "io.kubernetes.cri.sandbox-namespace", "x", "io.kubernetes.pod.namespace", "y"),
+			`annotations io.kubernetes.cri.sandbox-namespace and io.kubernetes.pod.namespace disagree on the container's namespace: "x", "y"`},
 
 		{annotations("nix-closure/root", a), "annotation nix-closure/root: " + unknown},
 		{annotations("nix-closure/roots", a, "nix-closure/Listing", "true"), "annotation nix-closure/Listing: " + unknown},

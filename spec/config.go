@@ -28,6 +28,10 @@ type Config struct {
 	// MountLabel is linux.mountLabel, the SELinux label for what is mounted
 	// for the container; mostly empty.
 	MountLabel string
+	// UID and GID are the container's user, as the container numbers it.
+	UID, GID uint32
+	// Memory is the container's memory limit in bytes; 0 or less: none.
+	Memory int64
 }
 
 // ReadConfig reads a bundle's config.json.
@@ -85,8 +89,19 @@ func ParseConfig(text []byte) (Config, error) {
 			Options     []string `json:"options"`
 		} `json:"mounts"`
 		Annotations map[string]string `json:"annotations"`
-		Linux       struct {
+		Process     struct {
+			User struct {
+				UID uint32 `json:"uid"`
+				GID uint32 `json:"gid"`
+			} `json:"user"`
+		} `json:"process"`
+		Linux struct {
 			MountLabel string `json:"mountLabel"`
+			Resources  struct {
+				Memory struct {
+					Limit int64 `json:"limit"`
+				} `json:"memory"`
+			} `json:"resources"`
 		} `json:"linux"`
 	}
 	err := json.Unmarshal(text, &c)
@@ -109,7 +124,10 @@ func ParseConfig(text []byte) (Config, error) {
 	for _, m := range c.Mounts {
 		mounts = append(mounts, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source, Options: m.Options})
 	}
-	return Config{c.Root.Path, mounts, c.Annotations, c.Linux.MountLabel}, nil
+	return Config{
+		Root: c.Root.Path, Mounts: mounts, Annotations: c.Annotations, MountLabel: c.Linux.MountLabel,
+		UID: c.Process.User.UID, GID: c.Process.User.GID, Memory: c.Linux.Resources.Memory.Limit,
+	}, nil
 }
 
 // oddCase tells whether the name of a field that is read may be there in another
@@ -128,7 +146,7 @@ func oddCase(text []byte) bool {
 
 // readFields are the fields at the top of a config.json whose meaning matters
 // here.
-var readFields = [...]string{"root", "mounts", "annotations", "linux", "hooks"}
+var readFields = [...]string{"root", "mounts", "annotations", "process", "linux", "hooks"}
 
 // topLevel takes a config.json apart. A field whose name differs from one that
 // is read only by upper and lower case is refused: runtimes in Go would take it

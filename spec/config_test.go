@@ -27,7 +27,7 @@ func TestParseConfig(t *testing.T) {
 				Mounts: []specs.Mount{{Destination: "/d", Type: "bind", Source: "s", Options: []string{"ro"}}}}},
 		{"null", `{"root":{"path":"r"},"mounts":null,"annotations":null,"linux":null,"hooks":null}`, Config{Root: "r"}},
 		{"empty", `{"root":{"path":"r"},"mounts":[],"annotations":{},"linux":{}}`, Config{Root: "r", Annotations: map[string]string{}}},
-		{"unknown fields of odd forms", `{"root":{"path":"r"},"process":7,"vm":[],"Process":null,"x":{"Mounts":[]},"solaris":"x"}`, Config{Root: "r"}},
+		{"unknown fields of odd forms", `{"root":{"path":"r"},"vm":7,"vm":[],"Hostname":null,"x":{"Mounts":[]},"solaris":"x"}`, Config{Root: "r"}},
 		{"hooks are not looked at", `{"root":{"path":"r"},"hooks":"anything"}`, Config{Root: "r"}},
 		{"a mount of nothing", `{"root":{"path":"r"},"mounts":[null,{}]}`, Config{Root: "r", Mounts: []specs.Mount{{}, {}}}},
 	} {

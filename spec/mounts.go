@@ -203,7 +203,7 @@ func (h *Host) MountsInStore() []string {
 
 // ErrCovered says that something is mounted on a container's store directory or
 // inside it.
-var ErrCovered = errors.New("is mounted on the store directory or inside it, under another mount or by none of the mounts in config.json, and cannot be taken off")
+var ErrCovered = errors.New("is mounted where a view goes or inside of it, under another mount or by none of the mounts in config.json, and cannot be taken off")
 
 // CheckMounts looks at what is really mounted in a container, by the mounts of
 // its mount namespace: the name of a mount's source may have led elsewhere
@@ -229,13 +229,14 @@ func (h *Host) CheckMounts(mounts Mounts, root string) error {
 	return nil
 }
 
-// CheckTarget looks at the store directory of a container before the view is
-// attached: that nothing is mounted on it or inside it, and that what is mounted
-// on it does not propagate to the host. Paths are as for CheckMounts.
-func (h *Host) CheckTarget(mounts Mounts, root, target string) error {
-	store := strings.TrimSuffix(root, "/") + h.store.Dir
+// CheckTarget looks at a directory of a container before a view is attached to
+// it: that nothing is mounted on it or inside it, and that what is mounted on it
+// does not propagate to the host. dir is its name in the container, and target
+// where that leads; paths are as for CheckMounts.
+func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) error {
+	named := strings.TrimSuffix(root, "/") + dir
 	for _, m := range mounts {
-		if below(m.point, target) || below(m.point, store) {
+		if below(m.point, target) || below(m.point, named) {
 			return fmt.Errorf("what is on %s %w; take it out of the container's mounts", strings.TrimPrefix(m.point, strings.TrimSuffix(root, "/")), ErrCovered)
 		}
 	}

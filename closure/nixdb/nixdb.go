@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nixdb reads Nix's database. It is the only package that links SQLite,
+// Package nixdb reads Nix's database, and writes databases of the same form that
+// have one closure. It is the only package that links SQLite,
 // and only programs that are not on a container's start path import it.
 package nixdb
 
@@ -24,18 +25,42 @@ type Snapshot struct {
 	db    *sql.DB
 	tx    *sql.Tx
 	stamp closure.Stamp
+	// mustHold: nothing but the stamp says that nobody writes to the file.
+	mustHold bool
 }
 
 // Open opens the database for reading only. It never waits for a writer where
 // Nix writes ahead (its default); where it does not, at most five seconds.
-func Open(ctx context.Context, store closure.Store) (_ *Snapshot, Err error) {
+//
+// A user who may read the database and not write beside it can do so while some
+// process of Nix has it open. Otherwise the file is read as one that nobody
+// changes, and what was read counts if nobody did.
+func Open(ctx context.Context, store closure.Store) (*Snapshot, error) {
+	s, err := openHow(ctx, store, "mode=ro")
+	if err == nil {
+		return s, nil
+	}
+	stamp, stampErr := closure.TakeStamp(store)
+	if stampErr != nil || stamp.Ahead() {
+		return nil, err
+	}
+	unchanging, immutableErr := openHow(ctx, store, "mode=ro&immutable=1")
+	if immutableErr != nil {
+		return nil, err
+	}
+	// From before it was opened.
+	unchanging.stamp, unchanging.mustHold = stamp, true
+	return unchanging, nil
+}
+
+func openHow(ctx context.Context, store closure.Store, how string) (_ *Snapshot, Err error) {
 	path := store.DatabasePath()
 	// The first look says whether there is a database: SQLite's own message
 	// does not name the file.
 	if _, err := closure.TakeStamp(store); err != nil {
 		return nil, err
 	}
-	name := url.URL{Scheme: "file", Path: path, RawQuery: "mode=ro&_pragma=busy_timeout(5000)&_pragma=query_only(1)"}
+	name := url.URL{Scheme: "file", Path: path, RawQuery: how + "&_pragma=busy_timeout(5000)&_pragma=query_only(1)"}
 	db, err := sql.Open("sqlite", name.String())
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, err)
@@ -61,7 +86,19 @@ func Open(ctx context.Context, store closure.Store) (_ *Snapshot, Err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
-	return &Snapshot{store, db, tx, stamp}, nil
+	return &Snapshot{store: store, db: db, tx: tx, stamp: stamp}, nil
+}
+
+// Changed tells whether somebody wrote to the database while it was read as one
+// that nobody changes. Then an error says nothing of the store.
+func (s *Snapshot) Changed() bool { return s.mustHold && !s.stamp.Holds(s.store) }
+
+// check is for after something was read without an error.
+func (s *Snapshot) check() error {
+	if s.Changed() {
+		return s.failed(errors.New("it was changed while it was read"))
+	}
+	return nil
 }
 
 // Close ends the snapshot.
@@ -89,7 +126,7 @@ func (s *Snapshot) Registrations(ctx context.Context, names []closure.BaseName) 
 			return nil, s.failed(err)
 		}
 	}
-	return all, nil
+	return all, s.check()
 }
 
 // Closure returns the names and everything that they reference.
@@ -142,7 +179,7 @@ func (s *Snapshot) Closure(ctx context.Context, names []closure.BaseName, max in
 	if len(all) > max {
 		return nil, &closure.TooLargeError{Max: max}
 	}
-	return all, nil
+	return all, s.check()
 }
 
 func (s *Snapshot) failed(err error) error {

@@ -42,11 +42,10 @@ func NewBind(store closure.Store, c closure.Closure, o Options) (_ View, Err err
 	if err != nil {
 		return nil, err
 	}
-	// fsmount made it read-only, which is for seal to do when it is full.
-	attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
-	if err := unix.MountSetattr(int(tmpfs.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+	// To be read-only is for seal to do when it is full.
+	if err := setWritable(tmpfs); err != nil {
 		tmpfs.Close()
-		return nil, os.NewSyscallError("mount_setattr", err)
+		return nil, err
 	}
 	return &bind{store, c, o, storeDir, tmpfs}, nil
 }
@@ -83,6 +82,9 @@ func (b *bind) Attach(target *os.File) error {
 		if err := b.attachPath(storeDir, name); err != nil {
 			return fmt.Errorf("%s: %w", b.store.Path(name), err)
 		}
+	}
+	if err := b.options.makeLinks(int(b.tmpfs.Fd())); err != nil {
+		return err
 	}
 	if err := setTimes(int(b.tmpfs.Fd()), "", unix.Timespec{Sec: 1}); err != nil {
 		return err

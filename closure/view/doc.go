@@ -6,6 +6,7 @@
 //
 // There are two views. overlay.go shows a closure by one mount: an overlay of a
 // layer (layer.go) that says which store paths there are, over the store
-// directory. bind.go shows it by a mount per store path. mount.go has the system
-// calls.
+// directory. bind.go shows it by a mount per store path. writable.go is an overlay
+// with an upper layer in memory, and registration.go a Nix state directory that
+// goes beside a view. mount.go has the system calls.
 package view

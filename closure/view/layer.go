@@ -40,10 +40,13 @@ type Layer struct {
 
 // LayerName is the name of a closure's layer.
 func LayerName(digest string, o Options) string {
-	if o.Listed {
-		return digest
+	if !o.Listed {
+		digest += "-unlisted"
 	}
-	return digest + "-unlisted"
+	if o.Links {
+		digest += "-links"
+	}
+	return digest
 }
 
 // OpenLayer returns a layer that EnsureLayer made or found to be up to date since
@@ -181,10 +184,26 @@ func fill(work, storeDir *os.File, store closure.Store, c closure.Closure, o Opt
 			return fmt.Errorf("%s: %w", store.Path(name), err)
 		}
 	}
+	if err := o.makeLinks(fd); err != nil {
+		return err
+	}
 	if err := unix.Fchmod(fd, o.mode()); err != nil {
 		return &os.PathError{Op: "chmod", Path: dir.Name(), Err: err}
 	}
 	return setTimes(fd, "", unix.Timespec{Sec: 1})
+}
+
+// linksDir is where Nix keeps hard links of files that are the same.
+const linksDir = ".links"
+
+func (o Options) makeLinks(storeDir int) error {
+	if !o.Links {
+		return nil
+	}
+	if err := unix.Mkdirat(storeDir, linksDir, 0o755); err != nil {
+		return &os.PathError{Op: "mkdir", Path: linksDir, Err: err}
+	}
+	return setTimes(storeDir, linksDir, unix.Timespec{Sec: 1})
 }
 
 // setXattr sets an attribute, and says what it means that it may not.

@@ -75,6 +75,38 @@ func moveMount(mount int, dir *os.File, name string) error {
 	return nil
 }
 
+// setWritable takes back from a mount that it is read-only.
+func setWritable(mount *os.File) error {
+	attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return os.NewSyscallError("mount_setattr", err)
+	}
+	return nil
+}
+
+// newTmpfs makes a tmpfs of a size in bytes that can be written to. label is the
+// SELinux label of what is in it, or empty.
+func newTmpfs(size int64, mode uint32, label string) (*os.File, error) {
+	// An inode takes memory that the size does not count; the kernel's own
+	// default is one for two pages.
+	inodes := max(size/4096, 1024)
+	options := []option{
+		{"source", "nix-closure"}, {"mode", fmt.Sprintf("%04o", mode)}, {"size", fmt.Sprint(size)}, {"nr_inodes", fmt.Sprint(inodes)},
+	}
+	if label != "" {
+		options = append(options, option{"context", label})
+	}
+	tmpfs, err := newMount("tmpfs", options)
+	if err != nil {
+		return nil, err
+	}
+	if err := setWritable(tmpfs); err != nil {
+		tmpfs.Close()
+		return nil, err
+	}
+	return tmpfs, nil
+}
+
 // setPrivate ends the propagation of a mount and all mounts below it.
 func setPrivate(mount *os.File) error {
 	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}

@@ -20,6 +20,8 @@ import (
 type overlay struct {
 	mount *os.File // the whole overlay
 	tree  *os.File // what is attached of it
+	// writable: there is an upper layer, see NewWritable.
+	writable bool
 }
 
 // NewOverlay makes an overlay of a layer over the store directory. It belongs to
@@ -27,13 +29,22 @@ type overlay struct {
 // the kernel does not believe the layer's attributes. An error that another mode
 // may not have wraps ErrUnsupported.
 func NewOverlay(store closure.Store, l Layer, o Options) (View, error) {
-	options := []option{
+	mount, err := mountOverlay(store, l, o)
+	if err != nil {
+		return nil, err
+	}
+	return &overlay{mount: mount}, nil
+}
+
+// mountOverlay makes the overlay, with what upper options add.
+func mountOverlay(store closure.Store, l Layer, o Options, upper ...option) (*os.File, error) {
+	options := append([]option{
 		// Both layers in one string: lowerdir+ came with Linux 6.8. Neither name
 		// has a character that has a meaning here, see package config.
 		{"lowerdir", l.path + ":" + store.Dir},
-		{"redirect_dir", "follow"},
+		{"redirect_dir", "on"},
 		{"metacopy", "on"},
-	}
+	}, upper...)
 	if o.Label != "" {
 		options = append(options, option{"context", o.Label})
 	}
@@ -43,10 +54,7 @@ func NewOverlay(store closure.Store, l Layer, o Options) (View, error) {
 			return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return &overlay{mount: mount}, nil
+	return mount, err
 }
 
 // Attach attaches the layer's opaque directory, and never the root of the
@@ -75,6 +83,9 @@ func (o *overlay) Attach(target *os.File) error {
 	if err := moveMount(tree, target, ""); err != nil {
 		return err
 	}
+	if o.writable {
+		return errors.Join(setPrivate(o.tree), setWritable(o.tree))
+	}
 	return seal(o.tree)
 }
 
@@ -97,8 +108,13 @@ func (o *overlay) Close() error {
 // kernel followed the layer's attributes, and did not leave directories empty
 // and files without content, as it does with an overlay that it does not trust.
 func Check(v View, store closure.Store, c closure.Closure) error {
-	o, ok := v.(*overlay)
-	if !ok {
+	var o *overlay
+	switch v := v.(type) {
+	case *overlay:
+		o = v
+	case *writable:
+		o = &v.overlay
+	default:
 		return nil
 	}
 	storeDir, err := os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)

@@ -10,8 +10,9 @@ import (
 // View is a closure that can be attached to a directory.
 type View interface {
 	// Attach mounts the view on target, an open directory in the mount
-	// namespace of the calling thread. It is read-only, nosuid and nodev, and
-	// mounts do not propagate into it or out of it. After an error something
+	// namespace of the calling thread. It is nosuid and nodev and, unless it is
+	// said to be writable, read-only, and mounts do not propagate into it or out
+	// of it. After an error something
 	// may be attached that is not the whole closure: the container must not
 	// start.
 	Attach(target *os.File) error
@@ -30,7 +31,14 @@ type Options struct {
 	// Listed: whether the store directory can be listed, and not only entered.
 	// It holds against processes without CAP_DAC_OVERRIDE over the host's root.
 	Listed bool
+	// Links: whether there is an empty directory .links, which is no store path.
+	// Nix cannot open a read-only store without it.
+	Links bool
 }
+
+// Owner is a user and a group, as the user namespace of the calling thread
+// numbers them.
+type Owner struct{ UID, GID int }
 
 // mode is the mode of a view's store directory.
 func (o Options) mode() uint32 {

@@ -8,18 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/nixdb"
+	"github.com/nix-closure/nix-closure/hook"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
 func resolveCommand(configPath *string) *cobra.Command {
-	var info, asJSON bool
+	var o resolveOptions
 	c := &cobra.Command{
 		Use:   "resolve [--closure-info] STORE-PATH...",
 		Short: "Print the closure of store paths, as a container that asks for them sees it",
@@ -27,21 +26,25 @@ func resolveCommand(configPath *string) *cobra.Command {
 a store path a line, sorted.
 
 The closure is remembered, so that the first container with these roots starts
-as fast as the second.`,
+as fast as the second. With --registration, so is the Nix database of it that a
+container with nix-closure/registration=true gets.`,
 		Example: `  nix-closure resolve /nix/store/…-hello-2.12
   nix-closure resolve --closure-info /nix/store/…-closure-info
   nix-closure resolve --json "$(readlink -f result)" | jq .paths`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return resolve(cmd.Context(), *configPath, info, asJSON, args, cmd.OutOrStdout())
+			return o.resolve(cmd.Context(), *configPath, args, cmd.OutOrStdout())
 		},
 	}
-	c.Flags().BoolVar(&info, "closure-info", false, "the one store path is the output of nixpkgs' closureInfo")
-	c.Flags().BoolVar(&asJSON, "json", false, "print the digest, the number of paths and what pins them")
+	c.Flags().BoolVar(&o.info, "closure-info", false, "the one store path is the output of nixpkgs' closureInfo")
+	c.Flags().BoolVar(&o.registration, "registration", false, "make the registration too")
+	c.Flags().BoolVar(&o.asJSON, "json", false, "print the digest, the number of paths and what pins them")
 	return c
 }
 
-func resolve(ctx context.Context, configPath string, info, asJSON bool, args []string, out io.Writer) error {
+type resolveOptions struct{ info, registration, asJSON bool }
+
+func (o resolveOptions) resolve(ctx context.Context, configPath string, args []string, out io.Writer) error {
 	c, err := config.Read(configPath)
 	if err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
@@ -55,26 +58,27 @@ func resolve(ctx context.Context, configPath string, info, asJSON bool, args []s
 		}
 		q.Roots = append(q.Roots, base)
 	}
-	if info {
+	if o.info {
 		if len(q.Roots) != 1 {
 			return errors.New("--closure-info takes one store path")
 		}
 		q = closure.Query{Info: q.Roots[0]}
 	}
-	dir := filepath.Join(c.RuntimeDir, "closures")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("%w; run as the user who runs the hook, mostly root", err)
-	}
-	closures, err := os.OpenRoot(dir)
+	dir, err := hook.OpenRuntimeDir(c)
 	if err != nil {
-		return err
+		return fmt.Errorf("opening the runtime directory: %w; run as the user who runs the hook, mostly root", err)
 	}
-	memo := closure.Memo{Dir: closures, Store: store}
+	memo := closure.Memo{Dir: dir.Closures, Store: store}
 	res, err := ask(ctx, c, memo, q)
 	if err != nil {
 		return err
 	}
-	if asJSON {
+	if o.registration {
+		if err := ensureRegistration(ctx, c, dir, q, res); err != nil {
+			return err
+		}
+	}
+	if o.asJSON {
 		return json.NewEncoder(out).Encode(res)
 	}
 	resolved, err := memo.Load(res.Digest)
@@ -94,7 +98,11 @@ func ask(ctx context.Context, c config.Config, memo closure.Memo, q closure.Quer
 	snapshot, unreadable := nixdb.Open(ctx, c.Store())
 	if unreadable == nil {
 		defer func() { _ = snapshot.Close() }()
-		return memo.Resolve(ctx, snapshot, q, c.MaxPaths)
+		res, err := memo.Resolve(ctx, snapshot, q, c.MaxPaths)
+		if err == nil || !snapshot.Changed() {
+			return res, err
+		}
+		unreadable = err
 	}
 	res, err := memo.Resolve(ctx, closure.NixStore{Program: c.NixStore, Store: c.Store()}, q, c.MaxPaths)
 	var notValid *closure.NotValidError

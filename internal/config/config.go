@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -30,21 +31,33 @@ type Config struct {
 	Mode       string `toml:"mode"`
 	NixStore   string `toml:"nix-store"` // empty: the usual places
 	Substitute bool   `toml:"substitute"`
-	MaxPaths   int    `toml:"max-paths"`
-	Runtime    string `toml:"runtime"`
-	Allow      []any  `toml:"allow"`
+	// SubstituteTimeout bounds the fetching for one container.
+	SubstituteTimeout Duration `toml:"substitute-timeout"`
+	MaxPaths          int      `toml:"max-paths"`
+	// WritableSize bounds what one container adds to its store; 0: half of the
+	// container's memory limit, or a gibibyte where it has none.
+	WritableSize Size   `toml:"writable-size"`
+	Runtime      string `toml:"runtime"`
+	// Rootless says that the user who runs this program is not the host's root,
+	// who owns /run. No key sets it.
+	Rootless bool   `toml:"-"`
+	Allow    []Rule `toml:"allow"`
 }
 
-// Default is the configuration of a host without a file.
+// Default is the configuration of a host without a file, for the user who runs
+// this program.
 func Default() Config {
+	p := defaultPlaces()
 	return Config{
-		StoreDir:   "/nix/store",
-		StateDir:   "/nix/var/nix",
-		RuntimeDir: "/run/nix-closure",
-		LogFile:    "/var/log/nix-closure.log",
-		Mode:       "auto",
-		MaxPaths:   50000,
-		Runtime:    "runc",
+		StoreDir:          "/nix/store",
+		StateDir:          "/nix/var/nix",
+		RuntimeDir:        p.runtimeDir,
+		LogFile:           p.logFile,
+		Mode:              "auto",
+		SubstituteTimeout: Duration(100 * time.Second), // the kubelet waits two minutes
+		MaxPaths:          50000,
+		Runtime:           "runc",
+		Rootless:          p.rootless,
 	}
 }
 
@@ -54,7 +67,8 @@ func (c Config) Store() closure.Store {
 }
 
 // Read reads the configuration in path. Where path is the default one, it need
-// not exist.
+// not exist, and the runtime directory and the log that it names are root's
+// alone: other users have their own.
 func Read(path string) (Config, error) {
 	text, err := os.ReadFile(path)
 	if path == Path && errors.Is(err, fs.ErrNotExist) {
@@ -66,6 +80,10 @@ func Read(path string) (Config, error) {
 	c, err := Parse(text)
 	if err != nil {
 		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	if path == Path && c.Rootless {
+		p := defaultPlaces()
+		c.RuntimeDir, c.LogFile = p.runtimeDir, p.logFile
 	}
 	return c, nil
 }
@@ -122,11 +140,19 @@ func (c Config) check() error {
 	default:
 		return fmt.Errorf("mode = %q: not one of auto, overlay, bind", c.Mode)
 	}
-	if c.Substitute {
-		return errors.New("substitute = true: fetching is not something that this version does; realise roots before the container starts")
+	if c.SubstituteTimeout < Duration(time.Second) || c.SubstituteTimeout > Duration(24*time.Hour) {
+		return fmt.Errorf("substitute-timeout = %q: not from 1s to 24h", time.Duration(c.SubstituteTimeout))
 	}
-	if len(c.Allow) > 0 {
-		return errors.New("[[allow]]: this version does not enforce a policy, and starts nothing rather than everything")
+	if c.Allow != nil && len(c.Allow) == 0 {
+		return errors.New("allow = []: would allow everything, not nothing; leave it out if that is meant")
+	}
+	for i, rule := range c.Allow {
+		if err := rule.check(c.StoreDir); err != nil {
+			return fmt.Errorf("[[allow]] number %d: %w", i+1, err)
+		}
+	}
+	if c.WritableSize != 0 && c.WritableSize < smallestSize {
+		return fmt.Errorf("writable-size = %d: less than %d bytes", c.WritableSize, smallestSize)
 	}
 	if c.MaxPaths < 1 || c.MaxPaths > mostPaths {
 		return fmt.Errorf("max-paths = %d: not a number from 1 to %d", c.MaxPaths, mostPaths)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -17,7 +18,7 @@ func TestParse(t *testing.T) {
 	// Every default, spelled out a second time.
 	defaults := Config{
 		StoreDir: "/nix/store", StateDir: "/nix/var/nix", RuntimeDir: "/run/nix-closure", LogFile: "/var/log/nix-closure.log",
-		Mode: "auto", NixStore: "", Substitute: false, MaxPaths: 50000, Runtime: "runc",
+		Mode: "auto", NixStore: "", Substitute: false, SubstituteTimeout: Duration(100 * time.Second), MaxPaths: 50000, Runtime: "runc",
 	}
 	but := func(change func(c *Config)) Config {
 		c := defaults
@@ -41,10 +42,31 @@ func TestParse(t *testing.T) {
 		{`nix-store = "/opt/bin/nix-store"`, but(func(c *Config) { c.NixStore = "/opt/bin/nix-store" })},
 		{`nix-store = ""`, defaults},
 		{`substitute = false`, defaults},
+		{`substitute = true`, but(func(c *Config) { c.Substitute = true })},
+		{`substitute-timeout = "2m30s"`, but(func(c *Config) { c.SubstituteTimeout = Duration(150 * time.Second) })},
+		{`writable-size = ""`, defaults},
+		{`writable-size = "65536"`, but(func(c *Config) { c.WritableSize = 65536 })},
+		{`writable-size = "512M"`, but(func(c *Config) { c.WritableSize = 512 << 20 })},
+		{`writable-size = "2T"`, but(func(c *Config) { c.WritableSize = 2 << 40 })},
 		{`max-paths = 1`, but(func(c *Config) { c.MaxPaths = 1 })},
 		{`max-paths = 1_000_000`, but(func(c *Config) { c.MaxPaths = 1000000 })},
 		{`runtime = "crun"`, but(func(c *Config) { c.Runtime = "crun" })},
-		{`allow = []`, but(func(c *Config) { c.Allow = []any{} })},
+		{"[[allow]]\nroots = [\"/nix/store/*\"]", but(func(c *Config) { c.Allow = []Rule{{nil, []string{"/nix/store/*"}}} })},
+		{
+			"[[allow]]\nnamespaces = [\"team-a\", \"team-b\"]\nroots = ['/nix/store/*-hello-[0-9]*', '/nix/var/nix/gcroots/teams/*/\\*']\n[[allow]]\nroots = [\"/etc/nix-closure/roots/?\"]",
+			but(func(c *Config) {
+				c.Allow = []Rule{
+					{[]string{"team-a", "team-b"}, []string{"/nix/store/*-hello-[0-9]*", `/nix/var/nix/gcroots/teams/*/\*`}},
+					{nil, []string{"/etc/nix-closure/roots/?"}},
+				}
+			}),
+		},
+		{"[allow]\nroots = [\"/x\"]", but(func(c *Config) { c.Allow = []Rule{{nil, []string{"/x"}}} })}, // one is one
+		{`allow = [{roots = ["/x"]}]`, but(func(c *Config) { c.Allow = []Rule{{nil, []string{"/x"}}} })},
+		// The store directory is no glob, and may be named after the rules that are below it.
+		{"store-dir = '/a[b'\nallow = [{roots = ['/a[b/*-c']}]", but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []Rule{{nil, []string{"/a[b/*-c"}}} })},
+		{"allow = [{roots = ['/a[b/*-c']}]\nstore-dir = '/a[b'", but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []Rule{{nil, []string{"/a[b/*-c"}}} })},
+		{"allow = [{roots = ['/nix/store/a/b']}]\nstore-dir = '/gnu/store'", but(func(c *Config) { c.StoreDir, c.Allow = "/gnu/store", []Rule{{nil, []string{"/nix/store/a/b"}}} })},
 		{"mode = \"bind\"\r\nmax-paths = 7\r\n", but(func(c *Config) { c.Mode, c.MaxPaths = "bind", 7 })},
 	} {
 		got, err := Parse([]byte(c.in))
@@ -68,6 +90,10 @@ func TestParseRefuses(t *testing.T) {
 	const (
 		notPath   = ": not an absolute path without `.`, `..` or a slash too many"
 		notOption = ": has a colon, comma, backslash, quote or line break, which a mount option cannot carry"
+		rule      = "[[allow]] number 1: "
+		noRoots   = "roots: names none; say which store paths, or links to them, may be asked for"
+		notShell  = ": `[!` is not what it is in a shell; write `[^` for every other character, `[\\!` for an exclamation mark"
+		notGlob   = ": not a well-formed glob; a `[` is not closed, or a `\\` is the last; `\\` before a character makes it an ordinary one"
 	)
 	for _, c := range []struct{ in, want string }{
 		{`store-dir = ""`, `store-dir = ""` + notPath},
@@ -102,9 +128,53 @@ func TestParseRefuses(t *testing.T) {
 		{`mode = "copy"`, `mode = "copy": not one of auto, overlay, bind`},
 		{`max-paths = 0`, `max-paths = 0: not a number from 1 to 10000000`},
 		{`max-paths = -1`, `max-paths = -1: not a number from 1 to 10000000`},
-		{`substitute = true`, "substitute = true: fetching is not something that this version does; realise roots before the container starts"},
-		{"[[allow]]\nroots = [\"/nix/store/*\"]", "[[allow]]: this version does not enforce a policy, and starts nothing rather than everything"},
-		{`allow = [{}]`, "[[allow]]: this version does not enforce a policy, and starts nothing rather than everything"},
+		{`substitute-timeout = "500ms"`, `substitute-timeout = "500ms": not from 1s to 24h`},
+		{`substitute-timeout = "25h"`, `substitute-timeout = "25h0m0s": not from 1s to 24h`},
+		{`substitute-timeout = "soon"`, `line 1: toml: "soon" is no length of time like 100s or 2m`},
+		{`writable-size = "much"`, `line 1: toml: "much" is no size like 512M or 2G`},
+		{`writable-size = "-1"`, `line 1: toml: "-1" is no size like 512M or 2G`},
+		{`writable-size = "1KM"`, `line 1: toml: "1KM" is no size like 512M or 2G`},
+		{`writable-size = "9999999999G"`, `line 1: toml: "9999999999G" is no size like 512M or 2G`},
+		{`writable-size = "1"`, `writable-size = 1: less than 4096 bytes`},
+		{`Rootless = true`, `line 1: unknown key "Rootless"`},
+		{`allow = []`, "allow = []: would allow everything, not nothing; leave it out if that is meant"},
+		{`allow = [{}]`, rule + noRoots},
+		{"[[allow]]\nnamespaces = [\"a\"]", rule + noRoots},
+		{"[[allow]]\nroots = []", rule + noRoots},
+		{"[[allow]]\nroots = [\"/x\"]\n[[allow]]\nroots = [\"/y\"]\n[[allow]]", "[[allow]] number 3: " + noRoots},
+		{"[[allow]]\nnamespaces = []\nroots = [\"/x\"]", rule + "namespaces = []: names none; leave it out for every container"},
+		{"[[allow]]\nnamespaces = [\"a\", \"\"]\nroots = [\"/x\"]", rule + `namespaces: "": not the name of a namespace; leave namespaces out for every container`},
+		{`allow = [{roots = [""]}]`, rule + `roots: ""` + notPath},
+		{`allow = [{roots = ["/"]}]`, rule + `roots: "/"` + notPath},
+		{`allow = [{roots = ["*"]}]`, rule + `roots: "*"` + notPath},
+		{`allow = [{roots = ["/x"]}, {roots = ["/x", "srv/*"]}]`, `[[allow]] number 2: roots: "srv/*"` + notPath},
+		{`allow = [{roots = ["/srv/*/"]}]`, rule + `roots: "/srv/*/"` + notPath},
+		{`allow = [{roots = ["//srv/*"]}]`, rule + `roots: "//srv/*"` + notPath},
+		{`allow = [{roots = ["/srv//*"]}]`, rule + `roots: "/srv//*"` + notPath},
+		{`allow = [{roots = ["/srv/./*"]}]`, rule + `roots: "/srv/./*"` + notPath},
+		{`allow = [{roots = ["/srv/*/.."]}]`, rule + `roots: "/srv/*/.."` + notPath},
+		{`allow = [{roots = ["/nix/store/../store/*"]}]`, rule + `roots: "/nix/store/../store/*"` + notPath},
+		{`allow = [{roots = ["/srv/["]}]`, rule + `roots: "/srv/["` + notGlob},
+		{`allow = [{roots = ["/srv/[a/b"]}]`, rule + `roots: "/srv/[a/b"` + notGlob},
+		{`allow = [{roots = ["/srv/[a/b]c"]}]`, rule + `roots: "/srv/[a/b]c"` + notGlob},
+		{`allow = [{roots = ["/srv/[]a]"]}]`, rule + `roots: "/srv/[]a]"` + notGlob},
+		{`allow = [{roots = ['/srv/a\']}]`, rule + `roots: "/srv/a\\"` + notGlob},
+		{`allow = [{roots = ["/nix/store/*-[a"]}]`, rule + `roots: "/nix/store/*-[a"` + notGlob},
+		{`allow = [{roots = ["/nix/store/*-[!s]*"]}]`, rule + `roots: "/nix/store/*-[!s]*"` + notShell},
+		{`allow = [{roots = ["/srv/[!s]/*"]}]`, rule + `roots: "/srv/[!s]/*"` + notShell},
+		{`allow = [{roots = ["/nix/store"]}]`, rule + `roots: "/nix/store": can never match, for a store path lies below it; every store path is "/nix/store/*"`},
+		{`allow = [{roots = ["/nix/store/*-hello/bin/*"]}]`, rule + `roots: "/nix/store/*-hello/bin/*": can never match, for a store path is directly below /nix/store; name the store path itself: "/nix/store/*-hello"`},
+		{"store-dir = '/gnu/store'\nallow = [{roots = ['/gnu/store/*/*']}]", rule + `roots: "/gnu/store/*/*": can never match, for a store path is directly below /gnu/store; name the store path itself: "/gnu/store/*"`},
+		{"[[allow]]\nroots = [\"/x\"]\nnamespace = [\"a\"]", `line 3: unknown key "allow.namespace"`},
+		{"[[allow]]\nroots = [\"/x\"]\n\n[[allow]]\nroot = [\"/x\"]", `line 5: unknown key "allow.root"`},
+		{"[[allow]]\nroots = [\"/x\"]\n[allow.more]\na = 1", `line 3: unknown key "allow.more"`},
+		{"[[Allow]]\nrots = [\"/x\"]", "line 2: unknown key"},
+		{"[[allow]]\nroots = [\"/x\"]\n[allow]\nnamespaces = [\"a\"]", "line 3: "},
+		{"allow = {roots = [\"/x\"]}", "line 1: "},
+		{"[[allow]]\nroots = \"/x\"", "line 2: "},
+		{"[[allow]]\nroots = [7]", "line 2: "},
+		{"[[allow]]\nnamespaces = \"a\"\nroots = [\"/x\"]", "line 2: "},
+		{"allow = [\"/nix/store/*\"]", "line 1: "},
 
 		{"# a\n\nmdoe = \"bind\"", `line 3: unknown key "mdoe"`},
 		{"[mode]\nx = 1", "line 1: "},
@@ -201,7 +271,7 @@ func FuzzTOML(f *testing.F) {
 		if c.NixStore != "" && c.NixStore[0] != '/' {
 			t.Errorf("%q: nix-store %q", text, c.NixStore)
 		}
-		if c.Mode != "auto" && c.Mode != "overlay" && c.Mode != "bind" || c.MaxPaths < 1 || c.Substitute || len(c.Allow) > 0 {
+		if c.Mode != "auto" && c.Mode != "overlay" && c.Mode != "bind" || c.MaxPaths < 1 {
 			t.Errorf("%q: %+v", text, c)
 		}
 	})

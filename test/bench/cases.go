@@ -17,6 +17,7 @@ const (
 	unannotated = "no annotation"
 	overlayWarm = "overlay warm"
 	overlayCold = "overlay cold"
+	registered  = "registration"
 	bindWarm    = "bind"
 	mounts      = "mounts"
 	mountsNew   = "mounts, new"
@@ -28,6 +29,8 @@ type testCase struct {
 	variant string
 	// paths is the number of store paths that the container sees.
 	paths int
+	// links: Nix's directory of hard links is beside the store paths.
+	links bool
 	// wholeStore: all of the host's, whatever the size asked for.
 	wholeStore bool
 	// bundle is the container that is timed; counting is the same one with
@@ -92,11 +95,14 @@ func (h *host) makeCases(r *containerRuntime, sizes []int) ([]*testCase, error) 
 				annotations: h.annotations(n, mode),
 			}
 		}
+		registering := inMode("overlay", h.warm)
+		registering.annotations["nix-closure/registration"] = "true"
 		mounted, mountErr := h.mounted(n, "image %d")
 		fresh, freshErr := h.mounted(n, "new image %d")
 		err = errors.Join(err, mountErr, freshErr,
 			add(testCase{variant: overlayWarm, paths: n}, inMode("overlay", h.warm)),
 			add(testCase{variant: overlayCold, paths: n, prepare: h.cold.forget}, inMode("overlay", h.cold)),
+			add(testCase{variant: registered, paths: n, links: true}, registering),
 			add(testCase{variant: bindWarm, paths: n}, inMode("bind", h.warm)),
 			add(testCase{variant: mounts, paths: n}, mounted),
 			add(testCase{variant: mountsNew, paths: n, prepare: func() error { return emptyStore(fresh.root) }}, fresh),

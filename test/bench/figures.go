@@ -17,10 +17,11 @@ const (
 var overlayToFloor = map[string]float64{"runc": 1.15, "crun": 1.25}
 
 const (
-	overlayLargeToUsual = 1.15
-	bindToMounts        = 0.8
-	bareHookMillisecond = 2.0
-	peakMiB             = 40.0
+	overlayLargeToUsual   = 1.15
+	bindToMounts          = 0.8
+	bareHookMillisecond   = 2.0
+	registeredMillisecond = 3.0
+	peakMiB               = 40.0
 )
 
 // figure is one of the figures that the program promises.
@@ -46,6 +47,10 @@ func (r *results) figures() []figure {
 		}
 		ratioOf(fmt.Sprintf("overlay warm at %d / at %d", memoryPaths, usualPaths), overlayLargeToUsual,
 			r.find(runtime, overlayWarm, memoryPaths), usual)
+		if with := r.find(runtime, registered, usualPaths); with != nil && usual != nil {
+			all = append(all, figure{fmt.Sprintf("%s: registration at %d, more than without", runtime, usualPaths),
+				median(with.samples) - median(usual.samples), true, registeredMillisecond, "ms"})
+		}
 		ratioOf(fmt.Sprintf("bind at %d / mounts", usualPaths), bindToMounts,
 			r.find(runtime, bindWarm, usualPaths), r.find(runtime, mounts, usualPaths))
 		ratioOf(fmt.Sprintf("bind at %d / mounts, new image each time", usualPaths), bindToMounts,

@@ -43,6 +43,9 @@ func check(cases []*testCase, p *progress) error {
 // and that something is behind each of them.
 func (c *testCase) check() error {
 	entries := c.paths
+	if c.links {
+		entries++
+	}
 	if c.wholeStore {
 		// Nix keeps a directory of its own beside the store paths.
 		all, err := os.ReadDir(storeDir)

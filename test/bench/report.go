@@ -25,7 +25,7 @@ func (r *results) printTable() {
 		for _, variant := range []string{floor, whole, unannotated} {
 			fmt.Printf("%-8s%-14s"+cell+"\n", runtime, variant, r.cell(r.find(runtime, variant, 0)))
 		}
-		for _, variant := range []string{overlayWarm, overlayCold, bindWarm, mounts, mountsNew} {
+		for _, variant := range []string{overlayWarm, overlayCold, registered, bindWarm, mounts, mountsNew} {
 			fmt.Printf("%-8s%-14s"+cell, runtime, variant, "")
 			for _, n := range r.sizes {
 				fmt.Printf(cell, r.cell(r.find(runtime, variant, n)))

@@ -122,8 +122,7 @@ func badInputs(t *testing.T) []badInput {
 		{name: "listing neither true nor false", annotations: with(roots(env), "nix-closure/listing", "no"), want: ann + `nix-closure/listing: "no" is neither true nor false`},
 		{name: "writable neither true nor false", annotations: with(roots(env), "nix-closure/writable", "1"), want: ann + `nix-closure/writable: "1" is neither true nor false`},
 		{name: "registration in capitals", annotations: with(roots(env), "nix-closure/registration", "True"), want: ann + `nix-closure/registration: "True" is neither true nor false`},
-		{name: "writable", annotations: with(roots(env), "nix-closure/writable", "true"), want: ann + "nix-closure/writable: is not something that this version does; leave it out"},
-		{name: "registration", annotations: with(roots(env), "nix-closure/registration", "true"), want: ann + "nix-closure/registration: is not something that this version does; leave it out"},
+		{name: "writable in bind mode", annotations: with(with(roots(env), "nix-closure/writable", "true"), "nix-closure/mode", "bind"), want: "reading the annotations: annotations: nix-closure/writable is true, which one overlay with a layer in memory does, and nix-closure/mode is bind; ask for mode overlay or auto"},
 		{name: "for a container that is not named", annotations: with(roots(env), "app.nix-closure/mode", "bind"),
 			want: ann + `app.nix-closure/mode: is for one container of a pod, and the engine does not say which one this is; leave out "app."`},
 		{name: "a dot with no container before it", annotations: with(roots(env), ".nix-closure/mode", "bind"),
@@ -214,7 +213,7 @@ func badInputs(t *testing.T) []badInput {
 					t.Fatal(err)
 				}
 			},
-			want: "resolving " + env + ": holding the garbage collector off: /nix/var/theirs belongs to user 1000 and has mode 0755, and so can be changed by others than user 0 who runs the hook; a single-user installation of Nix cannot be used"},
+			want: "resolving " + env + ": holding the garbage collector off: /nix/var/theirs belongs to user 1000 and has mode 0755, and so can be changed by others than user 0 who runs the hook; a single-user installation of Nix cannot be used by another user"},
 		{name: "no store", annotations: roots("/run/no/store/" + filepath.Base(env)), config: "store-dir = \"/run/no/store\"\n",
 			want: "looking at the host's store: lstat /run/no: no such file or directory"},
 
@@ -228,10 +227,8 @@ func badInputs(t *testing.T) []badInput {
 		{name: "a comma in the runtime directory", annotations: roots(env), config: "runtime-dir = \"/run/a,b\"\n",
 			want: `reading the configuration: /etc/nix-closure/config.toml: runtime-dir = "/run/a,b": has a colon, comma, backslash, quote or line break, which a mount option cannot carry`},
 		{name: "no paths at all", annotations: roots(env), config: "max-paths = 0\n", want: "reading the configuration: /etc/nix-closure/config.toml: max-paths = 0: not a number from 1 to 10000000"},
-		{name: "a policy", annotations: roots(env), config: "[[allow]]\nroots = [\"/nix/store/*\"]\n",
-			want: "reading the configuration: /etc/nix-closure/config.toml: [[allow]]: this version does not enforce a policy, and starts nothing rather than everything"},
-		{name: "fetching", annotations: roots(env), config: "substitute = true\n",
-			want: "reading the configuration: /etc/nix-closure/config.toml: substitute = true: fetching is not something that this version does; realise roots before the container starts"},
+		{name: "a policy", annotations: roots(env), config: "[[allow]]\nroots = [\"/nix/store/*-hello\"]\n",
+			want: "checking what is allowed here: " + env + " is not allowed here: no [[allow]] of the configuration names it for a container without a Kubernetes namespace; add it there, or ask for another"},
 
 		// config.json.
 		{name: "the store in the image is a file", annotations: roots(env), change: func(t *testing.T, b *bundle) {
@@ -254,7 +251,7 @@ func badInputs(t *testing.T) []badInput {
 		{name: "covered mount on the store", annotations: roots(env), change: func(t *testing.T, b *bundle) {
 			b.addMount(object{"destination": "/nix/store", "type": "bind", "source": t.TempDir(), "options": []string{"rbind"}})
 			b.addMount(object{"destination": "/nix", "type": "tmpfs", "source": "tmpfs"})
-		}, want: "attaching the view: what is on /nix/store is mounted on the store directory or inside it, under another mount or by none of the mounts in config.json, and cannot be taken off; take it out of the container's mounts"},
+		}, want: "attaching the view: what is on /nix/store is mounted where a view goes or inside of it, under another mount or by none of the mounts in config.json, and cannot be taken off; take it out of the container's mounts"},
 		{name: "mount of the host", annotations: roots(env), change: func(_ *testing.T, b *bundle) {
 			b.addMount(object{"destination": "/host", "type": "bind", "source": "/", "options": []string{"rbind"}})
 		}, want: "looking at the container's mounts: mount of / on /host: shows / of the host, and with it more than the closure; take the mount out"},

@@ -219,6 +219,38 @@ func TestStages(t *testing.T) {
 	})
 }
 
+// From inside the container, the record still has the process as the host numbers
+// it: the state that the hook gets may not.
+func TestRecordFromInside(t *testing.T) {
+	for _, runtime := range runtimes {
+		b := newBundle(t, roots(store["env"]), "sleep 60", "createContainer", "poststop")
+		id := "inside-" + runtime
+		cmd := b.command(t, runtime, id)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var state, record struct{ Pid int }
+		var text []byte
+		for range 200 {
+			out, err := exec.Command(runtime, "state", id).Output()
+			if err == nil && strings.Contains(string(out), `"running"`) {
+				text = out
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err := json.Unmarshal(text, &state); err != nil {
+			t.Fatalf("%s: %v %s", runtime, err, text)
+		}
+		if text, err := os.ReadFile(runtimeDir + "/containers/" + id + ".json"); err != nil || json.Unmarshal(text, &record) != nil || record != state {
+			t.Errorf("%s: %v: the record has %+v and the runtime %+v", runtime, err, record, state)
+		}
+		must(t, runtime, "kill", id, "KILL")
+		_ = cmd.Wait()
+		nothingLeft(t)
+	}
+}
+
 // Fifty containers of one closure that start at the same time share one layer,
 // and all see the whole closure.
 func TestManyAtOnce(t *testing.T) {

@@ -41,6 +41,7 @@ type guest struct {
 	mode        string // annotation; empty: none
 	unshare     string // its namespaces, as options of unshare
 	ownStore    bool   // the image has a /nix/store
+	writable    bool   // and with a registration
 	wantMode    string
 	annotations map[string]string
 	dir         string // of the bundle
@@ -63,6 +64,8 @@ func TestOlderKernel(t *testing.T) {
 		{id: "overlay-userns", mode: "overlay", unshare: userns, wantMode: "overlay"},
 		{id: "bind", mode: "bind", unshare: plain, ownStore: true, wantMode: "bind"},
 		{id: "bind-userns", mode: "bind", unshare: userns, wantMode: "bind"},
+		{id: "writable", unshare: plain, ownStore: true, writable: true, wantMode: "overlay"},
+		{id: "writable-userns", unshare: userns, writable: true, wantMode: "overlay"},
 		{id: "refused", unshare: plain},
 	}
 	for i := range guests {
@@ -73,6 +76,10 @@ func TestOlderKernel(t *testing.T) {
 		}
 		if g.mode != "" {
 			g.annotations["nix-closure/mode"] = g.mode
+		}
+		if g.writable {
+			g.annotations["nix-closure/writable"] = "true"
+			g.annotations["nix-closure/registration"] = "true"
 		}
 	}
 	release, saw := bootOlder(t, guests, names)
@@ -126,9 +133,13 @@ func (s sawInside) checkStarted(t *testing.T, g guest, roots, names []string) {
 	s.check(t, g.id, "kept", kept...)
 
 	s.check(t, g.id, "foreign", "ls: "+store["foreign"]+": No such file or directory")
-	s.check(t, g.id, "write",
-		"touch: /nix/store/new: Read-only file system",
-		"touch: "+store["bash"]+"/new: Read-only file system")
+	if g.writable {
+		s.check(t, g.id, "write")
+	} else {
+		s.check(t, g.id, "write",
+			"touch: /nix/store/new: Read-only file system",
+			"touch: "+store["bash"]+"/new: Read-only file system")
+	}
 	s.check(t, g.id, "sum", sum(t, store["script"]), sum(t, store["bash"]+"/bin/bash"))
 	s.check(t, g.id, "link", store["bash"])
 	s.check(t, g.id, "runs", "Hello, "+g.id+"!")
@@ -140,6 +151,11 @@ func (s sawInside) checkMounts(t *testing.T, g guest, names []string) {
 	t.Helper()
 	target := g.dir + "/rootfs" + storeDir
 	want := []string{target + " /store overlay"}
+	options := []string{"ro", "nosuid", "nodev"}
+	if g.writable {
+		want = append(want, g.dir+"/rootfs/nix/var/nix / tmpfs")
+		options[0] = "rw"
+	}
 	if g.wantMode == "bind" {
 		want = []string{target + " / tmpfs"}
 		for _, n := range names {
@@ -156,7 +172,7 @@ func (s sawInside) checkMounts(t *testing.T, g guest, names []string) {
 			t.Fatalf("mountinfo: %q", line)
 		}
 		got = append(got, m[4]+" "+m[3]+" "+kind[0])
-		for _, option := range []string{"ro", "nosuid", "nodev"} {
+		for _, option := range options {
 			if !slices.Contains(strings.Split(m[5], ","), option) {
 				t.Errorf("%s is mounted %s, without %s", m[4], m[5], option)
 			}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package closure
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Fetch realises the names, which are not valid, with what they reference, from
+// the substituters that Nix is configured with. It builds nothing. report is
+// called with each line that Nix writes of its progress.
+//
+// The names are GC roots by the time that it returns: either the caller made them
+// so, or rootsDir is where they become indirect roots, see Realise.
+//
+// When the context's time is over, the error says how far it got. After an error
+// what was fetched whole stays, valid and with nothing that keeps it; what was
+// not is removed.
+func (n NixStore) Fetch(ctx context.Context, names []BaseName, rootsDir string, report func(line string)) error {
+	p := progress{store: n.Store}
+	args := []string{"--option", "max-jobs", "0", "--option", "builders", "", "--realise"}
+	if rootsDir != "" {
+		args = append(args, "--indirect", "--add-root", rootsDir+"/fetched")
+	}
+	_, err := n.watch(ctx, func(line string) {
+		p.note(line)
+		report(line)
+	}, append(args, n.paths(names)...)...)
+	if err == nil {
+		return nil
+	}
+	// The time for fetching may be over, and cleaning up takes little.
+	cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	err = errors.Join(err, n.discard(cleaning, p.begun))
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("the time for it is over: %s; fetch it by hand with `nix-store --realise %s`, or raise substitute-timeout in the configuration", p, strings.Join(n.paths(names), " "))
+	}
+	return err
+}
+
+// discard removes the paths that are in the store and not valid. Nix leaves them
+// there when an archive turns out to be damaged, or it is ended. It does not
+// remove one that another process is fetching, which keeps it from the garbage
+// collector.
+func (n NixStore) discard(ctx context.Context, begun []BaseName) error {
+	var errs []error
+	for _, name := range begun {
+		if _, err := os.Lstat(n.Store.Path(name)); err != nil {
+			continue
+		}
+		if _, err := n.Registrations(ctx, []BaseName{name}); !errors.Is(err, ErrNotValid) {
+			continue
+		}
+		_, err := n.run(ctx, "--delete", n.Store.Path(name))
+		if errs = append(errs, err); err == nil {
+			removeLock(n.Store.Path(name) + ".lock")
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeLock removes the lock file of a path as Nix does itself: who waits for
+// the lock sees by what is written to it that it is no longer the one. Where it
+// may not, or another process has the lock, it stays: it is only a file too many.
+func removeLock(path string) {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		_ = os.Remove(path)
+		_, _ = f.WriteString("d")
+	}
+}
+
+// progress is how far a realisation got, by what nix-store writes of it.
+type progress struct {
+	store     Store
+	announced string // what is to be done
+	begun     []BaseName
+}
+
+func (p *progress) note(line string) {
+	if strings.HasPrefix(line, "these ") || strings.HasPrefix(line, "this ") {
+		p.announced = strings.TrimSuffix(line, ":")
+	}
+	if rest, ok := strings.CutPrefix(line, "copying path '"); ok {
+		path, _, _ := strings.Cut(rest, "'")
+		if name, err := p.store.ParseExact(path); err == nil && !slices.Contains(p.begun, name) {
+			p.begun = append(p.begun, name)
+		}
+	}
+}
+
+func (p progress) String() string {
+	switch {
+	case len(p.begun) > 0 && p.announced != "":
+		return fmt.Sprintf("%s; %d begun, the last %s", p.announced, len(p.begun), p.store.Path(p.begun[len(p.begun)-1]))
+	case len(p.begun) > 0:
+		return fmt.Sprintf("%d store paths begun, the last %s", len(p.begun), p.store.Path(p.begun[len(p.begun)-1]))
+	case p.announced != "":
+		return p.announced + "; none begun"
+	}
+	return "no substituter has answered"
+}

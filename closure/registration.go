@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package closure
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// PathInfo is what Nix's database says of one valid store path.
+type PathInfo struct {
+	Name       BaseName
+	NarHash    string // as ParseNarHash returns it
+	NarSize    int64  // 0: unknown
+	Registered int64  // seconds since 1970; 0: unknown
+	Deriver    BaseName
+	Ultimate   bool   // built here, not copied from elsewhere
+	Signatures string // separated by spaces
+	CA         string // empty: not content-addressed
+	References []BaseName
+	Outputs    []Output
+}
+
+// Output is what a derivation that is a valid store path makes.
+type Output struct {
+	Name string // `out`
+	Path BaseName
+}
+
+// RegistrationSchema is the version of Nix's schema, of Nix 2.0 and later, that a
+// registration has. The file `schema` beside the database says it.
+const RegistrationSchema = "10"
+
+// maxRegistrationFile bounds what is read of a `registration` file, in bytes:
+// a million and a half references of common length.
+const maxRegistrationFile = 256 << 20
+
+// ReadRegistration reads the `registration` of a closure-info, with the care
+// that ReadInfo takes. What it says is a claim of whoever made the closure-info,
+// see RegistrationName.
+func ReadRegistration(store Store, info BaseName) ([]PathInfo, error) {
+	return readInfo(store, info, "registration", maxRegistrationFile, ParseRegistration)
+}
+
+// ParseRegistration parses what `nix-store --load-db` reads and `nix-store
+// --dump-db` writes. Each store path has these lines: itself, the SHA-256 of its
+// NAR, the size of that, the deriver or nothing, the number of references, the
+// references. It returns the paths in the order of the text, with references
+// sorted.
+//
+// The text is hostile. Every path in it must be a store path, each is there
+// once, and nothing is left out, cut off or left over; an error has the number
+// of the line. That references lead to paths of the text is not looked at here,
+// but in Restrict. What is kept in memory is in proportion to the text, whatever
+// numbers are in it.
+func ParseRegistration(store Store, text string) ([]PathInfo, error) {
+	if text == "" {
+		return nil, errors.New("registers no store path")
+	}
+	r := registration{store: store, rest: text, left: strings.Count(text, "\n")}
+	var infos []PathInfo
+	seen := make(map[BaseName]bool)
+	for r.rest != "" {
+		info, err := r.pathInfo(seen)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", r.number, err)
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// registration is a text that is read line by line.
+type registration struct {
+	store  Store
+	rest   string
+	number int // of the line last read
+	left   int // whole lines that are left
+}
+
+func (r *registration) pathInfo(seen map[BaseName]bool) (info PathInfo, err error) {
+	if info.Name, err = r.path(); err != nil {
+		return PathInfo{}, err
+	}
+	if seen[info.Name] {
+		return PathInfo{}, fmt.Errorf("%s is registered a second time", r.store.Path(info.Name))
+	}
+	seen[info.Name] = true
+	line, err := r.line()
+	if err != nil {
+		return PathInfo{}, err
+	}
+	if info.NarHash, err = ParseNarHash(line); err != nil {
+		return PathInfo{}, err
+	}
+	if info.NarSize, err = r.count(); err != nil {
+		return PathInfo{}, err
+	}
+	if strings.HasPrefix(r.rest, "\n") {
+		_, _ = r.line() // no deriver
+	} else if info.Deriver, err = r.path(); err != nil {
+		return PathInfo{}, err
+	}
+	references, err := r.count()
+	if err != nil {
+		return PathInfo{}, err
+	}
+	if references > int64(r.left) {
+		return PathInfo{}, fmt.Errorf("%d references, but %d lines are left", references, r.left)
+	}
+	for range references {
+		reference, err := r.path()
+		if err != nil {
+			return PathInfo{}, err
+		}
+		info.References = append(info.References, reference)
+	}
+	slices.Sort(info.References)
+	for i, reference := range info.References {
+		if i > 0 && reference == info.References[i-1] {
+			return PathInfo{}, fmt.Errorf("%s references %s twice", r.store.Path(info.Name), r.store.Path(reference))
+		}
+	}
+	return info, nil
+}
+
+func (r *registration) line() (string, error) {
+	r.number++
+	line, rest, ok := strings.Cut(r.rest, "\n")
+	switch {
+	case ok:
+		r.rest = rest
+		r.left--
+		return line, nil
+	case line == "":
+		return "", errors.New("missing: the text ends in the middle of a store path's lines")
+	default:
+		return "", fmt.Errorf("%q: without a line break at its end, so it may be cut off", line)
+	}
+}
+
+func (r *registration) path() (BaseName, error) {
+	line, err := r.line()
+	if err != nil {
+		return "", err
+	}
+	return r.store.ParseExact(line)
+}
+
+func (r *registration) count() (int64, error) {
+	line, err := r.line()
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(line, 10, 64)
+	if err != nil || n < 0 || strconv.FormatInt(n, 10) != line {
+		return 0, fmt.Errorf("%q: not a number", line)
+	}
+	return n, nil
+}
+
+const narHashPrefix = "sha256:"
+
+// ParseNarHash reads a SHA-256 in any form that Nix writes one: in hexadecimal
+// or Nix's base 32, with `sha256:` before it or not, or in base 64 after
+// `sha256-`. It returns the form of Nix's database, `sha256:` and 64 hexadecimal
+// digits.
+func ParseNarHash(s string) (string, error) {
+	var sum []byte
+	ok := false
+	if sri, is := strings.CutPrefix(s, "sha256-"); is {
+		var err error
+		sum, err = base64.StdEncoding.DecodeString(sri)
+		// The decoder skips line breaks and forgives bits that are set in vain.
+		ok = err == nil && base64.StdEncoding.EncodeToString(sum) == sri
+	} else if digits := strings.TrimPrefix(s, narHashPrefix); len(digits) == 64 {
+		sum, _ = hex.DecodeString(digits)
+		ok = hex.EncodeToString(sum) == digits
+	} else {
+		sum, ok = parseBase32(digits)
+	}
+	if !ok || len(sum) != 32 {
+		return "", fmt.Errorf("%q: not a SHA-256 as Nix writes it", s)
+	}
+	return narHashPrefix + hex.EncodeToString(sum), nil
+}
+
+// parseBase32 reads 32 bytes in Nix's base 32: a number whose least significant
+// byte is the first, written with the most significant digit first.
+func parseBase32(s string) ([]byte, bool) {
+	if len(s) != 52 {
+		return nil, false
+	}
+	sum := make([]byte, 32)
+	for i := range len(s) {
+		digit := strings.IndexByte(hashAlphabet, s[len(s)-1-i])
+		if digit < 0 {
+			return nil, false
+		}
+		at, shift := i*5/8, i*5%8
+		sum[at] |= byte(digit << shift)
+		carry := byte(digit >> (8 - shift))
+		if at+1 < len(sum) {
+			sum[at+1] |= carry
+		} else if carry != 0 {
+			return nil, false
+		}
+	}
+	return sum, true
+}
+
+// Restrict returns the registration of the closure, sorted: infos, with what
+// must not show in a container left out.
+//
+// The infos must be of the paths of the closure, all of them and each once, and
+// their references must be in it. Derivers and the outputs of derivations are
+// not references: those that are not in the closure would be foreign names in
+// the container, and are dropped. So no name remains that is not the closure's.
+func Restrict(c Closure, infos []PathInfo) ([]PathInfo, error) {
+	dir, _, _ := strings.Cut(c.text, "\n")
+	store := Store{Dir: dir}
+	inside := func(b BaseName) bool {
+		_, found := slices.BinarySearch(c.Names, b)
+		return found
+	}
+	infos = slices.Clone(infos)
+	slices.SortFunc(infos, func(a, b PathInfo) int { return strings.Compare(string(a.Name), string(b.Name)) })
+	for i, info := range infos {
+		switch {
+		case i > 0 && info.Name == infos[i-1].Name:
+			return nil, fmt.Errorf("%s is registered a second time", store.Path(info.Name))
+		case i == len(c.Names) || info.Name < c.Names[i]:
+			return nil, fmt.Errorf("%s is registered, but not in the closure", store.Path(info.Name))
+		case info.Name > c.Names[i]:
+			return nil, fmt.Errorf("%s is in the closure, but not registered", store.Path(c.Names[i]))
+		}
+		references := slices.Clone(info.References)
+		slices.Sort(references)
+		for _, r := range references {
+			if !inside(r) {
+				return nil, fmt.Errorf("%s references %s, which is not in the closure", store.Path(info.Name), store.Path(r))
+			}
+		}
+		infos[i].References = slices.Compact(references)
+		if info.Deriver != "" && !inside(info.Deriver) {
+			infos[i].Deriver = ""
+		}
+		infos[i].Outputs = slices.DeleteFunc(slices.Clone(info.Outputs), func(o Output) bool { return !inside(o.Path) })
+	}
+	if len(infos) < len(c.Names) {
+		return nil, fmt.Errorf("%s is in the closure, but not registered", store.Path(c.Names[len(infos)]))
+	}
+	return infos, nil
+}
+
+// RegistrationName is the name of the file, in the directory of registrations,
+// that has the registration of the closure with this digest: as Nix's database
+// has it where info is empty, else as this closure-info has it.
+//
+// A closure-info is made by whoever may add to the store, and what it claims of
+// others' paths (hashes, sizes) need not be so. So what was made from it is kept
+// apart, and must never be served to a container that did not name it.
+//
+// As with a view, what was made before a Resolution's Since may be of files that
+// have been collected and come back.
+func RegistrationName(digest string, info BaseName) string {
+	if info == "" {
+		return digest
+	}
+	return digest + "-" + string(info[:hashLength])
+}

@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package closure
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// The SHA-256 of nothing, in every form that Nix writes.
+const (
+	hexHash    = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+	base32Hash = "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73"
+	sriHash    = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+	dbHash     = "sha256:" + hexHash
+)
+
+func TestParseNarHash(t *testing.T) {
+	for _, s := range []string{hexHash, base32Hash, dbHash, "sha256:" + base32Hash, sriHash} {
+		if got, err := ParseNarHash(s); err != nil || got != dbHash {
+			t.Errorf("%q: %q, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{
+		"", "sha256:", "sha256-", "sha256", ":" + hexHash, "-" + hexHash,
+		hexHash[1:], "0" + hexHash, base32Hash[1:], "0" + base32Hash, hexHash[:52], // the last has an e
+		strings.ToUpper(hexHash), strings.ToUpper(base32Hash), "SHA256:" + hexHash,
+		"g" + hexHash[1:], "e" + base32Hash[1:], "\x00" + hexHash[1:],
+		" " + dbHash, dbHash + " ", dbHash + "\n", dbHash + "\r", "sha256: " + hexHash,
+		"sha256:sha256:" + hexHash, "sha256:" + sriHash, "sha256-" + hexHash, "sha256-" + base32Hash,
+		"md5:d41d8cd98f00b204e9800998ecf8427e", "sha1:" + hexHash[:40], "sha512:" + hexHash + hexHash, "sha512:" + hexHash,
+		"2" + base32Hash[1:],               // the 256th bit
+		"z" + base32Hash[1:],               // and all after it
+		strings.TrimSuffix(sriHash, "="),   // no padding
+		sriHash + "=",                      // too much of it
+		sriHash[:len(sriHash)-2] + "V=",    // a bit that means nothing
+		sriHash[:20] + "\n" + sriHash[20:], // which Go's decoder skips
+		sriHash[:20] + "\r" + sriHash[20:],
+		strings.Map(func(r rune) rune {
+			if r == '+' {
+				return '-'
+			}
+			return r
+		}, sriHash),
+		"sha256-" + base64.StdEncoding.EncodeToString(make([]byte, 31)),
+		"sha256-" + base64.StdEncoding.EncodeToString(make([]byte, 33)),
+	} {
+		if got, err := ParseNarHash(s); err == nil || got != "" {
+			t.Errorf("%q: %q, %v", s, got, err)
+		}
+	}
+}
+
+// Every bit has its place: the digits of base 32 are summed up as a number.
+func TestBase32(t *testing.T) {
+	for bit := range 256 {
+		var sum [32]byte
+		sum[bit/8] = 1 << (bit % 8)
+		digits := []byte(strings.Repeat("0", 52))
+		digits[51-bit/5] = hashAlphabet[1<<(bit%5)]
+		got, err := ParseNarHash(string(digits))
+		if want := "sha256:" + hex.EncodeToString(sum[:]); err != nil || got != want {
+			t.Errorf("bit %d: %q is %q, %v; want %q", bit, digits, got, err, want)
+		}
+	}
+}
+
+func TestParseRegistration(t *testing.T) {
+	a, b, c := nixStore.Path(named("a")), nixStore.Path(named("b")), nixStore.Path(named("c"))
+	drv := nixStore.Path(named("a.drv"))
+	text := func(l ...string) string { return strings.Join(l, "\n") + "\n" }
+	many := make([]string, 1000)
+	for i := range many {
+		many[i] = nixStore.Path(named(fmt.Sprintf("r%03d", 999-i)))
+	}
+	withMany := func(count string) string {
+		return text(append([]string{a, dbHash, "1", "", count}, many...)...)
+	}
+	for _, c := range []struct {
+		name, text string
+		want       []PathInfo
+		err        string
+	}{
+		{name: "closureInfo's", text: text(a, "sha256:"+base32Hash, "120", "", "0", b, sriHash, "7", "", "2", b, a), want: []PathInfo{
+			{Name: named("a"), NarHash: dbHash, NarSize: 120},
+			{Name: named("b"), NarHash: dbHash, NarSize: 7, References: []BaseName{named("a"), named("b")}},
+		}},
+		{name: "nix-store --dump-db's", text: text(a, hexHash, "120", drv, "1", c), want: []PathInfo{
+			{Name: named("a"), NarHash: dbHash, NarSize: 120, Deriver: named("a.drv"), References: []BaseName{named("c")}},
+		}},
+		{name: "the order of the paths is kept", text: text(b, hexHash, "1", "", "0", a, hexHash, "1", "", "0"), want: []PathInfo{
+			{Name: named("b"), NarHash: dbHash, NarSize: 1}, {Name: named("a"), NarHash: dbHash, NarSize: 1},
+		}},
+		{name: "size of nothing", text: text(a, hexHash, "0", "", "0"), want: []PathInfo{{Name: named("a"), NarHash: dbHash}}},
+		{name: "greatest size", text: text(a, hexHash, "9223372036854775807", "", "0"), want: []PathInfo{
+			{Name: named("a"), NarHash: dbHash, NarSize: 9223372036854775807},
+		}},
+
+		{name: "empty", text: "", err: "registers no store path"},
+		{name: "line break", text: "\n", err: `line 1: "": not below the store directory /nix/store`},
+		{name: "line break before", text: "\n" + text(a, hexHash, "1", "", "0"), err: "line 1: "},
+		{name: "line break after", text: text(a, hexHash, "1", "", "0") + "\n", err: `line 6: "": not below`},
+		{name: "line break between", text: text(a, hexHash, "1", "", "0", "", b, hexHash, "1", "", "0"), err: "line 6: "},
+		{name: "junk after", text: text(a, hexHash, "1", "", "0", "junk"), err: `line 6: "junk": not below`},
+		{name: "store-paths", text: text(a, b, c), err: `line 2: "` + b + `": not a SHA-256`},
+
+		{name: "cut off after the path", text: text(a), err: "line 2: missing: the text ends"},
+		{name: "cut off after the hash", text: text(a, hexHash), err: "line 3: missing"},
+		{name: "cut off after the size", text: text(a, hexHash, "1"), err: "line 4: missing"},
+		{name: "cut off after the deriver", text: text(a, hexHash, "1", ""), err: "line 5: missing"},
+		{name: "cut off after the number", text: text(a, hexHash, "1", "", "1"), err: "line 5: 1 references, but 0 lines are left"},
+		{name: "cut off in a path", text: a, err: `line 1: "` + a + `": without a line break`},
+		{name: "cut off in a hash", text: text(a) + hexHash, err: "line 2: "},
+		{name: "cut off in a size", text: text(a, hexHash) + "12", err: `line 3: "12": without a line break`},
+		{name: "cut off in a number", text: text(a, hexHash, "1", "") + "0", err: `line 5: "0": without a line break`},
+		{name: "cut off in a reference", text: text(a, hexHash, "1", "", "2", b) + c, err: "line 5: 2 references, but 1 lines are left"},
+		{name: "cut off in the next path", text: text(a, hexHash, "1", "", "1", b) + c, err: `line 7: "` + c + `": without a line break`},
+
+		{name: "below a store path", text: text(a+"/bin", hexHash, "1", "", "0"), err: `line 1: "` + a + `/bin": below a store path, not one`},
+		{name: "slash at the end", text: text(a+"/", hexHash, "1", "", "0"), err: "line 1: "},
+		{name: "base name", text: text(string(named("a")), hexHash, "1", "", "0"), err: "line 1: "},
+		{name: "store directory", text: text("/nix/store", hexHash, "1", "", "0"), err: "line 1: "},
+		{name: "another store", text: text("/gnu/store/"+string(named("a")), hexHash, "1", "", "0"), err: "line 1: "},
+		{name: "database", text: text("/nix/var/nix/db/db.sqlite", hexHash, "1", "", "0"), err: "line 1: "},
+		{name: "NUL", text: text(a+"\x00", hexHash, "1", "", "0"), err: "line 1: "},
+		{name: "quote", text: text(a+"'", hexHash, "1", "", "0"), err: "line 1: "},
+		{name: "carriage returns", text: strings.ReplaceAll(text(a, hexHash, "1", "", "0"), "\n", "\r\n"), err: "line 1: "},
+		{name: "twice", text: text(a, hexHash, "1", "", "0", b, hexHash, "1", "", "0", a, hexHash, "1", "", "0"), err: "line 11: " + a + " is registered a second time"},
+
+		{name: "no hash", text: text(a, "", "1", "", "0"), err: `line 2: "": not a SHA-256`},
+		{name: "weak hash", text: text(a, "md5:d41d8cd98f00b204e9800998ecf8427e", "1", "", "0"), err: "line 2: "},
+
+		{name: "no size", text: text(a, hexHash, "", "", "0"), err: `line 3: "": not a number`},
+		{name: "negative size", text: text(a, hexHash, "-1", "", "0"), err: `line 3: "-1": not a number`},
+		{name: "minus nothing", text: text(a, hexHash, "-0", "", "0"), err: "line 3: "},
+		{name: "size with a sign", text: text(a, hexHash, "+1", "", "0"), err: "line 3: "},
+		{name: "size with a space", text: text(a, hexHash, " 1", "", "0"), err: "line 3: "},
+		{name: "size in hexadecimal", text: text(a, hexHash, "0x1", "", "0"), err: "line 3: "},
+		{name: "size with an underscore", text: text(a, hexHash, "1_0", "", "0"), err: "line 3: "},
+		{name: "size with a leading zero", text: text(a, hexHash, "01", "", "0"), err: "line 3: "},
+		{name: "size with a fraction", text: text(a, hexHash, "1.0", "", "0"), err: "line 3: "},
+		{name: "size too great", text: text(a, hexHash, "9223372036854775808", "", "0"), err: "line 3: "},
+		{name: "other digits", text: text(a, hexHash, "١", "", "0"), err: "line 3: "},
+
+		{name: "deriver elsewhere", text: text(a, hexHash, "1", "/etc/passwd", "0"), err: `line 4: "/etc/passwd": not below`},
+		{name: "deriver unknown", text: text(a, hexHash, "1", "unknown-deriver", "0"), err: "line 4: "},
+		{name: "deriver with a space", text: text(a, hexHash, "1", " ", "0"), err: "line 4: "},
+		{name: "deriver left out", text: text(a, hexHash, "1", "0"), err: `line 4: "0": not below`},
+
+		{name: "no number", text: text(a, hexHash, "1", "", ""), err: `line 5: "": not a number`},
+		{name: "negative number", text: text(a, hexHash, "1", "", "-1"), err: "line 5: "},
+		{name: "number too great", text: withMany("1001"), err: "line 5: 1001 references, but 1000 lines are left"},
+		{name: "greatest number", text: withMany("9223372036854775807"), err: "line 5: 9223372036854775807 references, but 1000 lines are left"},
+		{name: "number beyond", text: withMany("99999999999999999999"), err: "line 5: "},
+		{name: "number too small", text: withMany("999"), err: "line 1006: missing"},
+		{name: "number too small by more", text: withMany("998"), err: `line 1005: "` + many[999] + `": not a SHA-256`},
+
+		{name: "reference elsewhere", text: text(a, hexHash, "1", "", "2", b, "/etc"), err: `line 7: "/etc": not below`},
+		{name: "empty reference", text: text(a, hexHash, "1", "", "2", b, ""), err: "line 7: "},
+		{name: "reference below a store path", text: text(a, hexHash, "1", "", "1", b+"/bin"), err: "line 6: "},
+		{name: "reference twice", text: text(a, hexHash, "1", "", "3", b, a, b), err: "line 8: " + a + " references " + b + " twice"},
+	} {
+		got, err := ParseRegistration(nixStore, c.text)
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
+		}
+		if (err == nil) != (c.err == "") || err != nil && !strings.HasPrefix(err.Error(), c.err) {
+			t.Errorf("%s: error %v, want %q", c.name, err, c.err)
+		}
+		if err != nil && strings.ContainsAny(err.Error(), "\x00\n\r") {
+			t.Errorf("%s: the message has more than a line: %q", c.name, err)
+		}
+	}
+
+	got, err := ParseRegistration(nixStore, withMany("1000"))
+	if err != nil || len(got) != 1 || len(got[0].References) != 1000 || !slices.IsSorted(got[0].References) {
+		t.Errorf("a thousand references: %v", err)
+	}
+}
+
+// A number in the text reserves no memory.
+func TestParseRegistrationMemory(t *testing.T) {
+	path := nixStore.Path(named("a"))
+	text := strings.Join([]string{path, hexHash, "1", "", "1000000"}, "\n") + strings.Repeat("\n", 1000001)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := ParseRegistration(nixStore, text); err == nil || !strings.HasPrefix(err.Error(), "line 6: ") {
+		t.Errorf("error %v", err)
+	}
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 1<<20 {
+		t.Errorf("%d bytes for a text of %d", used, len(text))
+	}
+}
+
+func FuzzParseRegistration(f *testing.F) {
+	a, b := nixStore.Path(named("a")), nixStore.Path(named("b"))
+	for _, s := range []string{
+		a + "\n" + dbHash + "\n120\n" + b + "\n2\n" + b + "\n" + a + "\n" + b + "\nsha256:" + base32Hash + "\n0\n\n0\n",
+		a + "\n" + sriHash + "\n1\n\n0\n", a + "\n" + hexHash + "\n1\n\n18446744073709551615\n", a + "\n" + base32Hash + "\n-1\n\n0\n", "", "\n", a + "\n\n\n\n\n",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		infos, err := ParseRegistration(nixStore, s)
+		if err != nil {
+			if infos != nil {
+				t.Errorf("%q: %v with an error", s, infos)
+			}
+			return
+		}
+		// Nothing of the text was left out or made up, but for the form of the
+		// hash and the order of the references.
+		var b strings.Builder
+		names := make(map[BaseName]bool)
+		for _, info := range infos {
+			if len(info.NarHash) != 71 || info.NarSize < 0 || names[info.Name] || !slices.IsSorted(info.References) {
+				t.Errorf("%q: %+v", s, info)
+			}
+			names[info.Name] = true
+			deriver := ""
+			if info.Deriver != "" {
+				deriver = nixStore.Path(info.Deriver)
+			}
+			fmt.Fprintf(&b, "%s\n%s\n%d\n%s\n%d\n", nixStore.Path(info.Name), info.NarHash, info.NarSize, deriver, len(info.References))
+			for _, r := range info.References {
+				b.WriteString(nixStore.Path(r) + "\n")
+			}
+		}
+		again, err := ParseRegistration(nixStore, b.String())
+		if diff := cmp.Diff(infos, again); err != nil || diff != "" {
+			t.Errorf("%q: written anew it is read as %v:\n%s", s, err, diff)
+		}
+		if len(infos) == 0 || strings.Count(b.String(), "\n") != strings.Count(s, "\n") {
+			t.Errorf("%q was read as %q", s, b.String())
+		}
+	})
+}
+
+// What is hostile about the directory and the file is as in
+// TestReadInfoOfAHostileStore; here is that it is the same for this file.
+func TestReadRegistration(t *testing.T) {
+	store := Store{Dir: t.TempDir()}
+	name := named("closure-info")
+	dir := store.Path(name)
+	file := dir + "/registration"
+	text := store.Path(named("a")) + "\n" + hexHash + "\n1\n\n0\n"
+	for _, c := range []struct {
+		name string
+		make func() error
+		err  string // empty: it is read
+	}{
+		{"well-formed", func() error { return os.WriteFile(file, []byte(text), 0o444) }, ""},
+		{"missing", func() error { return os.WriteFile(dir+"/store-paths", []byte(text), 0o444) },
+			dir + ": has no file `registration`, so it is not the output of nixpkgs' closureInfo"},
+		{"a symbolic link", func() error { return os.Symlink(write(t, t.TempDir()+"/registration", text), file) }, file + ": a symbolic link"},
+		{"a FIFO", func() error { return syscall.Mkfifo(file, 0o644) }, file + ": not a regular file"},
+		{"a directory", func() error { return os.Mkdir(file, 0o755) }, file + ": not a regular file"},
+		{"huge", func() error { return os.Truncate(write(t, file, text), maxRegistrationFile+1) }, file + ": larger than 256 MiB"},
+		{"empty", func() error { return os.WriteFile(file, nil, 0o444) }, file + ": registers no store path"},
+		{"cut off", func() error { return os.WriteFile(file, []byte(text[:len(text)-2]), 0o444) }, file + ": line 5: missing"},
+	} {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		mkdir(t, dir)
+		if err := c.make(); err != nil {
+			t.Fatal(err)
+		}
+		infos, err := ReadRegistration(store, name)
+		if c.err == "" {
+			if want := []PathInfo{{Name: named("a"), NarHash: dbHash, NarSize: 1}}; err != nil || cmp.Diff(want, infos) != "" {
+				t.Errorf("%s: %+v, %v", c.name, infos, err)
+			}
+			continue
+		}
+		if err == nil || !strings.HasPrefix(err.Error(), c.err) || infos != nil {
+			t.Errorf("%s: %+v, error %v, want %q", c.name, infos, err, c.err)
+		}
+	}
+}
+
+func TestRestrict(t *testing.T) {
+	a, b, drv, foreign := named("a"), named("b"), named("c.drv"), named("foreign")
+	closure := New(nixStore, []BaseName{a, b, drv})
+	infos := func(change func(a, b, drv *PathInfo)) []PathInfo {
+		// Not sorted, and neither are the references.
+		all := []PathInfo{
+			{Name: drv, NarHash: dbHash, NarSize: 3, References: []BaseName{b}, Outputs: []Output{{"dev", foreign}, {"out", a}}},
+			{Name: a, NarHash: dbHash, NarSize: 1, Registered: 7, Deriver: drv, Signatures: "key:x", References: []BaseName{b, a}},
+			{Name: b, NarHash: dbHash, NarSize: 2, Deriver: foreign, Ultimate: true, CA: "text:sha256:x"},
+		}
+		change(&all[1], &all[2], &all[0])
+		return all
+	}
+	for _, c := range []struct {
+		name    string
+		closure Closure
+		infos   []PathInfo
+		err     string
+	}{
+		{"whole", closure, infos(func(_, _, _ *PathInfo) {}), ""},
+		{"nothing", New(nixStore, nil), nil, ""},
+		{"missing first", closure, infos(func(_, _, _ *PathInfo) {})[:1], nixStore.Path(a) + " is in the closure, but not registered"},
+		{"missing in the middle", closure, infos(func(_, _, _ *PathInfo) {})[:2], nixStore.Path(b) + " is in the closure, but not registered"},
+		{"missing last", closure, infos(func(_, _, _ *PathInfo) {})[1:], nixStore.Path(drv) + " is in the closure, but not registered"},
+		{"missing all", closure, nil, nixStore.Path(a) + " is in the closure, but not registered"},
+		{"surplus last", closure, append(infos(func(_, _, _ *PathInfo) {}), PathInfo{Name: foreign}), nixStore.Path(foreign) + " is registered, but not in the closure"},
+		{"surplus first", New(nixStore, []BaseName{b, drv}), infos(func(a, _, _ *PathInfo) { a.References = nil }), nixStore.Path(a) + " is registered, but not in the closure"},
+		{"surplus all", New(nixStore, nil), infos(func(_, _, _ *PathInfo) {}), nixStore.Path(a) + " is registered, but not in the closure"},
+		{"one for another", closure, infos(func(_, b, _ *PathInfo) { b.Name = foreign }), nixStore.Path(b) + " is in the closure, but not registered"},
+		{"twice", closure, append(infos(func(_, _, _ *PathInfo) {}), PathInfo{Name: a}), nixStore.Path(a) + " is registered a second time"},
+		{"twice in another's place", closure, infos(func(_, b, _ *PathInfo) { b.Name = drv }), nixStore.Path(b) + " is in the closure, but not registered"},
+		{"reference out of it", closure, infos(func(_, b, _ *PathInfo) { b.References = []BaseName{a, foreign} }),
+			nixStore.Path(b) + " references " + nixStore.Path(foreign) + ", which is not in the closure"},
+	} {
+		before := fmt.Sprint(c.infos)
+		got, err := Restrict(c.closure, c.infos)
+		if fmt.Sprint(c.infos) != before {
+			t.Errorf("%s: the argument was changed to %v", c.name, c.infos)
+		}
+		if c.err != "" {
+			if err == nil || err.Error() != c.err || got != nil {
+				t.Errorf("%s: %v, error %v, want %q", c.name, got, err, c.err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if c.name == "nothing" {
+			if len(got) != 0 {
+				t.Errorf("of nothing: %v", got)
+			}
+			continue
+		}
+		want := []PathInfo{
+			{Name: a, NarHash: dbHash, NarSize: 1, Registered: 7, Deriver: drv, Signatures: "key:x", References: []BaseName{a, b}},
+			{Name: b, NarHash: dbHash, NarSize: 2, Ultimate: true, CA: "text:sha256:x"},
+			{Name: drv, NarHash: dbHash, NarSize: 3, References: []BaseName{b}, Outputs: []Output{{"out", a}}},
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
+		}
+	}
+}
+
+// What one closure-info claims is not what Nix says, nor what another one does.
+func TestRegistrationName(t *testing.T) {
+	digest := New(nixStore, []BaseName{named("a")}).Digest()
+	one, other := named("closure-info"), BaseName("1"+hash[1:]+"-closure-info")
+	seen := map[string]bool{}
+	for _, info := range []BaseName{"", one, other} {
+		name := RegistrationName(digest, info)
+		if seen[name] || len(name) > 255 || !strings.HasPrefix(name, digest) || strings.Contains(name, "/") {
+			t.Errorf("%q: %q", info, name)
+		}
+		seen[name] = true
+	}
+	if got := RegistrationName(digest, ""); got != digest {
+		t.Errorf("%q", got)
+	}
+	if got, want := RegistrationName(digest, one), digest+"-"+strings.Repeat("0", 32); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package view
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/closure"
+)
+
+// registration is a Nix state directory of one container, in memory.
+type registration struct{ tmpfs *os.File }
+
+// reserved is the size in bytes of the file that Nix sets aside to be able to
+// collect garbage on a full disk. It writes one if there is none of this size,
+// and does not mind if it is all a hole.
+const reserved = 8 << 20
+
+// NewRegistration makes a state directory for Nix in a container: a copy of a
+// database, and beside it what Nix needs and cannot always make. All of it
+// belongs to owner, who may write to it, up to size bytes in addition to the
+// database. Of the options, the label counts.
+func NewRegistration(store closure.Store, db *os.File, o Options, size int64, owner Owner) (_ View, Err error) {
+	st, err := db.Stat()
+	if err != nil {
+		return nil, err
+	}
+	tmpfs, err := newTmpfs(size+st.Size(), 0o755, o.Label)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if Err != nil {
+			tmpfs.Close()
+		}
+	}()
+	dir := stateDir{int(tmpfs.Fd()), owner}
+	for _, name := range []string{
+		"", "db", "gcroots", "gcroots/auto", "gcroots/per-user", "profiles", "profiles/per-user", "temproots", "userpool",
+	} {
+		if err := dir.mkdir(name); err != nil {
+			return nil, fmt.Errorf("making %s: %w", name, err)
+		}
+	}
+	if err := dir.symlink(store.StateDir+"/profiles", "gcroots/profiles"); err != nil {
+		return nil, err
+	}
+	for _, f := range []struct {
+		name    string
+		mode    uint32
+		content func(*os.File) error
+	}{
+		{"db/db.sqlite", 0o644, func(f *os.File) error {
+			_, err := io.Copy(f, io.NewSectionReader(db, 0, st.Size()))
+			return err
+		}},
+		{"db/schema", 0o644, func(f *os.File) error {
+			_, err := f.WriteString(closure.RegistrationSchema)
+			return err
+		}},
+		{"db/big-lock", 0o600, func(*os.File) error { return nil }},
+		{"db/reserved", 0o600, func(f *os.File) error { return f.Truncate(reserved) }},
+		{"gc.lock", 0o600, func(*os.File) error { return nil }},
+	} {
+		if err := dir.file(f.name, f.mode, f.content); err != nil {
+			return nil, fmt.Errorf("making %s: %w", f.name, err)
+		}
+	}
+	return &registration{tmpfs}, nil
+}
+
+// Attach attaches the state directory.
+func (r *registration) Attach(target *os.File) error {
+	if err := moveMount(int(r.tmpfs.Fd()), target, ""); err != nil {
+		return err
+	}
+	return setPrivate(r.tmpfs)
+}
+
+// Shows compares with the root of the tmpfs.
+func (r *registration) Shows(dir *os.File) (bool, error) { return sameFile(dir, r.tmpfs) }
+
+func (r *registration) Close() error { return r.tmpfs.Close() }
+
+// stateDir is a directory that is being filled for its owner.
+type stateDir struct {
+	fd    int
+	owner Owner
+}
+
+func (d stateDir) mkdir(name string) error {
+	if name != "" {
+		if err := unix.Mkdirat(d.fd, name, 0o755); err != nil {
+			return os.NewSyscallError("mkdirat", err)
+		}
+	}
+	return d.chown(name)
+}
+
+func (d stateDir) symlink(target, name string) error {
+	if err := unix.Symlinkat(target, d.fd, name); err != nil {
+		return os.NewSyscallError("symlinkat", err)
+	}
+	return d.chown(name)
+}
+
+func (d stateDir) file(name string, mode uint32, content func(*os.File) error) error {
+	fd, err := unix.Openat(d.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return os.NewSyscallError("openat", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	if err := content(f); err != nil {
+		return err
+	}
+	return d.chown(name)
+}
+
+func (d stateDir) chown(name string) error {
+	if err := unix.Fchownat(d.fd, name, d.owner.UID, d.owner.GID, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH); err != nil {
+		return os.NewSyscallError("fchownat", err)
+	}
+	return nil
+}

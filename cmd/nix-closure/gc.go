@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nix-closure/nix-closure/hook"
+)
+
+func gcCommand(configPath *string) *cobra.Command {
+	var dryRun, asJSON bool
+	var unused time.Duration
+	c := &cobra.Command{
+		Use:   "gc",
+		Short: "Remove what containers left that are gone",
+		Long: `Remove what containers left that are gone: records whose process has ended,
+with their GC roots, and views and registrations that no container uses. Nothing
+of a container that runs or is being prepared is removed, and nothing of the
+store: that is for nix-collect-garbage, which may take what had such a GC root.
+
+The hook does the same, some at a time, when containers start and end. By hand it
+is of use after many were killed, or to see what there is. It prints what it
+removes, a line each.`,
+		Example: `  nix-closure gc --dry-run
+  nix-closure gc --unused-for 0s       # also what was used a moment ago
+  nix-closure gc --json | jq '.records | length'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if unused < 0 {
+				return errors.New("--unused-for is less than nothing")
+			}
+			swept, err := hook.Sweep(cmd.Context(), *configPath, unused, dryRun)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(swept)
+			}
+			for _, list := range []struct {
+				kind  string
+				names []string
+			}{
+				{"record", swept.Records}, {"GC roots", swept.GCRoots}, {"view", swept.Views},
+				{"registration", swept.Registrations}, {"closure", swept.Closures},
+			} {
+				for _, name := range list.names {
+					if _, err := fmt.Fprintln(cmd.OutOrStdout(), list.kind, name); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be removed, and remove nothing")
+	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with a list for each kind")
+	c.Flags().DurationVar(&unused, "unused-for", hook.UnusedFor, "how long views and registrations stay that no container uses")
+	return c
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/closure/nixdb"
+	"github.com/nix-closure/nix-closure/hook"
+	"github.com/nix-closure/nix-closure/internal/config"
+)
+
+// ensureRegistration makes the registration of a closure, if there is none or it
+// is out of date.
+func ensureRegistration(ctx context.Context, c config.Config, dir *hook.RuntimeDir, q closure.Query, res closure.Resolution) (Err error) {
+	name := closure.RegistrationName(res.Digest, q.Info)
+	if f, err := dir.Registration(name, res.Since); err == nil {
+		return f.Close()
+	}
+	began := time.Now()
+	resolved, err := closure.Memo{Dir: dir.Closures, Store: c.Store()}.Load(res.Digest)
+	if err != nil {
+		return err
+	}
+	infos, err := pathInfos(ctx, c, q, resolved)
+	if err != nil {
+		return err
+	}
+	if infos, err = closure.Restrict(resolved, infos); err != nil {
+		if q.Info != "" {
+			err = fmt.Errorf("%s/registration: %w", c.Store().Path(q.Info), err)
+		}
+		return err
+	}
+	temporary := "." + name + "." + rand.Text()
+	defer func() {
+		if err := dir.Registrations.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) && Err == nil {
+			Err = err
+		}
+	}()
+	if err := nixdb.WriteRegistration(ctx, dir.Registrations.Name()+"/"+temporary, c.Store(), infos); err != nil {
+		return err
+	}
+	// What changed since is newer than the file.
+	if err := dir.Registrations.Chtimes(temporary, began, began); err != nil {
+		return err
+	}
+	return dir.Registrations.Rename(temporary, name)
+}
+
+// pathInfos returns what is known of the paths of a closure: by the closure-info
+// that was asked for, by Nix's database, or, where that cannot be read, by Nix's
+// own program.
+func pathInfos(ctx context.Context, c config.Config, q closure.Query, resolved closure.Closure) ([]closure.PathInfo, error) {
+	if q.Info != "" {
+		return closure.ReadRegistration(c.Store(), q.Info)
+	}
+	if snapshot, err := nixdb.Open(ctx, c.Store()); err == nil {
+		defer func() { _ = snapshot.Close() }()
+		infos, err := snapshot.Infos(ctx, resolved.Names)
+		if err == nil || !snapshot.Changed() {
+			return infos, err
+		}
+	}
+	return closure.NixStore{Program: c.NixStore, Store: c.Store()}.Infos(ctx, resolved.Names)
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/idmap"
+)
+
+// places are where the runtime directory and the log are if the configuration
+// does not say.
+type places struct {
+	runtimeDir, logFile string
+	rootless            bool
+}
+
+// defaultPlaces are root's, or, for an ordinary user, below that user's own
+// runtime directory. A hook has no environment, so that is found without
+// XDG_RUNTIME_DIR.
+//
+// Root is who owns /run: in the user namespace of a rootless engine this process
+// has user id 0 too, but /run belongs to a user who has no name there.
+func defaultPlaces() places {
+	euid := os.Geteuid()
+	var st unix.Stat_t
+	if err := unix.Stat("/run", &st); err == nil && int(st.Uid) == euid {
+		return places{"/run/nix-closure", "/var/log/nix-closure.log", false}
+	}
+	uid, ok, err := idmap.Outside("/proc/self/uid_map", euid)
+	if err != nil || !ok {
+		uid = euid
+	}
+	dir := fmt.Sprintf("/run/user/%d", uid)
+	if err := unix.Lstat(dir, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && int(st.Uid) == euid && st.Mode&0o022 == 0 {
+		dir += "/nix-closure"
+	} else {
+		// Everybody may make files there. Whose it is, is looked at before
+		// anything in it is believed.
+		dir = fmt.Sprintf("/tmp/nix-closure-%d", uid)
+	}
+	return places{dir, dir + "/nix-closure.log", true}
+}
