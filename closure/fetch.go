@@ -26,7 +26,12 @@ import (
 // not is removed.
 func (n NixStore) Fetch(ctx context.Context, names []BaseName, rootsDir string, report func(line string)) error {
 	p := progress{store: n.Store}
-	args := []string{"--option", "max-jobs", "0", "--option", "builders", "", "--realise"}
+	args := []string{
+		"--option", "max-jobs", "0", "--option", "builders", "",
+		// What no substituter had an hour ago, one may have now.
+		"--option", "narinfo-cache-negative-ttl", "0",
+		"--realise",
+	}
 	if rootsDir != "" {
 		args = append(args, "--indirect", "--add-root", rootsDir+"/fetched")
 	}
@@ -44,6 +49,9 @@ func (n NixStore) Fetch(ctx context.Context, names []BaseName, rootsDir string, 
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return fmt.Errorf("the time for it is over: %s; fetch it by hand with `nix-store --realise %s`, or raise substitute-timeout in the configuration", p, strings.Join(n.paths(names), " "))
 	}
+	if why := p.why(); why != "" {
+		return fmt.Errorf("%w: %s", err, why)
+	}
 	return err
 }
 
@@ -55,6 +63,7 @@ func (n NixStore) discard(ctx context.Context, begun []BaseName) error {
 	var errs []error
 	for _, name := range begun {
 		if _, err := os.Lstat(n.Store.Path(name)); err != nil {
+			removeLock(n.Store.Path(name) + ".lock")
 			continue
 		}
 		if _, err := n.Registrations(ctx, []BaseName{name}); !errors.Is(err, ErrNotValid) {
@@ -88,6 +97,9 @@ type progress struct {
 	store     Store
 	announced string // what is to be done
 	begun     []BaseName
+	warned    string // the last warning
+	lacking   bool   // a list of paths follows that no substituter has
+	lacks     string // the first of it
 }
 
 func (p *progress) note(line string) {
@@ -100,6 +112,25 @@ func (p *progress) note(line string) {
 			p.begun = append(p.begun, name)
 		}
 	}
+	if said, ok := strings.CutPrefix(line, "warning: "); ok && !strings.Contains(said, "--add-root") {
+		p.warned = strings.TrimPrefix(said, "error: ")
+	}
+	if name, err := p.store.ParseExact(line); err == nil && p.lacking && p.lacks == "" {
+		p.lacks = p.store.Path(name)
+	}
+	p.lacking = p.lacking || strings.HasPrefix(line, "don't know how to build these paths")
+}
+
+// why is why it failed, where Nix's own error is only that nothing was built.
+func (p progress) why() string {
+	why := p.warned
+	if p.lacks != "" {
+		if why != "" {
+			why = " (" + why + ")"
+		}
+		why = "no substituter has " + p.lacks + why + "; build it here, copy it to one of them, or correct `substituters` in nix.conf"
+	}
+	return why
 }
 
 func (p progress) String() string {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -30,6 +31,9 @@ var usualPlaces = []string{
 type NixStore struct {
 	Program string // absolute path; empty: the usual places
 	Store   Store
+	// Cache is where Nix writes what it remembers of substituters, which it cannot
+	// do without; empty: nothing is fetched.
+	Cache string
 }
 
 // Registrations finds out whether the names are valid. nix-store does not tell
@@ -149,6 +153,9 @@ func (n NixStore) watch(ctx context.Context, report func(line string), args ...s
 		"NIX_STORE_DIR=" + n.Store.Dir,
 		"NIX_STATE_DIR=" + n.Store.StateDir,
 	}
+	if n.Cache != "" {
+		cmd.Env = append(cmd.Env, "XDG_CACHE_HOME="+n.Cache)
+	}
 	cmd.Dir = "/"
 	var out bytes.Buffer
 	errs := lines{report: report}
@@ -157,7 +164,11 @@ func (n NixStore) watch(ctx context.Context, report func(line string), args ...s
 	// what it did not finish.
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = waitDelay
-	if err := cmd.Run(); err != nil {
+	// Without who waits for it, it would keep its locks from who fetches next.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
+	err = cmd.Run()
+	_, _ = errs.Write([]byte{'\n'}) // what was killed may not have ended its line
+	if err != nil {
 		said := errs.error
 		if said == "" {
 			said = errs.last

@@ -95,17 +95,20 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 		return err
 	}
 	defer dir.Close()
-	own := below + "/" + container
-	err = dir.Mkdir(own, 0o755)
+	own, mode := below+"/"+container, fs.FileMode(0o755) // as Nix's own
+	if g.Indirect {
+		mode = 0o700
+	}
+	err = dir.Mkdir(own, mode)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := dir.Mkdir(below, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		err = dir.Mkdir(own, 0o755)
+		err = dir.Mkdir(own, mode)
 	}
 	if errors.Is(err, fs.ErrExist) {
 		if err = dir.RemoveAll(own); err == nil {
-			err = dir.Mkdir(own, 0o755)
+			err = dir.Mkdir(own, mode)
 		}
 	}
 	if err != nil || g.Indirect {

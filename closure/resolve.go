@@ -122,6 +122,10 @@ func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names,
 	}
 	listed, err := ReadInfo(m.Store, q.Info)
 	if err != nil {
+		// That it is not valid says more, and such a one may be fetched.
+		if _, asked := r.Registrations(ctx, []BaseName{q.Info}); errors.Is(asked, ErrNotValid) {
+			err = asked
+		}
 		return nil, nil, err
 	}
 	if len(listed) > max {

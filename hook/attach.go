@@ -158,7 +158,13 @@ func (a attachment) attachHere() error {
 		}
 	}
 	for _, p := range places {
-		if err := p.attach(root); err != nil {
+		if err := p.view.Attach(p.target); err != nil {
+			return err
+		}
+	}
+	// When all is attached: links of an image may lead to one from the other.
+	for _, p := range places {
+		if err := p.check(root); err != nil {
 			return err
 		}
 	}
@@ -172,11 +178,9 @@ type place struct {
 	view   view.View
 }
 
-func (p place) attach(root *os.File) error {
-	if err := p.view.Attach(p.target); err != nil {
-		return err
-	}
-	// Not where it was attached, but what the container's path leads to.
+// check looks not at where the view was attached, but at what the container's path
+// leads to.
+func (p place) check(root *os.File) error {
 	now, err := openInRoot(root, p.dir)
 	if err != nil {
 		return fmt.Errorf("%s in the container: %w", p.dir, err)
@@ -185,7 +189,7 @@ func (p place) attach(root *os.File) error {
 	if ok, err := p.view.Shows(now); err != nil {
 		return err
 	} else if !ok {
-		return fmt.Errorf("%s in the container leads elsewhere than it did a moment ago; something changes the container's root while it starts", p.dir)
+		return fmt.Errorf("%s in the container leads elsewhere than to what was attached there; symbolic links in the image make it a part of another place that something is attached to, or something changes the container's root while it starts", p.dir)
 	}
 	return nil
 }

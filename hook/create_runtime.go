@@ -68,6 +68,9 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 		return fail("reading the record", err)
 	} else if ok && old.live() && (old.Bundle != state.Bundle || old.Pid != state.Pid) {
 		return fail("reading the record", fmt.Errorf("process %d of another container with this id is running (bundle %s); give one of them another name", old.Pid, old.Bundle))
+	} else if ok && old.Attached && old.Pid > 0 && old.live() {
+		log.Info("attached already: the hook is called twice, by two engines' or two stages' entries")
+		return nil
 	}
 
 	record := Record{
@@ -101,10 +104,15 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	var preparing *os.File
 	defer func() { _ = preparing.Close() }()
 	resolution, err := p.pin(ctx, state.ID, func(digest string) error {
-		if preparing == nil && digest != "" {
-			// From here on nobody sweeps until the view is attached.
-			if preparing, err = dir.lock(unix.LOCK_SH); err != nil {
+		if preparing == nil {
+			lock, err := dir.Preparing()
+			if err != nil {
 				return err
+			}
+			if digest == "" {
+				defer lock.Close() // to fetch takes long
+			} else {
+				preparing = lock // nobody sweeps until the view is attached
 			}
 		}
 		record.Digest = digest
@@ -149,6 +157,10 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	}
 	if err := a.attach(stage); err != nil {
 		return fail("attaching the view", err)
+	}
+	record.Attached = true
+	if err := dir.writeRecord(record); err != nil {
+		return fail("writing the record", err)
 	}
 	log.Info("attached", "mode", mode, "why", why, "digest", resolution.Digest, "paths", resolution.Paths, "took", time.Since(began).String())
 	return nil

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -62,7 +63,7 @@ func Run(stage, configPath string, in io.Reader, out io.Writer) error {
 		logError(logFor(configPath, stage, state.ID), err)
 		return err
 	}
-	log := newLog(c.LogFile, stage, state.ID)
+	log := logOf(c, stage, state.ID)
 	if stage == "poststop" {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
@@ -122,6 +123,16 @@ func logFor(configPath, stage, container string) *slog.Logger {
 	c, err := config.Read(configPath)
 	if err != nil {
 		c = config.Default()
+	}
+	return logOf(c, stage, container)
+}
+
+// logOf returns the log that a configuration names. An ordinary user's is in the
+// runtime directory: that is made for the first line, and where another user made
+// it, in /tmp, nothing is written that a link there could lead elsewhere.
+func logOf(c config.Config, stage, container string) *slog.Logger {
+	if filepath.Dir(c.LogFile) == c.RuntimeDir && ensurePrivate(c.RuntimeDir) != nil {
+		return slog.New(slog.DiscardHandler)
 	}
 	return newLog(c.LogFile, stage, container)
 }

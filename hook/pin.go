@@ -38,14 +38,22 @@ type pinner struct {
 // What is not valid is fetched first, where the configuration says so.
 func (p pinner) pin(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
 	res, err := p.pinValid(ctx, id, record)
-	if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
-		return res, err
+	for range fetches {
+		if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
+			break
+		}
+		if err := p.fetch(ctx, id, record); err != nil {
+			return res, err
+		}
+		res, err = p.pinValid(ctx, id, record)
 	}
-	if err := p.fetch(ctx, id, record); err != nil {
-		return res, err
-	}
-	return p.pinValid(ctx, id, record)
+	return res, err
 }
+
+// fetches is how often a container's closure is fetched: a garbage collection that
+// looks for roots before the closure is valid, and for who fetches after that has
+// ended, takes it away at once.
+const fetches = 3
 
 func (p pinner) pinValid(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
 	lock, err := closure.HoldCollector(p.config.Store())
@@ -148,7 +156,7 @@ func isTerminal(f *os.File) bool {
 }
 
 func (p pinner) nix() closure.NixStore {
-	return closure.NixStore{Program: p.config.NixStore, Store: p.config.Store()}
+	return closure.NixStore{Program: p.config.NixStore, Store: p.config.Store(), Cache: p.config.RuntimeDir + "/cache"}
 }
 
 // indirect is where Nix is to put links that are GC roots; empty: nowhere.

@@ -34,6 +34,7 @@ type Record struct {
 	Database    string             `json:"registration,omitempty"` // name in registrations/; empty: none
 	GCRoots     string             `json:"gcRoots"`                // directory
 	Created     time.Time          `json:"created"`
+	Attached    bool               `json:"attached"` // all of it
 }
 
 func (d *RuntimeDir) writeRecord(r Record) error {

@@ -37,21 +37,10 @@ type RuntimeDir struct {
 // refuses one that another user could change: what is in it decides what
 // containers see.
 func OpenRuntimeDir(c config.Config) (*RuntimeDir, error) {
-	path := c.RuntimeDir
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := ensurePrivate(c.RuntimeDir); err != nil {
 		return nil, err
 	}
-	// Who else may write in the directory above, /tmp perhaps, can put something
-	// there before this user does, but cannot take away what is this user's: what
-	// is seen to be private stays.
-	self, err := os.Lstat(path)
-	if err != nil {
-		return nil, err
-	}
-	if err := private(path, self); err != nil {
-		return nil, err
-	}
-	dir, err := os.OpenRoot(path)
+	dir, err := os.OpenRoot(c.RuntimeDir)
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +71,25 @@ func OpenRuntimeDir(c config.Config) (*RuntimeDir, error) {
 		*s.to = sub
 	}
 	return &d, nil
+}
+
+// ensurePrivate makes a directory, or makes sure that one is this user's alone.
+//
+// Who else may write in the directory above, /tmp perhaps, can put something
+// there before this user does, but cannot take away what is this user's: what is
+// seen to be private stays.
+func ensurePrivate(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return err
+		}
+		info, err = os.Lstat(path)
+	}
+	if err != nil {
+		return err
+	}
+	return private(path, info)
 }
 
 func private(path string, info fs.FileInfo) error {
@@ -128,6 +136,10 @@ func (d *RuntimeDir) gcRoots(store closure.Store) closure.GCRoots {
 	}
 	return store.GCRoots()
 }
+
+// Preparing keeps sweeps away, also from what is half written, until the file is
+// closed.
+func (d *RuntimeDir) Preparing() (*os.File, error) { return d.lock(unix.LOCK_SH) }
 
 // lock makes this process one of those that prepare a container (LOCK_SH), or
 // the one that removes what no container needs (LOCK_EX), until the file is

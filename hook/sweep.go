@@ -96,6 +96,7 @@ type sweeper struct {
 	dryRun bool
 	most   int // entries of a directory that are looked at; 0: all
 	swept  Swept
+	ended  []string // views and registrations whose use ends with a record
 	moved  []string // views that are out of the way, to be removed
 }
 
@@ -147,6 +148,7 @@ func (s *sweeper) records() error {
 		}
 		if errs = append(errs, err); err == nil {
 			s.swept.Records = append(s.swept.Records, id)
+			s.ended = append(s.ended, r.View, r.Database)
 		}
 	}
 	return errors.Join(errs...)
@@ -194,7 +196,7 @@ func (s *sweeper) gcRoots() error {
 	var errs []error
 	for _, id := range s.part(all) {
 		st, err := dir.Lstat(id)
-		if err != nil || s.known(id) || !roots.Indirect && st.ModTime().After(booted) {
+		if err != nil || s.known(id) || slices.Contains(s.swept.Records, id) || !roots.Indirect && st.ModTime().After(booted) {
 			continue
 		}
 		errs = append(errs, s.removeFile(dir, id, &s.swept.GCRoots))
@@ -239,6 +241,12 @@ func (s *sweeper) users(dir *os.Root) (used map[string]bool, others []string, _ 
 	return used, others, errors.Join(errs...)
 }
 
+// unusedLong tells whether a view or a registration that nobody uses was not used
+// for some time. Of one whose use ends now it says so in a dry run too.
+func (s *sweeper) unusedLong(dir *os.Root, name string) bool {
+	return (s.unused <= 0 || !slices.Contains(s.ended, name)) && old(dir, name, s.unused)
+}
+
 // old tells whether a file was neither made nor used for some time.
 func old(dir *os.Root, name string, unused time.Duration) bool {
 	st, err := dir.Lstat(name)
@@ -263,15 +271,17 @@ func (s *sweeper) views() error {
 		// killed. One that is stale is used by whoever uses the layer of its name.
 		layer, _, _ := strings.Cut(name, ".")
 		abandoned := strings.HasSuffix(name, ".new")
-		if !abandoned && (used[layer] || !old(dir, name, s.unused)) {
+		if !abandoned && (used[layer] || !s.unusedLong(dir, name)) {
 			continue
 		}
 		if s.most > 0 && len(s.moved) > 0 {
 			break // the next one the next time
 		}
 		moved := name
-		if !s.dryRun && name == layer {
-			// What is half removed must not be found under its name.
+		var err error
+		if !s.dryRun && (abandoned || name == layer) {
+			// What is half removed must not be found under its name, and what is
+			// half made not be finished by another.
 			moved = layer + ".stale." + crand.Text()
 			err = dir.Rename(name, moved)
 		}
@@ -296,7 +306,7 @@ func (s *sweeper) registrations() error {
 	used, others, err := s.users(dir)
 	errs := []error{err}
 	for _, name := range s.part(others) {
-		if !used[name] && old(dir, name, s.unused) {
+		if !used[name] && s.unusedLong(dir, name) {
 			errs = append(errs, s.removeFile(dir, name, &s.swept.Registrations))
 		}
 	}

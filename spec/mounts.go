@@ -132,7 +132,8 @@ func (h *Host) lookInside() error {
 	}
 	for _, dir := range []string{h.store.StateDir, h.store.StateDir + "/db", h.store.StateDir + "/daemon-socket"} {
 		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		// What an ordinary user may not look into, no container of theirs may.
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
 			return err
 		}
 		for _, e := range entries {

@@ -68,6 +68,11 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 	if err != nil {
 		return fmt.Errorf("opening the runtime directory: %w; run as the user who runs the hook, mostly root", err)
 	}
+	lock, err := dir.Preparing()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	memo := closure.Memo{Dir: dir.Closures, Store: store}
 	res, err := ask(ctx, c, memo, q)
 	if err != nil {

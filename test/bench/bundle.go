@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 )
 
+const storeDir = "/nix/store"
+
 // bundle is the part of a config.json in which the variants differ.
 type bundle struct {
 	root        string

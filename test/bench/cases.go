@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/nix-closure/nix-closure/test/synthetic"
 )
 
 // The variants, in the order of the table.
@@ -56,7 +58,7 @@ type host struct {
 	dir      string
 	programs programs
 	hook     string
-	store    *store
+	store    *synthetic.Store
 	image    string
 	// warm and cold are configured with runtime directories of their own, so
 	// that making one cold leaves the other warm.
@@ -66,7 +68,7 @@ type host struct {
 // makeCases makes the cases of one runtime.
 func (h *host) makeCases(r *containerRuntime, sizes []int) ([]*testCase, error) {
 	var cases []*testCase
-	all := len(h.store.paths)
+	all := len(h.store.Paths)
 	directory := func(variant string, paths int, program string) string {
 		return filepath.Join(h.dir, "bundles", r.name, fmt.Sprintf("%s %d", variant, paths), program)
 	}
@@ -113,7 +115,7 @@ func (h *host) makeCases(r *containerRuntime, sizes []int) ([]*testCase, error) 
 
 // annotations ask for the closure that has n paths.
 func (h *host) annotations(n int, mode string) map[string]string {
-	return map[string]string{"nix-closure/roots": h.store.root(n), "nix-closure/mode": mode}
+	return map[string]string{"nix-closure/roots": h.store.Root(n), "nix-closure/mode": mode}
 }
 
 // mounted has one mount for each path of the closure. The runtime makes the
@@ -123,7 +125,7 @@ func (h *host) annotations(n int, mode string) map[string]string {
 // engine that gives it a new upper layer.
 func (h *host) mounted(n int, image string) (bundle, error) {
 	b := bundle{root: filepath.Join("/run", fmt.Sprintf(image, n))}
-	for _, p := range h.store.closure(n) {
+	for _, p := range h.store.Closure(n) {
 		b.mounts = append(b.mounts, bindStorePath(p))
 	}
 	return b, makeImage(b.root, h.programs)

@@ -20,6 +20,7 @@ import (
 	"syscall"
 
 	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/synthetic"
 )
 
 type options struct {
@@ -141,6 +142,6 @@ func (o *options) prepare(p *progress) (*host, error) {
 	if err := journalled(filepath.Join(h.dir, "nix.ext4")); err != nil {
 		return nil, err
 	}
-	h.store, err = makeStore(o.store, o.sizes)
+	h.store, err = synthetic.Make(o.store, o.sizes)
 	return h, err
 }

@@ -163,7 +163,7 @@ func badInputs(t *testing.T) []badInput {
 		{name: "closure-info without store-paths", annotations: map[string]string{"nix-closure/closure-info": env},
 			want: "resolving closure-info " + env + ": " + env + ": has no file `store-paths`, so it is not the output of nixpkgs' closureInfo"},
 		{name: "closure-info that is not there", annotations: map[string]string{"nix-closure/closure-info": unknown},
-			want: "resolving closure-info " + unknown + ": " + unknown + ": does not exist"},
+			want: "resolving closure-info " + unknown + ": " + unknown + " is not valid: Nix has no such path registered; fetch or build it first, for example with `nix-store --realise " + unknown + "`"},
 		{name: "store-paths that is a symbolic link", annotations: map[string]string{"nix-closure/closure-info": linkInfo},
 			want: "resolving closure-info " + linkInfo + ": " + linkInfo + "/store-paths: a symbolic link"},
 		{name: "store-paths that is empty", annotations: emptyInfo, want: "resolving closure-info " + path(emptyInfo) + ": " + path(emptyInfo) + "/store-paths: lists no store path"},

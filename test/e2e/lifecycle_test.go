@@ -546,37 +546,3 @@ func TestWhen(t *testing.T) {
 		}
 	}
 }
-
-// A hook that is killed, at any moment, leaves a container that did not start,
-// and what the next start of the same id takes over. From the first GC root on
-// there is a record of it.
-func TestKilledHook(t *testing.T) {
-	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
-		calls := []string{"flock", "symlinkat", "fsmount", "setns", "open_tree", "move_mount", "mount_setattr"}
-		for i, call := range calls {
-			annotations := with(roots(store["env"]), "nix-closure/mode", mode)
-			killed := newBundle(t, annotations, "echo it runs", "createRuntime")
-			program := filepath.Join(*bin, "nix-closure-hook")
-			killed.config["hooks"].(object)["createRuntime"] = []object{{
-				"path": "/usr/bin/strace",
-				"args": []string{"strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=" + call + ":signal=KILL:when=1", program, "createRuntime"},
-				"env":  []string{"LC_ALL=C"},
-			}}
-			id := "killed-" + runtime + "-" + mode
-			out, err := killed.command(t, runtime, id).Output()
-			if err == nil || len(out) > 0 {
-				t.Fatalf("%s: it started: %q", call, out)
-			}
-			_, err = os.Stat(filepath.Join(runtimeDir, "containers", id+".json"))
-			if recorded := i > 0; recorded != (err == nil) {
-				t.Errorf("%s: record: %v", call, err)
-			}
-			again := newBundle(t, annotations, "ls /nix/store | wc -l", "createRuntime", "poststop")
-			out, err = again.command(t, runtime, id).CombinedOutput()
-			if want := fmt.Sprintln(len(closureOf(t, store["env"]))); err != nil || string(out) != want {
-				t.Errorf("%s: the next start: %v %q", call, err, out)
-			}
-			nothingLeft(t)
-		}
-	})
-}

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package synthetic makes a Nix store of many small paths, for what is measured and
+// for what needs a closure of a certain size.
+package synthetic
 
 import (
 	"bytes"
@@ -20,21 +22,22 @@ const storeDir = "/nix/store"
 // referencesEach is about what a store path of nixpkgs has.
 const referencesEach = 8
 
-// store is a Nix store of synthetic paths, all registered. For each size it
+// Store is a Nix store of synthetic paths, all registered. For each size it
 // has a root whose closure is the first so many paths, so the larger closures
 // hold the smaller ones, as closures on a real host do.
-type store struct {
-	paths []string
+type Store struct {
+	Paths []string
 }
 
-// makeStore fills /nix.
-func makeStore(size int, sizes []int) (*store, error) {
+// Make adds so many paths to the store in /nix. sizes are those of the closures,
+// in ascending order.
+func Make(size int, sizes []int) (*Store, error) {
 	if _, err := nixStore(nil, "--init"); err != nil {
 		return nil, err
 	}
-	s := &store{paths: make([]string, size)}
-	for i := range s.paths {
-		s.paths[i] = filepath.Join(storeDir, baseName(i))
+	s := &Store{Paths: make([]string, size)}
+	for i := range s.Paths {
+		s.Paths[i] = filepath.Join(storeDir, baseName(i))
 	}
 	var registration bytes.Buffer
 	random := rand.New(rand.NewPCG(1, 2))
@@ -49,9 +52,9 @@ func makeStore(size int, sizes []int) (*store, error) {
 			if err := s.make(i, refs); err != nil {
 				return nil, err
 			}
-			fmt.Fprintf(&registration, "%s\n\n%d\n", s.paths[i], len(refs))
+			fmt.Fprintf(&registration, "%s\n\n%d\n", s.Paths[i], len(refs))
 			for _, r := range refs {
-				fmt.Fprintln(&registration, s.paths[r])
+				fmt.Fprintln(&registration, s.Paths[r])
 			}
 		}
 		begin = end
@@ -60,12 +63,12 @@ func makeStore(size int, sizes []int) (*store, error) {
 		return nil, err
 	}
 	for _, n := range sizes {
-		closure, err := nixStore(nil, "--query", "--requisites", s.root(n))
+		closure, err := nixStore(nil, "--query", "--requisites", s.Root(n))
 		if err != nil {
 			return nil, err
 		}
 		if got := bytes.Count(closure, []byte("\n")); got != n {
-			return nil, fmt.Errorf("the closure of %s has %d paths and not %d", s.root(n), got, n)
+			return nil, fmt.Errorf("the closure of %s has %d paths and not %d", s.Root(n), got, n)
 		}
 	}
 	// Written back now, the store is not written back while something is timed.
@@ -73,11 +76,11 @@ func makeStore(size int, sizes []int) (*store, error) {
 	return s, nil
 }
 
-// root is the store path whose closure has so many paths.
-func (s *store) root(n int) string { return s.paths[n-1] }
+// Root is the store path whose closure has so many paths.
+func (s *Store) Root(n int) string { return s.Paths[n-1] }
 
-// closure is the closure of root(n).
-func (s *store) closure(n int) []string { return s.paths[:n] }
+// Closure is the closure of Root(n).
+func (s *Store) Closure(n int) []string { return s.Paths[:n] }
 
 // baseName makes a valid name for the path with this number.
 func baseName(i int) string {
@@ -112,11 +115,11 @@ func references(i, begin, end int, random *rand.Rand) []int {
 
 // make puts something at the path i: mostly a directory, at times a regular
 // file or a symlink to the first path that it refers to.
-func (s *store) make(i int, refs []int) error {
-	path, text := s.paths[i], fmt.Append(nil, "package ", i, "\n")
+func (s *Store) make(i int, refs []int) error {
+	path, text := s.Paths[i], fmt.Append(nil, "package ", i, "\n")
 	switch {
 	case i%50 == 25:
-		return os.Symlink(s.paths[refs[0]], path)
+		return os.Symlink(s.Paths[refs[0]], path)
 	case i%10 == 5:
 		return os.WriteFile(path, text, 0o444)
 	}

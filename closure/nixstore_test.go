@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package closure
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestLines(t *testing.T) {
+	long := strings.Repeat("x", longestLine)
+	for _, c := range []struct {
+		name, text  string
+		want        []string
+		last, error string
+	}{
+		{"nothing", "", nil, "", ""},
+		{"one", "one\n", []string{"one"}, "one", ""},
+		{"no end", "one\ntwo", []string{"one"}, "one", ""},
+		{"empty and blank", "\n\r\n \t \none\n\n", []string{"one"}, "one", ""},
+		{"indented", "these paths:\n  /nix/store/a  \n", []string{"these paths:", "/nix/store/a"}, "/nix/store/a", ""},
+		{"written over", "1%\r50%\r100%\r\ndone\n", []string{"1%", "50%", "100%", "done"}, "done", ""},
+		{"error", "warning: a\nerror: b\nerror: c\nd\n", []string{"warning: a", "error: b", "error: c", "d"}, "d", "b"},
+		{"error inside", "an error: a\nwarning: error: b\n", []string{"an error: a", "warning: error: b"}, "warning: error: b", ""},
+		{"error of nothing", "error: \nerror:\n", []string{"error:", "error:"}, "error:", ""},
+		{"as long as is kept", long + "\nb\n", []string{long, "b"}, "b", ""},
+		{"longer", long + "yz\nb\n", []string{long, "b"}, "b", ""},
+		{"long error", "error: " + long + "\n", []string{"error: " + long[len("error: "):]}, "error: " + long[len("error: "):], long[len("error: "):]},
+		{"cut off inside a character", long[1:] + "ä\n", []string{long[1:] + "\xc3"}, long[1:] + "\xc3", ""},
+		{"hostile", "\x00\x1b[2J\xff\xfe\n\x1b]0;title\x07\u2028x\u202e\n", []string{"\x00\x1b[2J\xff\xfe", "\x1b]0;title\x07\u2028x\u202e"}, "\x1b]0;title\x07\u2028x\u202e", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			// However it comes.
+			for _, size := range []int{1, 2, 3, 7, 4096, 1 << 20} {
+				var got []string
+				l := lines{report: func(line string) { got = append(got, line) }}
+				for part := range slices.Chunk([]byte(c.text), size) {
+					if n, err := l.Write(part); n != len(part) || err != nil {
+						t.Fatalf("%d, %v", n, err)
+					}
+				}
+				if !slices.Equal(got, c.want) || l.last != c.last || l.error != c.error {
+					t.Errorf("%d at once: %q, last %q, error %q", size, got, l.last, l.error)
+				}
+			}
+		})
+	}
+	// Nobody need listen, and a line without an end takes no more memory.
+	var l lines
+	for range 1000 {
+		_, _ = l.Write([]byte(long))
+	}
+	if cap(l.begun) > 2*longestLine {
+		t.Errorf("keeps %d bytes of a line", cap(l.begun))
+	}
+}
+
+// What is reported while nix-store runs, and what its error is.
+func TestNixStoreWatch(t *testing.T) {
+	for _, c := range []struct {
+		name, script string
+		out, err     string // err: after the program's name
+		reported     []string
+	}{
+		{name: "both", script: "echo out; echo one >&2; echo two >&2", out: "out\n", reported: []string{"one", "two"}},
+		{name: "no end of a line", script: "printf 'out'; printf 'one\ntwo' >&2", out: "out", reported: []string{"one", "two"}},
+		{name: "fails", script: "echo out; echo one >&2; exit 3", err: ": exit status 3: one", reported: []string{"one"}},
+		{name: "fails and says nothing", script: "echo out; exit 1", err: ": exit status 1"},
+		{name: "fails and says why", script: "echo warning: a >&2; echo error: b >&2; echo error: c >&2; echo d >&2; exit 1", err: ": exit status 1: b",
+			reported: []string{"warning: a", "error: b", "error: c", "d"}},
+		{name: "fails in the middle of a line", script: "printf 'one\nerror: two' >&2; exit 1", err: ": exit status 1: two", reported: []string{"one", "error: two"}},
+		{name: "is killed", script: "echo one >&2; kill -9 $$", err: ": signal: killed: one", reported: []string{"one"}},
+	} {
+		n := NixStore{Program: script(t, c.script), Store: nixStore}
+		var reported []string
+		out, err := n.watch(t.Context(), func(line string) { reported = append(reported, line) })
+		said := ""
+		if err != nil {
+			said = strings.TrimPrefix(err.Error(), n.Program)
+		}
+		if out != c.out || said != c.err || !slices.Equal(reported, c.reported) {
+			t.Errorf("%s: %q, %q, reported %q", c.name, out, said, reported)
+		}
+	}
+	_, err := NixStore{Program: "/nowhere/nix-store", Store: nixStore}.run(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "/nowhere/nix-store") {
+		t.Errorf("a program that is not there: %v", err)
+	}
+}
+
+// A line is reported when it is written, and not when the program ends.
+func TestNixStoreWatchMeanwhile(t *testing.T) {
+	fifo := t.TempDir() + "/go"
+	n := NixStore{Program: script(t, "echo one >&2\nuntil [ -e "+fifo+" ]; do sleep 0.01; done\n"), Store: nixStore}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := n.watch(ctx, func(string) { write(t, fifo, "") }); err != nil {
+		t.Errorf("the line is not reported: %v", err)
+	}
+}
+
+// When its time is over, nix-store is asked to end, and if it does not, it is
+// ended. Who started whom does not matter.
+func TestNixStoreTimeout(t *testing.T) {
+	for _, c := range []struct {
+		name, script string
+		most         time.Duration
+		cleans       bool
+	}{
+		{"ends in order", "trap 'touch $0.cleaned; exit 1' TERM\necho begun >&2\nwhile :; do sleep 0.01; done", waitDelay, true},
+		{"does not end", "trap '' TERM\necho begun >&2\nwhile :; do sleep 0.01; done", 3 * waitDelay, false},
+		{"leaves a child", "echo begun >&2\nsleep 20 & echo $! >$0.child\nwait", 3 * waitDelay, false},
+	} {
+		n := NixStore{Program: script(t, c.script), Store: nixStore}
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		began := time.Now()
+		_, err := n.run(ctx)
+		if took := time.Since(began); took > c.most+time.Second {
+			t.Errorf("%s: took %s", c.name, took)
+		}
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.HasSuffix(err.Error(), ": begun") {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if cleaned := fileExists(n.Program + ".cleaned"); cleaned != c.cleans {
+			t.Errorf("%s: cleaned up: %v", c.name, cleaned)
+		}
+		if fileExists(n.Program + ".child") {
+			end(t, strings.TrimSpace(read(t, n.Program+".child")))
+		}
+		cancel()
+	}
+}
