@@ -12,11 +12,11 @@ else
 HOOKSDIR ?= /etc/containers/oci/hooks.d
 endif
 
-PROGRAMS := nix-closure-hook nix-closure
+PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri
 HOOKS := $(wildcard examples/podman/*.json)
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 
-.PHONY: all build hooks cross demo test unit e2e fuzz bench lint install uninstall clean
+.PHONY: all build hooks cross demo test unit e2e stack kubernetes fuzz bench lint install uninstall clean
 
 all: build hooks
 
@@ -47,8 +47,8 @@ demo:
 # All tests. As root; installs what is missing where apt exists.
 test:
 	@test/install.sh test
-	$(MAKE) --no-print-directory all cross
-	$(MAKE) --no-print-directory unit e2e
+	$(MAKE) --no-print-directory all cross stack
+	$(MAKE) --no-print-directory unit e2e kubernetes
 
 # -count=1: what they test is the kernel, Nix and the runtimes too.
 unit:
@@ -57,6 +57,13 @@ unit:
 
 e2e:
 	cd test && $(GO) test -count=1 -timeout 20m ./e2e/... -args -bin $(CURDIR)/bin
+
+# containerd, its shim, runc, gVisor and a kubelet, in bin/stack/, for kubernetes.
+stack:
+	@test/stack/build.sh bin/stack
+
+kubernetes:
+	cd test && $(GO) test -count=1 -timeout 20m ./kubernetes/... -args -bin $(CURDIR)/bin
 
 # Every fuzz target, for FUZZTIME each. Go's fuzzer may fail at the end of the time
 # without a failing input (golang/go#75804), hence the second try: an input that
@@ -81,7 +88,7 @@ GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 lint:
 	$(GOLANGCI) run ./...
 	cd test && $(GOLANGCI) run ./...
-	shellcheck test/install.sh test/store/*.sh test/e2e/testdata/*.sh .ci/run
+	shellcheck test/install.sh test/stack/build.sh test/store/*.sh test/e2e/testdata/*.sh .ci/run
 
 install: build
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(HOOKSDIR)

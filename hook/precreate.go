@@ -8,7 +8,6 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -23,7 +22,11 @@ func precreate(configPath string, in io.Reader, out io.Writer) error {
 	}
 	annotations, err := spec.ParseConfigAnnotations(text)
 	if err == nil && spec.Annotated(annotations) {
-		text, err = rewrite(configPath, text)
+		var rewritten []byte
+		// Engines write absolute sources: the bundle is not known at this stage.
+		if rewritten, err = rewrite(configPath, "/", doing, text); rewritten != nil {
+			text = rewritten
+		}
 	} else if err != nil {
 		err = &failure{"", doing, err}
 	}
@@ -37,37 +40,23 @@ func precreate(configPath string, in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// rewrite takes the mounts that the view replaces out of a config.json.
-func rewrite(configPath string, text []byte) ([]byte, error) {
-	c, err := config.Read(configPath)
-	if err != nil {
-		return nil, &failure{"", "reading the configuration", err}
-	}
+// rewrite takes the mounts that the view replaces out of a config.json. It returns
+// nil for a container that asks for nothing, as a pod's sandbox. reading says in a
+// message what was read.
+func rewrite(configPath, bundle, reading string, text []byte) ([]byte, error) {
 	parsed, err := spec.ParseConfig(text)
 	if err != nil {
-		return nil, &failure{"", "reading config.json from standard input", err}
+		return nil, &failure{"", reading, err}
 	}
-	request, err := spec.ParseAnnotations(c.Store(), parsed.Annotations)
-	if err != nil {
-		return nil, &failure{"", "reading the annotations", err}
-	}
-	if request == nil {
-		return text, nil
-	}
-	host, err := lookAtHost(c)
-	if err != nil {
-		return nil, &failure{"", "looking at the host's store", err}
-	}
-	// Engines write absolute sources: the bundle is not known at this stage.
-	replaced, err := classify(host, "/", parsed.Mounts)
-	if err != nil {
-		return nil, &failure{"", "looking at the container's mounts", err}
+	replaced, asks, err := Inspect(configPath, bundle, parsed.Annotations, parsed.Mounts)
+	if err != nil || !asks {
+		return nil, err
 	}
 	text, err = spec.WithoutMounts(text, replaced)
 	if err != nil {
 		return nil, &failure{"", "rewriting config.json", err}
 	}
-	log := newLog(c.LogFile, "precreate", "")
+	log := logFor(configPath, "precreate", "")
 	for _, i := range replaced {
 		log.Info("taken out of the mount list", "destination", parsed.Mounts[i].Destination, "source", parsed.Mounts[i].Source)
 	}

@@ -73,6 +73,18 @@ const (
 	containerTypeOfPod = "sandbox"
 )
 
+// SetContainer says of a container what its engine says, where the annotations do
+// not have it.
+func SetContainer(annotations map[string]string, name, namespace string) {
+	for _, a := range []struct{ cri, crio, value string }{
+		{criContainerName, crioContainerName, name}, {criNamespace, crioNamespace, namespace},
+	} {
+		if annotations[a.cri] == "" && annotations[a.crio] == "" && a.value != "" {
+			annotations[a.cri] = a.value
+		}
+	}
+}
+
 // isSandbox tells whether this is a pod's sandbox. The engine sets one of the
 // annotations on every container, and the other may be a pod's author's: where
 // they disagree, it is a container.

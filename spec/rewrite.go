@@ -4,9 +4,14 @@ package spec
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // WithoutMounts returns the text of a config.json without the mounts at these
@@ -34,6 +39,149 @@ func WithoutMounts(text []byte, positions []int) ([]byte, error) {
 		return nil, err
 	}
 	return marshal(fields)
+}
+
+// WithHook returns the text of a config.json with a hook after the others of a
+// stage, in place of one that is the same. Every other field, known or not, keeps
+// its value as it was written.
+func WithHook(text []byte, stage string, h specs.Hook) ([]byte, error) {
+	fields, err := topLevel(text)
+	if err != nil {
+		return nil, err
+	}
+	stages := map[string]json.RawMessage{}
+	if err := unmarshalOptional(fields["hooks"], &stages); err != nil {
+		return nil, fmt.Errorf("hooks: not of the expected form: %w", err)
+	}
+	if stages == nil {
+		stages = map[string]json.RawMessage{}
+	}
+	for name := range stages {
+		if name != stage && strings.EqualFold(name, stage) {
+			return nil, fmt.Errorf("field \"hooks.%s\": some runtimes take it for \"hooks.%s\", in its place, and some do not", name, stage)
+		}
+	}
+	var hooks []json.RawMessage
+	if err := unmarshalOptional(stages[stage], &hooks); err != nil {
+		return nil, fmt.Errorf("hooks.%s: not of the expected form: %w", stage, err)
+	}
+	kept := make([]json.RawMessage, 0, len(hooks)+1)
+	for i, text := range hooks {
+		var other specs.Hook
+		if err := json.Unmarshal(text, &other); err != nil {
+			return nil, fmt.Errorf("hooks.%s[%d]: not of the expected form: %w", stage, i, err)
+		}
+		if other.Path != h.Path || !slices.Equal(other.Args, h.Args) {
+			kept = append(kept, text)
+		}
+	}
+	own, err := marshal(h)
+	if err != nil {
+		return nil, err
+	}
+	if stages[stage], err = marshal(append(kept, own)); err != nil {
+		return nil, err
+	}
+	if fields["hooks"], err = marshal(stages); err != nil {
+		return nil, err
+	}
+	return marshal(fields)
+}
+
+// Carries tells whether a config.json has an annotation of this program, whichever
+// of its fields a runtime takes for the annotations. What follows the JSON object
+// is not looked at, as runc does not. One that has an annotation is an error if a
+// field is there twice, of those that are rewritten or decide what is: which one
+// counts, not every runtime sees alike.
+func Carries(text []byte) (bool, error) {
+	fields, err := members(text)
+	if err != nil {
+		return false, err
+	}
+	carries, twice := false, repeated("", fields)
+	for _, f := range fields {
+		if !strings.EqualFold(f.name, "annotations") {
+			continue
+		}
+		annotations, err := members(f.value)
+		if err != nil {
+			return false, fmt.Errorf("annotations: %w", err)
+		}
+		carries = carries || slices.ContainsFunc(annotations, func(m member) bool { _, _, ok := splitKey(m.name); return ok })
+		twice = cmp.Or(twice, repeated("annotations.", annotations))
+	}
+	if !carries {
+		return false, nil
+	}
+	for _, f := range fields {
+		if f.name == "hooks" {
+			hooks, err := members(f.value)
+			if err != nil {
+				return true, fmt.Errorf("hooks: %w", err)
+			}
+			twice = cmp.Or(twice, repeated("hooks.", hooks))
+		}
+	}
+	if twice != "" {
+		return true, fmt.Errorf("field %q: is there twice", twice)
+	}
+	return true, nil
+}
+
+// member is one name and value of a JSON object.
+type member struct {
+	name  string
+	value json.RawMessage
+}
+
+// members takes a JSON object apart, in order. null has none.
+func members(text []byte) ([]member, error) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	begin, err := d.Token()
+	if err != nil {
+		return nil, fmt.Errorf("not a JSON object: %w", err)
+	}
+	if begin == nil {
+		return nil, nil
+	}
+	if begin != json.Delim('{') {
+		return nil, errors.New("not a JSON object")
+	}
+	var all []member
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return nil, fmt.Errorf("not a JSON object: %w", err)
+		}
+		m := member{name: name.(string)} // the decoder takes nothing else there
+		if err := d.Decode(&m.value); err != nil {
+			return nil, fmt.Errorf("not a JSON object: %w", err)
+		}
+		all = append(all, m)
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, fmt.Errorf("not a JSON object: %w", err)
+	}
+	return all, nil
+}
+
+// repeated returns a name that is there twice, after prefix; empty: none is.
+func repeated(prefix string, all []member) string {
+	seen := map[string]bool{}
+	for _, m := range all {
+		if seen[m.name] {
+			return prefix + m.name
+		}
+		seen[m.name] = true
+	}
+	return ""
+}
+
+func unmarshalOptional(text json.RawMessage, to any) error {
+	if text == nil {
+		return nil
+	}
+	return json.Unmarshal(text, to)
 }
 
 // marshal is json.Marshal that leaves <, > and & alone, as the engines' own

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // A golden file is written by hand, from the .json beside it: the same text
@@ -162,6 +163,189 @@ func FuzzWithoutMounts(f *testing.F) {
 		}
 		again, err := WithoutMounts(out, []int{1 << 20})
 		if err != nil || !bytes.Equal(again, out) {
+			t.Errorf("%q: a second time it is %q, %v", out, again, err)
+		}
+	})
+}
+
+const hookProgram = "/opt/nix-closure/nix-closure-hook"
+
+// installed is what the runtime makes of a config.json.
+func installed(text []byte, positions []int) ([]byte, error) {
+	text, err := WithoutMounts(text, positions)
+	for _, stage := range []string{"createRuntime", "poststop"} {
+		if err == nil {
+			text, err = WithHook(text, stage, specs.Hook{Path: hookProgram, Args: []string{"nix-closure-hook", stage}, Env: []string{"LC_ALL=C"}})
+		}
+	}
+	return text, err
+}
+
+// The golden files are written by hand, as those of TestWithoutMounts.
+func TestWithHook(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		positions []int
+	}{
+		{"podman", []int{1, 3}}, // has a hook that another program put
+		{"strange", []int{4, 1}},
+		{"only", []int{0}},
+		{"hooks", nil}, // many, and this one already
+	} {
+		in := readFile(t, "testdata/"+c.name+".json")
+		want := readFile(t, "testdata/"+c.name+".installed.golden")
+		before := slices.Clone(in)
+		got, err := installed(in, c.positions)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if diff := cmp.Diff(string(want), string(got)); diff != "" {
+			t.Errorf("%s: (-want +got)\n%s", c.name, diff)
+		}
+		if !bytes.Equal(in, before) {
+			t.Errorf("%s: the text given was changed", c.name)
+		}
+		if again, err := installed(got, nil); err != nil || !bytes.Equal(again, got) {
+			t.Errorf("%s: a second time it is\n%s%v", c.name, again, err)
+		}
+	}
+}
+
+func TestWithHookRefuses(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{``, "not a JSON object: unexpected end of JSON input"},
+		{`null`, "not a JSON object: null"},
+		{`{"hooks":[]}`, "hooks: not of the expected form: "},
+		{`{"hooks":{"createRuntime":{}}}`, "hooks.createRuntime: not of the expected form: "},
+		{`{"hooks":{"createRuntime":[{"path":"/x"},{"path":1}]}}`, "hooks.createRuntime[1]: not of the expected form: "},
+		{`{"Hooks":{}}`, `field "Hooks": some runtimes take it for "hooks" and some do not`},
+		// After the one that is written, in Go's order, so that runc would take it instead.
+		{`{"hooks":{"createruntime":[]}}`, `field "hooks.createruntime": some runtimes take it for "hooks.createRuntime", in its place, and some do not`},
+		{`{"hooks":{"CreateRuntime":[]}}`, `field "hooks.CreateRuntime": some runtimes`},
+	} {
+		got, err := installed([]byte(c.in), nil)
+		if err == nil || !strings.HasPrefix(err.Error(), c.want) || got != nil {
+			t.Errorf("%s: %q, %v, want %s", c.in, got, err, c.want)
+		}
+	}
+}
+
+func TestCarries(t *testing.T) {
+	const own = `"nix-closure/roots":"x"`
+	for _, c := range []struct {
+		in   string
+		want bool
+		err  string
+	}{
+		{in: `null`},
+		{in: `{}`},
+		{in: `{"annotations":null}`},
+		{in: `{"annotations":{}, "hooks": "nobody looks"}`},
+		{in: `{"annotations":{"other/nix-closure/roots":"x"}}`},
+		{in: `{"process":{"annotations":{` + own + `}}}`},
+		{in: `{"a":1,"a":2,"annotations":{"a":"1","a":"2"},"hooks":{"poststop":[],"poststop":[]}}`},
+		{in: `{"annotations":{}} and more`},
+		{in: `{"annotations":{` + own + `}}`, want: true},
+		{in: `{"annotations":{"web.nix-closure/roots":"x"}}`, want: true},
+		{in: `{"annotations":{"nix-closure/anything":{}}}`, want: true},
+		{in: `{"annotations":{"nix\u002dclosure\/roots":"x"}}`, want: true},
+		{in: `{"a":{"b":1,"b":2},"annotations":{` + own + `},"hooks":null}`, want: true},
+		// For some runtimes they are the annotations. What is rewritten next refuses them.
+		{in: `{"Annotations":{` + own + `}}`, want: true},
+		{in: `{"annotation\u017f":{` + own + `}}`, want: true},
+		{in: `{"annotations":{},"ANNOTATIONS":{` + own + `}}`, want: true},
+		// The one that counts is the first for some, for some the last, for some both.
+		{in: `{"annotations":{` + own + `},"annotations":{}}`, want: true, err: `field "annotations": is there twice`},
+		{in: `{"annotations":{` + own + `},"annotations":null}`, want: true, err: `field "annotations": is there twice`},
+		{in: `{"annotations":{},"annotations":{` + own + `}}`, want: true, err: `field "annotations": is there twice`},
+		{in: `{"annotations":{` + own + `,"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.container-type":"sandbox"}}`,
+			want: true, err: `field "annotations.io.kubernetes.cri.container-type": is there twice`},
+		{in: `{"annotations":{` + own + `},"linux":{"namespaces":[]},"linux":{}}`, want: true, err: `field "linux": is there twice`},
+		{in: `{"annotations":{` + own + `},"hooks":{"poststop":[],"poststop":[{"path":"/x"}]}}`, want: true, err: `field "hooks.poststop": is there twice`},
+		{in: `{"annotations":{` + own + `},"hooks":[]}`, want: true, err: "hooks: not a JSON object"},
+		{in: ``, err: "not a JSON object: EOF"},
+		{in: `[]`, err: "not a JSON object"},
+		{in: `{"a":1`, err: "not a JSON object: EOF"},
+		{in: `{"a":1,}`, err: "not a JSON object: "},
+		{in: `{1:2}`, err: "not a JSON object: "},
+		{in: `{"a" 1}`, err: "not a JSON object: "},
+		{in: `{/**/"annotations":{` + own + `}}`, err: "not a JSON object: "},
+		{in: `{"annotations":[]}`, err: "annotations: not a JSON object"},
+	} {
+		got, err := Carries([]byte(c.in))
+		if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.HasPrefix(err.Error(), c.err) {
+			t.Errorf("%s: %t, %v; want %t, %s", c.in, got, err, c.want, c.err)
+		}
+	}
+}
+
+// The hook is there once and last, the others of the stage are there in their
+// order, and nothing else changes.
+func FuzzWithHook(f *testing.F) {
+	for _, name := range []string{"podman", "strange", "only", "hooks"} {
+		text, err := os.ReadFile("testdata/" + name + ".json")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Add([]byte(`{"hooks":{"poststop":[{"path":"a","PATH":"b"},null]},"a":18446744073709551615,"annotations":{"nix-closure/x":"","nix-closure/x":""}}`))
+	f.Add([]byte(`{"hooks":{"poststop":[{}],"poststop":[]},"annotations":{"nix-closure/x":""}}`))
+	f.Add([]byte("{\"hooks\":{\"\xff\":\"\xfe\",\"createRuntime\":null}}"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		carries, carriesErr := Carries(text)
+		annotations, err := ParseConfigAnnotations(text)
+		if err == nil && Annotated(annotations) && !carries {
+			t.Errorf("%q: carries an annotation, and does not", text)
+		}
+		out, err := installed(text, nil)
+		if err != nil {
+			return
+		}
+		was, is := fields(t, text), fields(t, out)
+		stagesWere, stagesAre := map[string]json.RawMessage{}, fields(t, is["hooks"])
+		if raw, ok := was["hooks"]; ok {
+			stagesWere = fields(t, raw)
+		}
+		for _, stage := range []string{"createRuntime", "poststop"} {
+			var before, after []json.RawMessage
+			if raw, ok := stagesWere[stage]; ok && json.Unmarshal(raw, &before) != nil || json.Unmarshal(stagesAre[stage], &after) != nil {
+				t.Fatalf("%q: hooks became %q", text, is["hooks"])
+			}
+			var want []string
+			for _, h := range before {
+				if compact(t, h) != compact(t, after[len(after)-1]) {
+					want = append(want, compact(t, h))
+				}
+			}
+			var got []string
+			for _, h := range after[:len(after)-1] {
+				got = append(got, compact(t, h))
+			}
+			own := `{"path":"` + hookProgram + `","args":["nix-closure-hook","` + stage + `"],"env":["LC_ALL=C"]}`
+			if !bytes.Contains(text, []byte("nix-closure-hook")) && !slices.Equal(got, want) || string(after[len(after)-1]) != own {
+				t.Errorf("%q: hooks.%s became %q", text, stage, after)
+			}
+			delete(stagesWere, stage)
+			delete(stagesAre, stage)
+		}
+		delete(was, "hooks")
+		delete(is, "hooks")
+		for _, m := range []struct{ was, is map[string]json.RawMessage }{{was, is}, {stagesWere, stagesAre}} {
+			if len(m.was) != len(m.is) {
+				t.Errorf("%q: %d other fields, then %d", text, len(m.was), len(m.is))
+			}
+			for name, raw := range m.was {
+				if compact(t, raw) != compact(t, m.is[name]) {
+					t.Errorf("%q: field %q was %q, is %q", text, name, raw, m.is[name])
+				}
+			}
+		}
+		// What is rewritten is carried, and says so to every reader.
+		if again, err := Carries(out); carriesErr == nil && (err != nil || again != carries) {
+			t.Errorf("%q: carries %t; rewritten: %t, %v", text, carries, again, err)
+		}
+		if again, err := installed(out, nil); err != nil || !bytes.Equal(again, out) {
 			t.Errorf("%q: a second time it is %q, %v", out, again, err)
 		}
 	})

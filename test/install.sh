@@ -31,7 +31,11 @@ newuidmap uidmap
 mkfs.ext4 e2fsprogs
 qemu-system-x86_64 qemu-system-x86
 shellcheck shellcheck
-strace strace"
+strace strace
+gcc gcc
+pkg-config pkg-config
+/usr/include/seccomp.h libseccomp-dev
+/usr/lib/cni/bridge containernetworking-plugins"
 	;;
 *)
 	echo "usage: $0 demo|test" >&2
@@ -43,7 +47,7 @@ kernel_package=linux-image-cloud-amd64
 missing=
 names=
 while read -r program package; do
-	command -v "$program" >/dev/null 2>&1 || { missing="$missing $package"; names="$names $program"; }
+	command -v "$program" >/dev/null 2>&1 || [ -e "$program" ] || { missing="$missing $package"; names="$names $program"; }
 done <<END
 $needed
 END

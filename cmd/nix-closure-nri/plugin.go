@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/stub"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/nix-closure/nix-closure/hook"
+	"github.com/nix-closure/nix-closure/spec"
+)
+
+// plugin answers the engine. It resolves no closure, so that it never comes near
+// the two seconds after which an engine goes on without a plugin.
+type plugin struct {
+	config, hook string
+	gvisor       []string // runtime handlers
+	log          *slog.Logger
+	metrics      *metrics
+	connected    atomic.Bool
+}
+
+// connect registers the plugin with the engine, and returns when the connection
+// ends.
+func (p *plugin) connect(ctx context.Context, o options) error {
+	ended := make(chan struct{})
+	s, err := stub.New(p,
+		stub.WithPluginName(o.name), stub.WithPluginIdx(o.index), stub.WithSocketPath(o.socket),
+		stub.WithOnClose(func() { close(ended) }))
+	if err != nil {
+		return err
+	}
+	if err := s.Start(ctx); err != nil {
+		return err
+	}
+	defer s.Stop()
+	p.connected.Store(true)
+	defer p.connected.Store(false)
+	p.log.Info("connected", "socket", o.socket)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-ended:
+		return errors.New("the engine closed the connection")
+	}
+}
+
+// CreateContainer says how a container is to be made. An error keeps the engine
+// from making it.
+func (p *plugin) CreateContainer(_ context.Context, pod *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	began := time.Now()
+	a, err := p.adjust(pod, c)
+	p.metrics.count(a != nil, err, time.Since(began))
+	if err != nil {
+		err = hook.Failure(c.GetName(), "nix-closure-nri", err)
+		p.log.Error(err.Error(), "pod", pod.GetName(), "namespace", pod.GetNamespace(), "container", c.GetName())
+		return nil, nil, err
+	}
+	return a, nil, nil
+}
+
+// adjust returns nil for a container that asks for nothing.
+func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, error) {
+	// What the engine passes on to the container, and it need not pass on what the
+	// pod's author wrote.
+	annotations := maps.Clone(c.GetAnnotations())
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	passedOn := map[string]string{}
+	for key, value := range pod.GetAnnotations() {
+		if spec.Annotated(map[string]string{key: value}) {
+			annotations[key], passedOn[key] = value, value
+		}
+	}
+	if !spec.Annotated(annotations) {
+		return nil, nil
+	}
+	spec.SetContainer(annotations, c.GetName(), pod.GetNamespace())
+	var mounts []specs.Mount
+	for _, m := range c.GetMounts() {
+		mounts = append(mounts, specs.Mount{Destination: m.GetDestination(), Type: m.GetType(), Source: m.GetSource(), Options: m.GetOptions()})
+	}
+	replaced, asks, err := hook.Inspect(p.config, "/", annotations, mounts)
+	if err != nil || !asks {
+		return nil, err
+	}
+	a := &api.ContainerAdjustment{}
+	for _, i := range replaced {
+		a.RemoveMount(mounts[i].Destination)
+	}
+	for key, value := range passedOn {
+		a.AddAnnotation(key, value)
+	}
+	// The hook goes by the same names, whatever the engine says of them.
+	named := map[string]string{}
+	spec.SetContainer(named, c.GetName(), pod.GetNamespace())
+	for key, value := range named {
+		if c.GetAnnotations()[key] == "" {
+			a.AddAnnotation(key, value)
+		}
+	}
+	entry := func(stage string) []*api.Hook {
+		return []*api.Hook{{Path: p.hook, Args: []string{"nix-closure-hook", "--config", p.config, stage}, Env: []string{"LC_ALL=C"}}}
+	}
+	hooks := &api.Hooks{Poststop: entry("poststop")}
+	if slices.Contains(p.gvisor, pod.GetRuntimeHandler()) {
+		hooks.CreateContainer = entry("createContainer")
+	} else {
+		hooks.CreateRuntime = entry("createRuntime")
+	}
+	a.AddHooks(hooks)
+	return a, nil
+}

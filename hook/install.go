@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/spec"
+)
+
+const readingConfig = "reading config.json"
+
+// Install adds the hook, an absolute path of this program, to the config.json of a
+// bundle, which is as a runtime was given it, and takes the mounts out that the view
+// replaces. It writes nothing where there is nothing to do: the container asks for
+// no closure. The file is replaced as a whole, and keeps its owner and mode.
+func Install(configPath, bundle, program string) error {
+	if bundle == "" {
+		bundle = "."
+	}
+	// Never cleaned: `link/..` is not the directory that link is in.
+	file := bundle + "/config.json"
+	text, carries, err := readCarrier(file)
+	if err != nil || !carries {
+		return err
+	}
+	absolute, err := filepath.EvalSymlinks(bundle)
+	if err == nil {
+		absolute, err = filepath.Abs(absolute)
+	}
+	if err != nil {
+		return &failure{"", readingConfig, err}
+	}
+	text, err = rewrite(configPath, absolute, readingConfig, text)
+	if err != nil || text == nil {
+		return err
+	}
+	if err := unix.Access(program, unix.X_OK); err != nil {
+		return &failure{"", "looking for the hook", &os.PathError{Op: "access", Path: program, Err: err}}
+	}
+	for _, stage := range []string{"createRuntime", "poststop"} {
+		text, err = spec.WithHook(text, stage, specs.Hook{Path: program, Args: []string{"nix-closure-hook", stage}, Env: []string{"LC_ALL=C"}})
+		if err != nil {
+			return &failure{"", "rewriting config.json", err}
+		}
+	}
+	if err := replaceFile(file, text); err != nil {
+		return &failure{"", "writing config.json", err}
+	}
+	return nil
+}
+
+// Carries tells whether the config.json in file has an annotation of this program.
+// It is an error if that cannot be told.
+func Carries(file string) (bool, error) {
+	_, carries, err := readCarrier(file)
+	return carries, err
+}
+
+// readCarrier returns nothing for a file that no runtime could read either: that is
+// for the runtime to say.
+func readCarrier(file string) (text []byte, carries bool, _ error) {
+	// Not to wait for someone to write, where it is a pipe.
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	for _, notThere := range []error{os.ErrNotExist, os.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ENXIO} {
+		if errors.Is(err, notThere) {
+			return nil, false, nil
+		}
+	}
+	if err != nil {
+		return nil, false, &failure{"", readingConfig, err}
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+	case st.IsDir():
+		return nil, false, nil
+	case !st.Mode().IsRegular():
+		err = &os.PathError{Op: "read", Path: file, Err: errors.New("not a regular file; what is read of it here the runtime would miss")}
+	default:
+		if text, err = spec.ReadLimited(f, spec.MaxConfig); err == nil {
+			carries, err = spec.Carries(text)
+		}
+	}
+	if err != nil {
+		return nil, false, &failure{"", readingConfig, err}
+	}
+	return text, carries, nil
+}
+
+// replaceFile replaces a file: a reader sees the old one or the new one. The new
+// one has the owner and the mode of the old. A link is replaced, and not what it
+// leads to: that may be another container's too.
+func replaceFile(path string, text []byte) (Err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	slash := strings.LastIndexByte(path, '/')
+	temporary := path[:slash+1] + "." + path[slash+1:] + "." + rand.Text()
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if Err != nil {
+			_ = os.Remove(temporary)
+		}
+	}()
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Chown(int(st.Uid), int(st.Gid))
+	}
+	if err == nil {
+		err = f.Chmod(os.FileMode(st.Mode & 0o777))
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(temporary, path)
+}
+
+// Failure is an error in the form that every error of this program has on standard
+// error. container may be empty.
+func Failure(container, doing string, err error) error {
+	if f := (*failure)(nil); errors.As(err, &f) {
+		if f.container == "" {
+			return &failure{container, f.doing, f.err}
+		}
+		return f
+	}
+	return &failure{container, doing, err}
+}
+
+// LogFailure writes what Failure returned to the log that the configuration names.
+func LogFailure(configPath, stage string, err error) {
+	var f *failure
+	if errors.As(err, &f) {
+		logError(logFor(configPath, stage, f.container), err)
+	}
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubernetes
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// kills is how often something is killed.
+const kills = 50
+
+// processes are the ids of those that run a program.
+func processes(t *testing.T, program string) []int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if exe, err := os.Readlink("/proc/" + e.Name() + "/exe"); err == nil && filepath.Base(exe) == program {
+			all = append(all, pid)
+		}
+	}
+	return all
+}
+
+// killOne kills one of the processes that run a program, as soon as there is one.
+func killOne(t *testing.T, program string) bool {
+	t.Helper()
+	for range 2000 {
+		if all := processes(t, program); len(all) > 0 {
+			return syscall.Kill(all[rand.IntN(len(all))], syscall.SIGKILL) == nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return false
+}
+
+// While pods come and go, containerd, a shim, a hook or the plugin is killed, again
+// and again. No container ever runs with anything but its closure, and one sweep
+// removes what is left.
+func TestKilled(t *testing.T) {
+	annotations, want := manyPaths(t)
+	n := newNode(t, nodeOptions{required: true, handlers: map[string]string{"nix-closure": filepath.Join(*bin, "nix-closure-runtime")}})
+	plugin := n.startPlugin(t)
+
+	// Each container says what it sees, in its log.
+	const says = "busybox echo saw $(busybox ls -A /nix/store | busybox sort | busybox sha256sum); exec busybox sleep 1000000"
+	var logs []string
+	configs := make(chan *cri.PodSandboxConfig)
+	var workers sync.WaitGroup
+	var up sync.RWMutex // held for writing while containerd is being started again
+	for range atOnce {
+		workers.Go(func() {
+			for config := range configs {
+				up.RLock()
+				runtime := n.runtime
+				up.RUnlock()
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				// Any of it may fail.
+				if got, err := runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: "nix-closure"}); err == nil {
+					created, err := runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
+						PodSandboxId: got.PodSandboxId, SandboxConfig: config,
+						Config: &cri.ContainerConfig{
+							Metadata: &cri.ContainerMetadata{Name: "a"}, Image: &cri.ImageSpec{Image: image}, LogPath: "a.log",
+							Command: []string{"/bin/busybox", "sh", "-c", says},
+							Linux:   &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: config.Linux.SecurityContext.NamespaceOptions}},
+						},
+					})
+					if err == nil {
+						_, _ = runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: created.ContainerId})
+						time.Sleep(200 * time.Millisecond)
+					}
+					_, _ = runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: got.PodSandboxId})
+					_, _ = runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: got.PodSandboxId})
+				}
+				cancel()
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(configs)
+		for i := 0; ; i++ {
+			a := maps.Clone(annotations)
+			a["nix-closure/mode"] = []string{"overlay", "bind"}[i%2]
+			config := podConfig(t, a)
+			logs = append(logs, filepath.Join(config.LogDirectory, "a.log"))
+			select {
+			case configs <- config:
+			case <-done:
+				return
+			}
+		}
+	}()
+
+	killed := map[string]int{}
+	for len(killed) == 0 || sum(killed) < kills {
+		time.Sleep(time.Duration(100+rand.IntN(300)) * time.Millisecond)
+		switch what := []string{"containerd", "shim", "hook", "hook", "plugin"}[rand.IntN(5)]; what {
+		case "containerd":
+			up.Lock()
+			_ = n.process.Process.Kill()
+			_ = n.process.Wait()
+			_ = n.client.Close()
+			_ = n.connection.Close()
+			n.start(t)
+			up.Unlock()
+			plugin.connected(t)
+			killed[what]++
+		case "plugin":
+			plugin.end(t, syscall.SIGKILL)
+			plugin = n.startPlugin(t)
+			killed[what]++
+		case "shim":
+			if killOne(t, "containerd-shim-runc-v2") {
+				killed[what]++
+			}
+		case "hook":
+			if killOne(t, "nix-closure-hook") {
+				killed[what]++
+			}
+		}
+	}
+	close(done)
+	workers.Wait()
+	t.Logf("killed: %v", killed)
+
+	saw := 0
+	for _, path := range logs {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it did not start
+		}
+		for line := range strings.Lines(string(text)) {
+			_, said, ok := strings.Cut(line, "saw ")
+			if !ok {
+				t.Errorf("%s: %q", path, line)
+				continue
+			}
+			if sum, _, _ := strings.Cut(said, " "); sum != want {
+				t.Errorf("%s: a container saw another store: %s", path, line)
+			}
+			saw++
+		}
+	}
+	t.Logf("%d containers ran, of %d pods", saw, len(logs))
+	if saw < 10 {
+		t.Errorf("only %d containers ran", saw)
+	}
+	n.removeAll(t)
+	// What no engine knows any more.
+	for _, pid := range slices.Concat(processes(t, "containerd-shim-runc-v2"), processes(t, "busybox")) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	time.Sleep(time.Second)
+	if out, err := exec.Command(filepath.Join(*bin, "nix-closure"), "gc", "--unused-for", "0s").CombinedOutput(); err != nil {
+		t.Errorf("gc: %v %s", err, out)
+	}
+	left := leftovers(t)
+	for _, dir := range []string{"views", "registrations"} {
+		entries, err := os.ReadDir(filepath.Join(runtimeDir, dir))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, e := range entries {
+			left = append(left, dir+"/"+e.Name())
+		}
+	}
+	if len(left) > 0 {
+		t.Errorf("left after a sweep: %q", left)
+	}
+}
+
+func sum(counts map[string]int) (total int) {
+	for _, n := range counts {
+		total += n
+	}
+	return total
+}
+
+// removeAll removes all pods, until there is none.
+func (n *node) removeAll(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for ctx.Err() == nil {
+		pods, err := n.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+		if err == nil && len(pods.Items) == 0 {
+			return
+		}
+		for _, p := range pods.GetItems() {
+			_, _ = n.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.Id})
+			_, _ = n.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.Id})
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Error(fmt.Errorf("pods that cannot be removed: %w", ctx.Err()))
+}

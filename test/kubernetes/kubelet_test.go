@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubernetes
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nix-closure/nix-closure/test/machine"
+)
+
+// sysctls are what a kubelet changes of the host.
+var sysctls = []string{"vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops"}
+
+// startKubelet starts a kubelet that has no API server, only static pods, and
+// returns the directory of their manifests.
+func (n *node) startKubelet(t *testing.T) (manifests string) {
+	t.Helper()
+	for _, s := range sysctls {
+		before, err := os.ReadFile("/proc/sys/" + s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.WriteFile("/proc/sys/"+s, before, 0o644); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	dir := filepath.Join(machine.Dir(), "kubelet")
+	manifests = dir + "/manifests"
+	if err := os.MkdirAll(manifests, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := strings.Cut(freeAddress(t), ":")
+	config := fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+address: 127.0.0.1
+port: %s
+healthzPort: 0
+authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
+authorization: {mode: AlwaysAllow}
+containerRuntimeEndpoint: unix://%s
+staticPodPath: %s
+fileCheckFrequency: 200ms
+failCgroupV1: false
+cgroupDriver: cgroupfs
+cgroupsPerQOS: false
+enforceNodeAllocatable: []
+oomScoreAdj: 0
+makeIPTablesUtilChains: false
+localStorageCapacityIsolation: false
+podLogsDir: %s/logs
+`, port, n.socket(), manifests, dir)
+	if err := os.WriteFile(dir+"/config.yaml", []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(dir + "/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	kubelet := exec.Command(filepath.Join(*bin, "stack/kubelet"), "--config", dir+"/config.yaml", "--root-dir", dir+"/root", "--hostname-override", "node")
+	kubelet.Stdout, kubelet.Stderr = log, log
+	if err := kubelet.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = kubelet.Process.Signal(syscall.SIGTERM)
+		_ = kubelet.Wait()
+		if text, _ := os.ReadFile(dir + "/log"); t.Failed() {
+			t.Logf("kubelet: %s", text[max(0, len(text)-5000):])
+		}
+		// It mounts a tmpfs for each pod's token, and unmounts it.
+	})
+	return manifests
+}
+
+// running waits until a container of a pod runs that is none of those, and returns
+// its id.
+func (n *node) running(t *testing.T, pod string, except ...string) string {
+	t.Helper()
+	filter := &cri.ContainerFilter{
+		State:         &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING},
+		LabelSelector: map[string]string{"io.kubernetes.pod.name": pod},
+	}
+	for range 600 {
+		got, err := n.runtime.ListContainers(t.Context(), &cri.ListContainersRequest{Filter: filter})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range got.Containers {
+			if !slices.Contains(except, c.Id) {
+				return c.Id
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatalf("no container of pod %s runs\n%s", pod, n.log())
+	return ""
+}
+
+// A static pod runs with its closure, again after its container ended, and leaves
+// nothing behind when it is gone.
+func TestKubelet(t *testing.T) {
+	n := newNode(t, nodeOptions{})
+	n.startPlugin(t)
+	manifests := n.startKubelet(t)
+	manifest := fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  annotations:
+    nix-closure/roots: %s
+spec:
+  hostNetwork: true
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: web
+    image: %s
+    imagePullPolicy: Never
+    command: ["/bin/busybox", "sleep", "1000000"]
+`, store["env"], image)
+	if err := os.WriteFile(manifests+"/web.yaml", []byte(manifest), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want := closureOf(t, store["env"])
+	first := n.running(t, "web-node")
+	if got := n.sees(t, first); !slices.Equal(got, want) {
+		t.Errorf("%q\nwant %q", got, want)
+	}
+	// The container ends by itself, and the kubelet starts another.
+	if _, err := n.runtime.StopContainer(t.Context(), &cri.StopContainerRequest{ContainerId: first}); err != nil {
+		t.Fatal(err)
+	}
+	second := n.running(t, "web-node", first)
+	if got := n.sees(t, second); !slices.Equal(got, want) {
+		t.Errorf("after a restart: %q\nwant %q", got, want)
+	}
+	if err := os.Remove(manifests + "/web.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t)
+}

@@ -1,0 +1,34 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+
+# Builds what the tests of Kubernetes start, in these versions, if it is not there.
+#
+#   build.sh OUT
+set -eu
+
+containerd=v2.4.2
+runc=v1.5.2
+gvisor=v0.0.0-20260905035102-160fafc42237
+
+[ $# -eq 1 ] || { echo "usage: $0 OUT" >&2; exit 1; }
+here=$(dirname "$(realpath "$0")")
+mkdir -p "$1"
+out=$(realpath "$1")
+
+versions="containerd $containerd, runc $runc, gvisor $gvisor, kubelet $(cksum <"$here/kubelet/go.mod")"
+[ "$(cat "$out/versions" 2>/dev/null)" != "$versions" ] || exit 0
+export GOBIN="$out" GOFLAGS=-trimpath GOTOOLCHAIN=local
+# Each in a directory that is in no module.
+cd /
+echo "building containerd $containerd and its shim" >&2
+CGO_ENABLED=0 go install -ldflags '-s -w' \
+	"github.com/containerd/containerd/v2/cmd/containerd@$containerd" \
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2@$containerd"
+echo "building runc $runc" >&2
+CGO_ENABLED=1 go install -tags seccomp "github.com/opencontainers/runc@$runc"
+echo "building gVisor's runsc" >&2
+# Linked statically: it enters a root that has no libraries.
+CGO_ENABLED=0 go install "gvisor.dev/gvisor/runsc@$gvisor"
+echo "building a kubelet; this takes some minutes" >&2
+(cd "$here/kubelet" && CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/kubelet" k8s.io/kubernetes/cmd/kubelet)
+echo "$versions" >"$out/versions"
