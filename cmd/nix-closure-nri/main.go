@@ -6,12 +6,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,12 +61,15 @@ func run() int {
 	f.BoolVar(&o.host, "host", false, "run in the host's mount namespace: for a container with the host's PID namespace")
 	showVersion := f.Bool("version", false, "print the version")
 	f.Usage = func() {
-		fmt.Fprint(f.Output(), usage)
+		_, _ = fmt.Fprint(f.Output(), usage)
 		f.PrintDefaults()
-		fmt.Fprint(f.Output(), examples)
+		_, _ = fmt.Fprint(f.Output(), examples)
+	}
+	if slices.Contains(os.Args[1:], "--help") || slices.Contains(os.Args[1:], "-h") {
+		f.SetOutput(os.Stdout)
 	}
 	switch err := f.Parse(os.Args[1:]); {
-	case err == flag.ErrHelp:
+	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
 		return 2
@@ -122,9 +127,9 @@ func (p *plugin) stay(ctx context.Context, o options) error {
 	for {
 		began := time.Now()
 		err := p.connect(ctx, o)
-		if ctx.Err() != nil {
+		if errors.Is(ctx.Err(), context.Canceled) {
 			p.log.Info("ends")
-			return nil
+			return nil //nolint:nilerr // asked to
 		}
 		if time.Since(began) > longest {
 			pause = shortest

@@ -56,6 +56,8 @@ func (p *plugin) connect(ctx context.Context, o options) error {
 
 // CreateContainer says how a container is to be made. An error keeps the engine
 // from making it.
+//
+//nolint:unparam // NRI's interface
 func (p *plugin) CreateContainer(_ context.Context, pod *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	began := time.Now()
 	a, err := p.adjust(pod, c)
@@ -76,10 +78,9 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container) (*api.ContainerAd
 	if annotations == nil {
 		annotations = map[string]string{}
 	}
-	passedOn := map[string]string{}
 	for key, value := range pod.GetAnnotations() {
 		if spec.Annotated(map[string]string{key: value}) {
-			annotations[key], passedOn[key] = value, value
+			annotations[key] = value
 		}
 	}
 	if !spec.Annotated(annotations) {
@@ -98,14 +99,9 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container) (*api.ContainerAd
 	for _, i := range replaced {
 		a.RemoveMount(mounts[i].Destination)
 	}
-	for key, value := range passedOn {
-		a.AddAnnotation(key, value)
-	}
-	// The hook goes by the same names, whatever the engine says of them.
-	named := map[string]string{}
-	spec.SetContainer(named, c.GetName(), pod.GetNamespace())
-	for key, value := range named {
-		if c.GetAnnotations()[key] == "" {
+	// The hook is to see what was looked at here.
+	for key, value := range annotations {
+		if had, ok := c.GetAnnotations()[key]; !ok || had != value {
 			a.AddAnnotation(key, value)
 		}
 	}

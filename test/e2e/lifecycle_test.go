@@ -219,6 +219,25 @@ func TestStages(t *testing.T) {
 	})
 }
 
+// Two engines, an engine and a runtime, or two stages may each have the hook called.
+// The first attaches, and the others see that.
+func TestCalledTwice(t *testing.T) {
+	want := closureOf(t, store["env"])
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "ls -A /nix/store", "prestart", "createRuntime", "createContainer", "poststop")
+		hooks := b.config["hooks"].(object)
+		for stage, entries := range hooks {
+			hooks[stage] = append(entries.([]object), entries.([]object)...)
+		}
+		_, out, stderr, err := b.run(t, runtime)
+		got := strings.Fields(out)
+		if slices.Sort(got); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q %v %s", got, err, stderr)
+		}
+		nothingLeft(t)
+	})
+}
+
 // From inside the container, the record still has the process as the host numbers
 // it: the state that the hook gets may not.
 func TestRecordFromInside(t *testing.T) {
