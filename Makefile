@@ -83,6 +83,8 @@ bench:
 	@test/install.sh test
 	@$(MAKE) --no-print-directory all
 	cd test && $(GO) run ./bench -bin ../bin -csv ../bin/bench.csv
+	@$(MAKE) --no-print-directory stack
+	cd test && $(GO) test -count=1 -timeout 40m -v -run '^TestFullNode$$' ./kubernetes -args -bin $(CURDIR)/bin -figures
 
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 lint:
