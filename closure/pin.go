@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -106,6 +107,9 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 		}
 		err = dir.Mkdir(own, mode)
 	}
+	if errors.Is(err, fs.ErrExist) && g.Indirect {
+		return nil // what is there stays until Nix has made the new ones
+	}
 	if errors.Is(err, fs.ErrExist) {
 		if err = dir.RemoveAll(own); err == nil {
 			err = dir.Mkdir(own, mode)
@@ -114,12 +118,34 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 	if err != nil || g.Indirect {
 		return err
 	}
+	if err := dir.Symlink(boot(), own+"/"+bootLink); err != nil {
+		return err
+	}
 	for _, p := range pins {
 		if err := dir.Symlink(store.Path(p), own+"/"+string(p)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// bootLink is a link, beside a container's GC roots, that leads nowhere and says in
+// which boot of the host they were made. Nix does not mind it.
+const bootLink = ".boot"
+
+func boot() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(id))
+}
+
+// OfEarlierBoot tells whether a container's GC roots are from before the host was
+// last started, and so of no container that runs. The clock has no say in it.
+func (g GCRoots) OfEarlierBoot(container string) bool {
+	made, err := os.Readlink(g.Of(container) + "/" + bootLink)
+	return err == nil && made != boot()
 }
 
 // Remove removes what Add made, and Realise in it. That nothing is there is no

@@ -28,6 +28,9 @@ func links(t *testing.T, dir string) map[string]string {
 	}
 	all := map[string]string{}
 	for _, e := range entries {
+		if e.Name() == bootLink {
+			continue
+		}
 		if all[e.Name()], err = os.Readlink(filepath.Join(dir, e.Name())); err != nil {
 			t.Fatal(err)
 		}
@@ -211,5 +214,30 @@ func TestHoldCollector(t *testing.T) {
 	again.Close()
 	if _, err := HoldCollector(Store{StateDir: store.StateDir + "/nowhere"}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a state directory: %v", err)
+	}
+}
+
+// GC roots say in which boot they were made, whatever the clock said.
+func TestOfEarlierBoot(t *testing.T) {
+	store := stateStore(t)
+	roots := store.GCRoots()
+	if err := roots.Add(store, "web", []BaseName{named("a")}); err != nil {
+		t.Fatal(err)
+	}
+	if roots.OfEarlierBoot("web") {
+		t.Error("those of now")
+	}
+	link := roots.Of("web") + "/" + bootLink
+	if err := errors.Join(os.Remove(link), os.Symlink("another", link)); err != nil {
+		t.Fatal(err)
+	}
+	if !roots.OfEarlierBoot("web") {
+		t.Error("those of another boot")
+	}
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	if roots.OfEarlierBoot("web") || roots.OfEarlierBoot("nobody") {
+		t.Error("of those that do not say it, it is not known")
 	}
 }

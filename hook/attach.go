@@ -27,6 +27,7 @@ type attachment struct {
 	host     *spec.Host
 	replaced []int // positions in bundle.Mounts
 	view     view.View
+	pidStart uint64 // see Record
 	// registration goes on the state directory; nil: none is asked for.
 	registration view.View
 	// owner is whose the directories are that are made in the container's root;
@@ -55,7 +56,13 @@ func (a attachment) attach(stage string) error {
 	if same {
 		return errors.New("the container has no mount namespace of its own (linux.namespaces of config.json); give it one")
 	}
-	return inMountNamespace(a.state.Pid, a.attachHere)
+	return inMountNamespace(a.state.Pid, func() error {
+		// By its number it was found: it is still the one that it was.
+		if now, err := startTime(a.state.Pid); err != nil || now != a.pidStart {
+			return errors.Join(fmt.Errorf("process %d has ended meanwhile", a.state.Pid), err)
+		}
+		return a.attachHere()
+	})
 }
 
 // sameNamespace tells whether two processes have one mount namespace.
@@ -260,13 +267,10 @@ func mkdirAll(root *os.File, path string, owner *view.Owner, resolve uint64) (*o
 		done += "/" + name
 		next, err := open(root, done, resolve)
 		if errors.Is(err, os.ErrNotExist) {
-			if err = unix.Mkdirat(int(dir.Fd()), name, 0o755); err == nil && owner != nil {
-				err = unix.Fchownat(int(dir.Fd()), name, owner.UID, owner.GID, unix.AT_SYMLINK_NOFOLLOW)
-			}
-			if err != nil {
+			if err = unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
 				err = &os.PathError{Op: "mkdirat", Path: done, Err: err}
-			} else {
-				next, err = open(root, done, resolve)
+			} else if next, err = open(root, done, resolve); err == nil && owner != nil {
+				err = give(root, next, done, *owner)
 			}
 		}
 		dir.Close()
@@ -276,6 +280,30 @@ func mkdirAll(root *os.File, path string, owner *view.Owner, resolve uint64) (*o
 		dir = next
 	}
 	return dir, nil
+}
+
+// give makes a directory that was just made the owner's, if it is on the root's own
+// mount. In a volume somebody else may have put another in its place.
+func give(root, dir *os.File, path string, owner view.Owner) error {
+	own, err := open(root, path, unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_SYMLINKS)
+	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	a, err := own.Stat()
+	if err != nil {
+		return err
+	}
+	if b, err := dir.Stat(); err != nil || !os.SameFile(a, b) {
+		return err
+	}
+	if err := unix.Fchownat(int(own.Fd()), "", owner.UID, owner.GID, unix.AT_EMPTY_PATH); err != nil {
+		return &os.PathError{Op: "fchownat", Path: path, Err: err}
+	}
+	return nil
 }
 
 // detachReplaced takes off the mounts that the view takes the place of, and what

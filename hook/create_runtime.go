@@ -34,8 +34,14 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	if request == nil {
 		return nil
 	}
-	if err := c.CheckAllowed(request.Namespace, request.Asked()); err != nil {
-		return fail("checking what is allowed here", err)
+	allowed := func(paths []closure.BaseName) error {
+		if err := c.CheckAllowed(request.Namespace, paths); err != nil {
+			return fail("checking what is allowed here", err)
+		}
+		return nil
+	}
+	if err := allowed(request.Asked()); err != nil {
+		return err
 	}
 	bundle, err := spec.ReadConfig(state.Bundle)
 	if err != nil {
@@ -66,11 +72,22 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	old, ok, err := dir.readRecord(state.ID)
 	if err != nil {
 		return fail("reading the record", err)
-	} else if ok && old.live() && (old.Bundle != state.Bundle || old.Pid != state.Pid) {
-		return fail("reading the record", fmt.Errorf("process %d of another container with this id is running (bundle %s); give one of them another name", old.Pid, old.Bundle))
-	} else if ok && old.Attached && old.Pid > 0 && old.live() {
-		log.Info("attached already: the hook is called twice, by two engines' or two stages' entries")
-		return nil
+	}
+	if ok && old.live() {
+		if old.Bundle != state.Bundle || old.Pid != state.Pid {
+			return fail("reading the record", fmt.Errorf("process %d of another container with this id is running (bundle %s); give one of them another name", old.Pid, old.Bundle))
+		}
+		if old.Attached && old.Pid > 0 {
+			log.Info("attached already: the hook is called twice, by two engines' or two stages' entries")
+			return nil
+		}
+	}
+
+	if ok {
+		old.ID = state.ID // of a damaged one, too
+		if err := dir.forget(store, old); err != nil {
+			return fail("cleaning up", err)
+		}
 	}
 
 	record := Record{
@@ -78,8 +95,9 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 		Roots: request.Roots, ClosureInfo: request.ClosureInfo, Mode: modeOf(request, c), Writable: request.Writable,
 		GCRoots: dir.gcRoots(store).Of(state.ID), Created: began.UTC(),
 	}
+	claimed := false
 	defer func() {
-		if Err != nil {
+		if Err != nil && claimed {
 			if err := dir.forget(store, record); err != nil {
 				logError(log, fail("cleaning up", err))
 			}
@@ -100,7 +118,7 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	}
 	memo := closure.Memo{Dir: dir.Closures, Store: store}
 	query := closure.Query{Roots: request.Roots, Info: request.ClosureInfo}
-	p := pinner{c, configPath, memo, dir.gcRoots(store), query, log}
+	p := pinner{c, configPath, memo, dir.gcRoots(store), allowed, query, log}
 	var preparing *os.File
 	defer func() { _ = preparing.Close() }()
 	resolution, err := p.pin(ctx, state.ID, func(digest string) error {
@@ -116,21 +134,31 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 			}
 		}
 		record.Digest = digest
-		return dir.begin(&record, request, options)
+		write := dir.writeRecord
+		if !claimed {
+			write = dir.claim
+		}
+		return dir.begin(&record, request, options, func(r Record) error {
+			err := write(r)
+			claimed = claimed || err == nil
+			return err
+		})
 	})
+	if f := (*failure)(nil); errors.As(err, &f) {
+		return f // not allowed
+	}
 	if err != nil {
 		return fail("resolving "+asked(store, request), err)
 	}
 
-	if err := c.CheckAllowed(request.Namespace, resolution.Pins); err != nil {
-		// A closure-info may list what it does not reference.
-		return fail("checking what is allowed here", err)
-	}
 	owner, err := ownerOf(stage, state.Pid, bundle)
 	if err != nil {
 		return fail("looking at the container's user", err)
 	}
 	size := writableSize(c, bundle)
+	if request.Writable && request.Registration {
+		size /= 2 // for each
+	}
 	v := viewer{dir, store, host, memo, p, resolution, options, request.Writable, size, owner, log}
 	mode, why, made, err := v.make(ctx, modeOf(request, c))
 	if err != nil {
@@ -144,7 +172,7 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 			return fail("writing the record", err)
 		}
 	}
-	a := attachment{state: state, bundle: bundle, store: store, host: host, replaced: replaced, view: made}
+	a := attachment{state: state, bundle: bundle, store: store, host: host, replaced: replaced, view: made, pidStart: record.PidStart}
 	if request.Registration || request.Writable {
 		a.owner = &owner
 	}
@@ -166,15 +194,15 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	return nil
 }
 
-// begin writes the record, and then says what the container is going to use.
-func (d *RuntimeDir) begin(r *Record, request *spec.Request, o view.Options) error {
+// begin has the record written, and then says what the container is going to use.
+func (d *RuntimeDir) begin(r *Record, request *spec.Request, o view.Options, write func(Record) error) error {
 	if r.Digest != "" && r.Mode == spec.ModeOverlay {
 		r.View = view.LayerName(r.Digest, o)
 	}
 	if r.Digest != "" && request.Registration {
 		r.Database = closure.RegistrationName(r.Digest, request.ClosureInfo)
 	}
-	if err := d.writeRecord(*r); err != nil {
+	if err := write(*r); err != nil {
 		return err
 	}
 	if r.View != "" {

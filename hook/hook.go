@@ -63,6 +63,11 @@ func Run(stage, configPath string, in io.Reader, out io.Writer) error {
 		logError(logFor(configPath, stage, state.ID), err)
 		return err
 	}
+	if stage == "createContainer" && c.Rootless {
+		// Of that namespace's users, one may be an ordinary user of the host's.
+		err := &failure{state.ID, "looking at who runs the hook", errors.New("it is in the container's user namespace, where what it would believe may be anybody's; call it as createRuntime")}
+		return err
+	}
 	log := logOf(c, stage, state.ID)
 	if stage == "poststop" {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)

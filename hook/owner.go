@@ -17,8 +17,8 @@ import (
 // what is writable in the container is that user's.
 func ownerOf(stage string, pid int, bundle spec.Config) (view.Owner, error) {
 	inside := view.Owner{UID: int(bundle.UID), GID: int(bundle.GID)}
-	if stage == "createContainer" {
-		return inside, nil // the hook is in the container's user namespace
+	if stage == "createContainer" || pid <= 0 {
+		return inside, nil // the hook is in the container's user namespace, or refuses
 	}
 	process := "/proc/" + strconv.Itoa(pid)
 	own, err := os.Stat("/proc/self/ns/user")

@@ -26,8 +26,11 @@ type pinner struct {
 	configPath string
 	memo       closure.Memo
 	roots      closure.GCRoots
-	query      closure.Query
-	log        *slog.Logger
+	// allowed is asked before anything is pinned: a closure-info may list what it
+	// does not reference.
+	allowed func([]closure.BaseName) error
+	query   closure.Query
+	log     *slog.Logger
 }
 
 // pin resolves the closure, and makes it one that the garbage collector leaves
@@ -38,11 +41,13 @@ type pinner struct {
 // What is not valid is fetched first, where the configuration says so.
 func (p pinner) pin(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
 	res, err := p.pinValid(ctx, id, record)
+	fetching, cancel := context.WithTimeout(ctx, time.Duration(p.config.SubstituteTimeout))
+	defer cancel()
 	for range fetches {
 		if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
 			break
 		}
-		if err := p.fetch(ctx, id, record); err != nil {
+		if err := p.fetch(fetching, id, record); err != nil {
 			return res, err
 		}
 		res, err = p.pinValid(ctx, id, record)
@@ -69,6 +74,9 @@ func (p pinner) pinValid(ctx context.Context, id string, record func(digest stri
 	}
 	defer lock.Close()
 	res, err := p.resolve(ctx)
+	if err == nil {
+		err = p.allowed(res.Pins)
+	}
 	if err != nil {
 		return res, err
 	}
@@ -85,6 +93,9 @@ func (p pinner) pinValid(ctx context.Context, id string, record func(digest stri
 // cases Nix says whether the paths are still valid.
 func (p pinner) pinByNix(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
 	before, err := p.resolve(ctx)
+	if err == nil {
+		err = p.allowed(before.Pins)
+	}
 	if err != nil {
 		return before, err
 	}
@@ -134,10 +145,8 @@ func (p pinner) fetch(ctx context.Context, id string, record func(digest string)
 	if err := p.roots.Add(p.config.Store(), id, names); err != nil {
 		return err
 	}
-	limited, cancel := context.WithTimeout(ctx, time.Duration(p.config.SubstituteTimeout))
-	defer cancel()
 	terminal := isTerminal(os.Stderr)
-	err := p.nix().Fetch(limited, names, p.indirect(id), func(line string) {
+	err := p.nix().Fetch(ctx, names, p.indirect(id), func(line string) {
 		p.log.Info("fetching", "nix-store", line)
 		if terminal {
 			fmt.Fprintln(os.Stderr, oneLine(line))
@@ -184,7 +193,7 @@ func (p pinner) pinAfterCollecting(ctx context.Context, id string, record func(d
 		if err == nil {
 			// Held from here on, so that pin's own look succeeds.
 			defer lock.Close()
-			return p.pin(ctx, id, record)
+			return p.pinValid(ctx, id, record)
 		}
 		return closure.Resolution{}, err
 	}

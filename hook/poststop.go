@@ -35,24 +35,25 @@ func poststop(ctx context.Context, c config.Config, state spec.State, log *slog.
 		fail("reading the record", err)
 		return
 	}
+	if !ok {
+		return // there is a record as long as there is anything else
+	}
 	// A container with the same id, of another engine or namespace, keeps what
 	// it has.
-	if ok && r.Bundle != "" && !sameFile(r.Bundle, state.Bundle) {
+	if r.Bundle != "" && !sameFile(r.Bundle, state.Bundle) {
 		log.Warn("left alone: the record is of another container with this id", "bundle", r.Bundle)
 		return
 	}
-	if ok && r.Pid > 0 && r.live() {
+	if r.Pid > 0 && r.live() {
 		log.Warn("left alone: the container runs", "pid", r.Pid)
 		return
 	}
-	r.ID = state.ID // where there is no record, and of a damaged one
+	r.ID = state.ID // of a damaged record, too
 	if err := dir.forget(c.Store(), r); err != nil {
 		fail("cleaning up", err)
 		return
 	}
-	if ok {
-		log.Info("forgotten")
-	}
+	log.Info("forgotten")
 }
 
 // waitForEnd gives a container's process, which was killed, a moment to end: not

@@ -4,6 +4,7 @@ package hook
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,6 +46,25 @@ func (d *RuntimeDir) writeRecord(r Record) error {
 	return closure.WriteFile(d.Containers, r.ID+".json", append(text, '\n'))
 }
 
+// claim makes the first record of a container. Of two containers with the same id
+// that start at the same time, of two engines, one fails.
+func (d *RuntimeDir) claim(r Record) error {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	temporary := "." + r.ID + "." + rand.Text()
+	if err := d.Containers.WriteFile(temporary, append(text, '\n'), 0o600); err != nil {
+		return err
+	}
+	// Unlike a rename, it fails where there is one.
+	err = d.Containers.Link(temporary, r.ID+".json")
+	if errors.Is(err, fs.ErrExist) {
+		err = errors.New("another container with this id is being started at this moment; give one of them another name")
+	}
+	return errors.Join(err, d.Containers.Remove(temporary))
+}
+
 // readRecord returns the record of a container; ok is false where there is none.
 // One that is damaged is of nobody.
 func (d *RuntimeDir) readRecord(id string) (_ Record, ok bool, _ error) {
@@ -80,7 +100,7 @@ func (r Record) live() bool {
 	if r.Pid < 0 {
 		// gVisor does not say; its bundle goes with the container.
 		_, err := os.Stat(r.Bundle)
-		return err == nil
+		return !errors.Is(err, fs.ErrNotExist)
 	}
 	start, err := startTime(r.Pid)
 	return err == nil && start == r.PidStart
@@ -113,14 +133,15 @@ func startTime(pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if fields[0] == "Z" || fields[0] == "X" {
+	// Where only the first thread has ended, the others are the process.
+	if fields[0] == "X" || fields[0] == "Z" && fields[17] == "1" {
 		return 0, fmt.Errorf("process %d: %w: it has ended", pid, fs.ErrNotExist)
 	}
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
 // statFields are the fields of a process's stat (proc_pid_stat(5)) from the third
-// on: state is 0, ppid 1, starttime 19.
+// on: state is 0, ppid 1, num_threads 17, starttime 19.
 func statFields(process string) ([]string, error) {
 	path := "/proc/" + process + "/stat"
 	text, err := os.ReadFile(path)

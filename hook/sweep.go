@@ -9,14 +9,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/internal/config"
@@ -189,14 +188,9 @@ func (s *sweeper) gcRoots() error {
 	if err != nil {
 		return err
 	}
-	booted, err := bootTime()
-	if err != nil {
-		return err
-	}
 	var errs []error
 	for _, id := range s.part(all) {
-		st, err := dir.Lstat(id)
-		if err != nil || s.known(id) || slices.Contains(s.swept.Records, id) || !roots.Indirect && st.ModTime().After(booted) {
+		if s.known(id) || slices.Contains(s.swept.Records, id) || !roots.Indirect && !roots.OfEarlierBoot(id) {
 			continue
 		}
 		errs = append(errs, s.removeFile(dir, id, &s.swept.GCRoots))
@@ -208,14 +202,6 @@ func (s *sweeper) gcRoots() error {
 func (s *sweeper) known(id string) bool {
 	_, err := s.dir.Containers.Lstat(id + ".json")
 	return err == nil && !slices.Contains(s.swept.Records, id)
-}
-
-func bootTime() (time.Time, error) {
-	var up unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
-		return time.Time{}, os.NewSyscallError("clock_gettime", err)
-	}
-	return time.Now().Add(-time.Duration(up.Nano())), nil
 }
 
 // users returns the names in a directory that a container uses, and the others,
@@ -323,7 +309,7 @@ func (s *sweeper) closures() error {
 	}
 	errs := []error{err}
 	for _, name := range s.part(all) {
-		if old(dir, name, rememberedFor*s.unused) {
+		if old(dir, name, min(s.unused, math.MaxInt64/rememberedFor)*rememberedFor) {
 			errs = append(errs, s.removeFile(dir, name, &s.swept.Closures))
 		}
 	}

@@ -21,7 +21,7 @@ type arguments struct {
 	doubt error
 }
 
-// The options of runc 1.0 to 1.5 and crun 1.0 to 1.24, as engines write them: those
+// The options of runc and crun, of versions 1, as engines write them: those
 // that take a value are true. A runtime that has one reads it as every other does,
 // or refuses the command line. Not here is what they read each in its own way:
 // `-b=X` is X to runc and =X to crun, `-bundle X` is X and undle, and crun's

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,32 +21,37 @@ var usualPlaces = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/u
 // places. This program itself is not taken for it, whatever it is called.
 func find(name string) (string, error) {
 	if filepath.IsAbs(name) {
-		if isSelf(name) {
-			return "", fmt.Errorf("runtime = %q is nix-closure-runtime itself; name runc or crun", name)
+		if err := runnable(name); err != nil {
+			return "", fmt.Errorf("runtime = %q: %w", name, err)
 		}
 		return name, nil
 	}
 	if name == "" || strings.Contains(name, "/") {
-		return "", fmt.Errorf("runtime = %q is neither a name nor an absolute path; name runc or crun", name)
+		return "", fmt.Errorf("runtime = %q: neither a name nor an absolute path; name runc or crun", name)
 	}
 	//nolint:forbidigo // the environment is the engine's, and no image's
-	if path, err := exec.LookPath(name); err == nil && filepath.IsAbs(path) && !isSelf(path) {
+	if path, err := exec.LookPath(name); err == nil && filepath.IsAbs(path) && runnable(path) == nil {
 		return path, nil
 	}
 	for _, dir := range usualPlaces {
-		path := filepath.Join(dir, name)
-		if unix.Access(path, unix.X_OK) == nil && !isSelf(path) {
+		if path := filepath.Join(dir, name); runnable(path) == nil {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("runtime = %q is neither on PATH nor in the usual places; name it by its absolute path", name)
+	return "", fmt.Errorf("runtime = %q: neither on PATH nor in the usual places; name it by its absolute path", name)
 }
 
-func isSelf(path string) bool {
-	self, err := os.Stat("/proc/self/exe")
+// runnable tells why a path is not another program's.
+func runnable(path string) error {
+	st, err := os.Stat(path)
 	if err != nil {
-		return false // no runtime starts without /proc
+		return errors.Unwrap(err) // without the path
 	}
-	other, err := os.Stat(path)
-	return err == nil && os.SameFile(self, other)
+	if !st.Mode().IsRegular() {
+		return errors.New("not a file")
+	}
+	if self, err := os.Stat("/proc/self/exe"); err == nil && os.SameFile(self, st) {
+		return errors.New("is nix-closure-runtime itself; name runc or crun")
+	}
+	return unix.Access(path, unix.X_OK)
 }

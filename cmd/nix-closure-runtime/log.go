@@ -6,33 +6,35 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 )
 
 // report writes an error where the runtime would have: to standard error, and to
-// the file that --log names, in the form that --log-format says. containerd shows
-// the last error of that file.
+// the file that --log names, in the form that --log-format says. Engines show the
+// last error of that file.
 func (a arguments) report(err error) {
 	fmt.Fprintln(os.Stderr, err)
 	path := strings.TrimPrefix(a.log, "file:") // crun's way to say so
 	if path == "" || strings.HasPrefix(path, "journald:") || strings.HasPrefix(path, "syslog:") {
 		return
 	}
-	f, openErr := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
-	if openErr != nil {
-		return
+	// Where it cannot be written to, there is nobody left to tell.
+	if f, openErr := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644); openErr == nil {
+		_, _ = f.WriteString(a.entry(err.Error(), time.Now().UTC().Format(time.RFC3339Nano)))
+		f.Close()
 	}
-	defer f.Close()
-	now := time.Now().UTC().Format(time.RFC3339Nano)
+}
+
+// entry is a line as runc writes it.
+func (a arguments) entry(msg, now string) string {
 	if a.logFormat != "json" {
-		fmt.Fprintf(f, "time=%q level=error msg=%s\n", now, strconv.Quote(err.Error()))
-		return
+		return fmt.Sprintf("time=%q level=error msg=%q\n", now, msg)
 	}
-	_ = json.NewEncoder(f).Encode(struct {
+	text, _ := json.Marshal(struct { // strings never fail
 		Level string `json:"level"`
 		Msg   string `json:"msg"`
 		Time  string `json:"time"`
-	}{"error", err.Error(), now})
+	}{"error", msg, now})
+	return string(text) + "\n"
 }

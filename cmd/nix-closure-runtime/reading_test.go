@@ -86,10 +86,8 @@ func reordered(f *flag.FlagSet, args []string) []string {
 		if arg == "-" || arg == "--" || !strings.HasPrefix(arg, "-") {
 			return false
 		}
-		if strings.HasPrefix(arg, "--") {
-			arg = arg[2:]
-		}
-		name, _, _ := strings.Cut(strings.TrimPrefix(arg, "-"), "=")
+		// It takes three hyphens for two, and the flag package refuses those.
+		name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(arg, "--"), "-"), "=")
 		return f.Lookup(name) != nil
 	}
 	var flags, others []string

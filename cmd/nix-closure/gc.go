@@ -35,12 +35,10 @@ removes, a line each.`,
 			if unused < 0 {
 				return errors.New("--unused-for is less than nothing")
 			}
+			// Also after an error, what was removed is said.
 			swept, err := hook.Sweep(cmd.Context(), *configPath, unused, dryRun)
-			if err != nil {
-				return err
-			}
 			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(swept)
+				return errors.Join(err, json.NewEncoder(cmd.OutOrStdout()).Encode(swept))
 			}
 			for _, list := range []struct {
 				kind  string
@@ -55,7 +53,7 @@ removes, a line each.`,
 					}
 				}
 			}
-			return nil
+			return err
 		},
 	}
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be removed, and remove nothing")

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -43,7 +44,7 @@ that is a store path that is not valid.`,
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "nix-closure: %v\n", err)
+		fmt.Fprintf(os.Stderr, "nix-closure: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		if errors.Is(err, closure.ErrNotValid) {
 			return closure.ExitNotValid
 		}

@@ -238,6 +238,32 @@ func TestCalledTwice(t *testing.T) {
 	})
 }
 
+// From inside a user namespace nothing that the hook goes by can be believed: what
+// belongs to root of the namespace may be an ordinary user's.
+func TestInsideUserNamespace(t *testing.T) {
+	for _, runtime := range runtimes {
+		b := newBundle(t, roots(store["env"]), "echo it runs", "createContainer", "poststop")
+		linux := b.linux()
+		linux["namespaces"] = append(linux["namespaces"].([]any), object{"type": "user"})
+		for _, ids := range []string{"uidMappings", "gidMappings"} {
+			linux[ids] = []object{{"containerID": 0, "hostID": 100000, "size": 65536}}
+		}
+		must(t, "chown", "-R", "100000:100000", b.dir+"/rootfs")
+		must(t, "chmod", "0755", b.dir, filepath.Dir(b.dir))
+		_, out, stderr, err := b.run(t, runtime)
+		if err == nil || out != "" {
+			t.Errorf("%s: it started: %q", runtime, out)
+		}
+		if runtime == "runc" && !strings.Contains(stderr, "looking at who runs the hook: it is in the container's user namespace, where what it would believe may be anybody's; call it as createRuntime") {
+			t.Errorf("%s", stderr)
+		}
+		if _, err := os.Stat("/tmp/nix-closure-100000"); err == nil {
+			t.Error("it trusts a directory of the namespace's root")
+		}
+		nothingLeft(t)
+	}
+}
+
 // From inside the container, the record still has the process as the host numbers
 // it: the state that the hook gets may not.
 func TestRecordFromInside(t *testing.T) {
@@ -310,7 +336,7 @@ func TestSameID(t *testing.T) {
 	}
 	record := runtimeDir + "/containers/twin.json"
 	for range 200 {
-		if _, err := os.Stat(record); err == nil {
+		if text, err := os.ReadFile(record); err == nil && strings.Contains(string(text), `"attached":true`) {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	_ "os/exec"
+	"os/exec"
 	"path/filepath"
-	_ "regexp"
+	"reflect"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -41,6 +43,9 @@ func init() {
 	}
 }
 
+// closedOnExec is in the fdinfo of what no program inherits.
+var closedOnExec = regexp.MustCompile(`(?m)^flags:\t02\d{6}$`)
+
 // recording is all that a runtime could see of how it was started.
 type recording struct {
 	Cmdline, Environ, Stdin []byte
@@ -65,12 +70,15 @@ func record(dir string) error {
 	errs[4] = err
 	for _, n := range names {
 		target, err := os.Readlink("/proc/self/fd/" + n.Name())
-		if number, _ := strconv.Atoi(n.Name()); err != nil || number <= 2 || strings.HasPrefix(target, "/proc/") || strings.HasPrefix(target, "anon_inode:") {
-			continue // this list, and Go's own
+		if number, _ := strconv.Atoi(n.Name()); err != nil || number <= 2 {
+			continue
 		}
 		where, err := os.ReadFile("/proc/self/fdinfo/" + n.Name())
 		if err != nil {
 			return err
+		}
+		if closedOnExec.Match(where) {
+			continue // this program's own
 		}
 		r.Descriptors[n.Name()] = target + "\n" + string(where)
 	}
@@ -78,7 +86,7 @@ func record(dir string) error {
 	errs[5] = err
 	for line := range strings.Lines(string(status)) {
 		switch name, _, _ := strings.Cut(line, ":"); name {
-		case "PPid", "Uid", "Gid", "Groups", "Umask", "NStgid", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Cpus_allowed":
+		case "PPid", "Uid", "Gid", "Groups", "Umask", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Cpus_allowed":
 			r.Status = append(r.Status, line)
 		}
 	}
@@ -219,6 +227,15 @@ func identity(t *testing.T, path string) syscall.Stat_t {
 	return st
 }
 
+// ended is the form of /proc/*/cmdline: each argument with a NUL after it.
+func ended(all []string) string {
+	var b strings.Builder
+	for _, s := range all {
+		b.WriteString(s + "\x00")
+	}
+	return b.String()
+}
+
 // commandLines are of every command of runc and crun, in every form that one of
 // them has, and in none. A is a bundle, and so is the current directory.
 func commandLines() [][]string {
@@ -349,7 +366,7 @@ func TestRuntimeIsTransparent(t *testing.T) {
 		identities[f] = identity(t, f)
 	}
 	env := []string{
-		"PATH=/usr/bin:/bin", "TWICE=1", "TWICE=2", "EMPTY=", "", "no equals sign", "=name", "LINES=a\nb", "BYTES=\xff\xfe", "LD_PRELOAD=/nowhere.so", "GODEBUG=madvdontneed=1",
+		"PATH=/usr/bin:/bin", "TWICE=1", "TWICE=2", "EMPTY=", "", "no equals sign", "=name", "LINES=a\nb", "BYTES=\xff\xfe", "LD_LIBRARY_PATH=/nowhere", "GODEBUG=madvdontneed=1",
 		"XDG_RUNTIME_DIR=/nowhere", "NOTIFY_SOCKET=/nowhere", "LISTEN_FDS=1", "_LIBCONTAINER_INITPIPE=3", "PWD=/elsewhere", "HOME=", "TZ=nowhere",
 	}
 	all := commandLines()
@@ -358,14 +375,15 @@ func TestRuntimeIsTransparent(t *testing.T) {
 			direct := started{directory: work, args: args, env: env}
 			wrapped := direct
 			want, got := direct.by(t, dir, program, program), wrapped.by(t, dir, wrapper(), "an engine's name for it")
-			if !bytes.Equal(got.Cmdline, want.Cmdline) || !strings.HasPrefix(string(want.Cmdline), program+"\x00"+strings.Join(args, "\x00")) {
+			if !bytes.Equal(got.Cmdline, want.Cmdline) || string(got.Cmdline) != ended(append([]string{program}, args...)) {
 				t.Errorf("%.200q: arguments %.500q", args, got.Cmdline)
 			}
-			if !bytes.Equal(got.Environ, want.Environ) || len(env) > 0 && string(want.Environ) != strings.Join(env, "\x00")+"\x00" {
+			if !bytes.Equal(got.Environ, want.Environ) || string(got.Environ) != ended(env) {
 				t.Errorf("%.200q: environment %q\nwant %q", args, got.Environ, want.Environ)
 			}
-			if fmt.Sprint(got) != fmt.Sprint(want) || len(want.Descriptors) != 3 || want.DeathSignal != int(syscall.SIGUSR2) || want.Directory != work {
-				t.Errorf("%.200q:\n%.2000q\nwant\n%.2000q", args, fmt.Sprint(got), fmt.Sprint(want))
+			got.Cmdline, got.Environ, want.Cmdline, want.Environ = nil, nil, nil, nil
+			if !reflect.DeepEqual(got, want) || len(got.Descriptors) < 3 || got.DeathSignal != int(syscall.SIGUSR2) || got.Directory != work {
+				t.Errorf("%.200q:\n%+v\nwant\n%+v", args, got, want)
 			}
 			if wrapped.out != "on standard output" || wrapped.errs != "on standard error" || string(got.Stdin) != "to standard input\x00\xff" || wrapped.status.ExitStatus() != 42 {
 				t.Errorf("%.200q: read %q, wrote %q and %q, exit status %d", args, got.Stdin, wrapped.out, wrapped.errs, wrapped.status.ExitStatus())
@@ -385,11 +403,541 @@ func TestRuntimeIsTransparent(t *testing.T) {
 	if err := os.WriteFile(dir+"/wait", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL, syscall.SIGUSR1} {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL, syscall.SIGHUP} {
 		s := started{directory: work, args: []string{"run", "ID"}, signal: signal}
 		s.by(t, dir, wrapper(), "x")
 		if !s.status.Signaled() || s.status.Signal() != signal {
 			t.Errorf("signal %v: %+v", signal, s.status)
 		}
 	}
+}
+
+// Go raises the limit of open files for itself. The runtime has the one that it was
+// given, and what a parent has ignored for it.
+func TestRuntimeLimits(t *testing.T) {
+	become(t, "/bin/busybox")
+	show := func(program string) string {
+		return must(t, "/bin/sh", "-c", `ulimit -Sn 512; trap "" HUP INT; shift; exec "$@"`, "sh", "", program, "grep", "-E", "^(Max open files|SigIgn)", "/proc/self/limits", "/proc/self/status")
+	}
+	if got, want := show(wrapper()), show("/bin/busybox"); got != want || !strings.Contains(got, " 512 ") || !strings.Contains(got, "0000003\n") {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+}
+
+// fails runs nix-closure-runtime, which is to fail with one line, and returns that.
+func fails(t *testing.T, directory, program string, args ...string) string {
+	t.Helper()
+	var out, errs strings.Builder
+	cmd := exec.Command(program, args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = directory, &out, &errs
+	err := cmd.Run()
+	if cmd.ProcessState.ExitCode() != 1 || out.Len() > 0 || strings.Count(errs.String(), "\n") != 1 || !strings.HasSuffix(errs.String(), "\n") {
+		t.Errorf("%q: %v, wrote %q and %q", args, err, out.String(), errs.String())
+	}
+	return strings.TrimSuffix(errs.String(), "\n")
+}
+
+// entry is an error as a runtime writes it to the file that --log names.
+type entry struct {
+	keys       string // sorted
+	level, msg string
+	age        time.Duration
+}
+
+var textEntry = regexp.MustCompile(`^time=("[^ ]+") level=([a-z]+) msg=("(?:[^"\\]|\\.)*")\n$`)
+
+// readEntry reads a file with one error.
+func readEntry(t *testing.T, path, format string) entry {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := map[string]string{}
+	if format == "json" {
+		err = json.Unmarshal(text, &fields)
+	} else if m := textEntry.FindStringSubmatch(string(text)); m != nil {
+		fields["level"] = m[2]
+		if fields["time"], err = strconv.Unquote(m[1]); err == nil {
+			fields["msg"], err = strconv.Unquote(m[3])
+		}
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	when, err := time.Parse(time.RFC3339, fields["time"])
+	if err != nil || bytes.Count(text, []byte("\n")) != 1 {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return entry{fmt.Sprint(slices.Sorted(maps.Keys(fields))), fields["level"], fields["msg"], time.Since(when)}
+}
+
+// An error is where the runtime's own would be, in the form that they have, which
+// is where engines look for it.
+func TestRuntimeLogsAsRunc(t *testing.T) {
+	become(t, "runc")
+	b := newBundle(t, roots("none\nof \"these\""), "true")
+	b.command(t, wrapper(), "")
+	for _, log := range []struct {
+		format string
+		args   []string
+	}{
+		{"json", []string{"--log", "FILE", "--log-format", "json"}},
+		{"json", []string{"--log-format=json", "--log=FILE"}},
+		{"text", []string{"--log", "FILE", "--log-format", "text"}},
+		{"text", []string{"--log", "FILE"}},
+		{"text", []string{"--log=FILE", "--log-format="}},
+	} {
+		dir := t.TempDir()
+		for _, file := range []string{dir + "/absolute", "relative"} {
+			var all []entry
+			for _, program := range []string{"runc", wrapper()} {
+				args := slices.Clone(log.args)
+				for i := range args {
+					args[i] = strings.ReplaceAll(args[i], "FILE", file+filepath.Base(program))
+				}
+				bundle := b.dir
+				if program == "runc" {
+					bundle = "/nowhere"
+				}
+				errs := fails(t, dir, program, append(args, "create", "--bundle", bundle, "web")...)
+				e := readEntry(t, filepath.Join(dir, filepath.Base(file)+filepath.Base(program)), log.format)
+				if e.msg != errs {
+					t.Errorf("%q: in the file %q, on standard error %q", args, e.msg, errs)
+				}
+				all = append(all, e)
+			}
+			// runc writes no fractions of a second.
+			if runc, own := all[0], all[1]; own.keys != runc.keys || own.level != runc.level || own.age < 0 || own.age > time.Minute ||
+				!strings.HasPrefix(own.msg, `nix-closure: container web: reading the annotations: annotation nix-closure/roots: "none": `) {
+				t.Errorf("%q: %+v; runc's own: %+v", log.args, own, runc)
+			}
+		}
+	}
+	// After what is there.
+	file := t.TempDir() + "/log"
+	for range 2 {
+		fails(t, "/", wrapper(), "--log", file, "--log-format", "json", "create", "--bundle", b.dir, "web")
+	}
+	if text, err := os.ReadFile(file); err != nil || bytes.Count(text, []byte("\n")) != 2 {
+		t.Errorf("%s%v", text, err)
+	}
+	// No file, no place for it, and places that are no file: on standard error all the same.
+	for _, args := range [][]string{nil, {"--log", ""}, {"--log", "/nowhere/log"}, {"--log", "/"}, {"--log", "syslog:x"}, {"--log", "journald:x"}} {
+		if errs := fails(t, t.TempDir(), wrapper(), append(args, "create", "--bundle", b.dir, "web")...); !strings.HasPrefix(errs, "nix-closure: container web: ") {
+			t.Errorf("%q: %s", args, errs)
+		}
+	}
+	// As crun says it.
+	crunFile := t.TempDir() + "/log"
+	errs := fails(t, "/", wrapper(), "--log=file:"+crunFile, "--log-format=json", "create", "--bundle", b.dir, "web")
+	if e := readEntry(t, crunFile, "json"); e.msg != errs {
+		t.Errorf("in the file %q, on standard error %q", e.msg, errs)
+	}
+}
+
+// What keeps nix-closure-runtime from becoming the runtime is said in one line, and
+// nothing was changed.
+func TestRuntimeFails(t *testing.T) {
+	good := newBundle(t, roots(store["env"]), "true")
+	good.command(t, wrapper(), "")
+	before := identity(t, good.dir+"/config.json")
+	alone := t.TempDir() + "/alone"
+	copyFile(t, wrapper(), alone)
+	link := t.TempDir() + "/runc"
+	if err := os.Symlink(wrapper(), link); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, config, program, want string }{
+		{"configuration broken", "runtime = 7\n", wrapper(), "reading the configuration: " + configFile + ": line 1: "},
+		{"unknown key", "runtimes = \"runc\"\n", wrapper(), "reading the configuration: " + configFile + ": line 1: unknown key \"runtimes\""},
+		{"not there", "runtime = \"/nowhere/runc\"\n", wrapper(), "looking for the runtime: runtime = \"/nowhere/runc\": no such file or directory"},
+		{"not found", "runtime = \"nowhere\"\n", wrapper(), "looking for the runtime: runtime = \"nowhere\": neither on PATH nor in the usual places"},
+		{"none", "runtime = \"\"\n", wrapper(), "looking for the runtime: runtime = \"\": neither a name nor an absolute path"},
+		{"relative", "runtime = \"bin/runc\"\n", wrapper(), "looking for the runtime: runtime = \"bin/runc\": neither a name nor an absolute path"},
+		{"itself", fmt.Sprintf("runtime = %q\n", wrapper()), wrapper(), "looking for the runtime: runtime = \"" + wrapper() + "\": is nix-closure-runtime itself; name runc or crun"},
+		{"itself by a link", fmt.Sprintf("runtime = %q\n", link), wrapper(), "looking for the runtime: runtime = \"" + link + "\": is nix-closure-runtime itself; name runc or crun"},
+		{"a file that is none", fmt.Sprintf("runtime = %q\n", logFile), wrapper(), "looking for the runtime: runtime = \"" + logFile + "\": permission denied"},
+		{"a directory", "runtime = \"/usr/bin\"\n", wrapper(), "looking for the runtime: runtime = \"/usr/bin\": not a file"},
+		{"no hook", "runtime = \"runc\"\n", alone, "looking for the hook: access " + filepath.Dir(alone) + "/nix-closure-hook: no such file or directory"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			writeConfig(t, c.config)
+			file := t.TempDir() + "/log"
+			want := "nix-closure: container web: " + c.want
+			if errs := fails(t, "/", c.program, "--log", file, "--log-format", "json", "create", "--bundle", good.dir, "web"); !strings.HasPrefix(errs, want) {
+				t.Errorf("%s\nwant\n%s", errs, want)
+			}
+			if e := readEntry(t, file, "json"); !strings.HasPrefix(e.msg, want) {
+				t.Errorf("in the file: %s\nwant\n%s", e.msg, want)
+			}
+			if last := lastError(t); !strings.HasPrefix(last, want) {
+				t.Errorf("in the log: %s\nwant\n%s", last, want)
+			}
+			if after := identity(t, good.dir+"/config.json"); after != before {
+				t.Errorf("config.json was %+v, is %+v", before, after)
+			}
+		})
+	}
+	if entries, err := os.ReadDir(good.dir); err != nil || len(entries) != 2 {
+		t.Errorf("in the bundle: %v, %v", entries, err)
+	}
+	nothingLeft(t)
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, text, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The runtime is found by the engine's PATH, and without one; where the first of the
+// name is this program, it is not taken.
+func TestRuntimeIsFound(t *testing.T) {
+	dir, program := recorder(t)
+	become(t, "recorder")
+	first := t.TempDir()
+	if err := os.Symlink(wrapper(), first+"/runc"); err != nil {
+		t.Fatal(err)
+	}
+	s := started{directory: "/", args: []string{"list"}, env: []string{"PATH=relative:/nowhere:" + dir}}
+	if r := s.by(t, dir, wrapper(), "x"); string(r.Cmdline) != ended([]string{program, "list"}) {
+		t.Errorf("became %q", r.Cmdline)
+	}
+	for _, c := range []struct{ config, path string }{
+		{"runtime = \"runc\"\n", "PATH=" + first}, {"runtime = \"runc\"\n", "HOME=/"}, {"runtime = \"runc\"\n", "PATH="}, {"", "PATH=/nowhere"},
+	} {
+		writeConfig(t, c.config)
+		for _, program := range []string{wrapper(), first + "/runc"} {
+			cmd := exec.Command(program, "--version")
+			cmd.Env = []string{c.path}
+			if text, err := cmd.CombinedOutput(); err != nil || !strings.HasPrefix(string(text), "runc version ") {
+				t.Errorf("%s: %v\n%s", c.path, err, text)
+			}
+		}
+	}
+}
+
+// list prints the store's names, and on standard error how the store is mounted.
+const list = `busybox=/bin/busybox; echo started; $busybox ls /nix/store; $busybox grep -m 1 ' /nix' /proc/self/mountinfo >&2`
+
+// isStore fails if what list printed is not of exactly this closure, in this mode.
+func isStore(t *testing.T, stdout, mountinfo, mode string, closure []string) {
+	t.Helper()
+	if got := strings.Fields(strings.TrimPrefix(stdout, "started\n")); !slices.Equal(got, closure) {
+		t.Errorf("the store has %q\nwant %q", got, closure)
+	}
+	kinds := map[string]string{"overlay": " - overlay ", "bind": " - tmpfs nix-closure "}
+	if !strings.Contains(mountinfo, kinds[mode]) || !strings.Contains(mountinfo, " /nix/store ro,nosuid,nodev") {
+		t.Errorf("mounted: %s", mountinfo)
+	}
+}
+
+// Any bundle with an annotation, from any engine: its closure, and what took the
+// closure's place is gone.
+func TestRuntimeGivesTheClosure(t *testing.T) {
+	closure := closureOf(t, store["env"])
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		become(t, runtime)
+		b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), list)
+		bind := func(source, destination string) object {
+			return object{"type": "bind", "source": source, "destination": destination, "options": []string{"rbind"}}
+		}
+		data := t.TempDir()
+		b.addMount(bind("/nix/store", "/nix/store"))
+		b.addMount(bind("/nix", "/nix"))
+		b.addMount(bind(data, "/data"))
+		b.addMount(object{"type": "tmpfs", "source": "tmpfs", "destination": "/nix/store/x"})
+		// Other hooks, which run before.
+		other := object{"path": "/bin/sh", "args": []string{"sh", "-c", "cat >>" + data + "/createRuntime"}}
+		b.config["hooks"] = object{"createRuntime": []object{other}}
+		_, stdout, stderr, err := b.run(t, wrapper())
+		if err != nil {
+			t.Fatalf("%v\n%s", err, stderr)
+		}
+		isStore(t, stdout, stderr, mode, closure)
+		nothingLeft(t)
+		if state, err := os.ReadFile(data + "/createRuntime"); err != nil || !json.Valid(state) {
+			t.Errorf("the other hook read %q, %v", state, err)
+		}
+		// Of config.json the rest is as it was.
+		text, err := os.ReadFile(b.dir + "/config.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got object
+		if err := json.Unmarshal(text, &got); err != nil {
+			t.Fatal(err)
+		}
+		mounts := b.config["mounts"].([]any)
+		b.config["mounts"] = append(slices.Clone(mounts[:len(mounts)-4]), mounts[len(mounts)-2])
+		b.config["hooks"] = object{"createRuntime": []object{other, b.hook("nix-closure-hook", "createRuntime")}, "poststop": []object{b.hook("nix-closure-hook", "poststop")}}
+		want, err := json.Marshal(b.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wanted object
+		if err := json.Unmarshal(want, &wanted); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, wanted) {
+			t.Errorf("config.json is\n%s\nwant\n%s", text, want)
+		}
+	})
+}
+
+// A container's life as containerd's shim leads it: create, start, state, kill,
+// delete, and once more.
+func TestRuntimeLifecycle(t *testing.T) {
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		become(t, runtime)
+		b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), list+"; exec $busybox sleep 600")
+		b.command(t, wrapper(), "")
+		id := "lifecycle-" + runtime + "-" + mode
+		dir := t.TempDir()
+		call := func(args ...string) string {
+			t.Helper()
+			args = append([]string{"--root", dir + "/root", "--log", dir + "/log.json", "--log-format", "json"}, args...)
+			var out bytes.Buffer
+			cmd := exec.Command(wrapper(), args...)
+			stdout, err := os.OpenFile(dir+"/stdout", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stdout.Close()
+			// The container has the same, and lives longer.
+			cmd.Stdout, cmd.Stderr = stdout, stdout
+			if slices.Contains(args, "state") {
+				cmd.Stdout = &out
+			}
+			if err := cmd.Run(); err != nil {
+				log, _ := os.ReadFile(dir + "/log.json")
+				t.Fatalf("%q: %v\n%s", args, err, log)
+			}
+			return out.String()
+		}
+		for range 2 {
+			call("create", "--bundle", b.dir, "--pid-file", dir+"/pid", id)
+			if _, err := os.Stat(gcRoots + "/" + id); err != nil {
+				t.Error(err)
+			}
+			call("start", id)
+			var state struct{ Status, Bundle string }
+			if err := json.Unmarshal([]byte(call("state", id)), &state); err != nil || state.Status != "running" || state.Bundle != b.dir {
+				t.Errorf("%+v, %v", state, err)
+			}
+			call("kill", id, "KILL")
+			call("delete", "--force", id)
+			nothingLeft(t)
+		}
+		text, err := os.ReadFile(b.dir + "/config.json")
+		if err != nil || strings.Count(string(text), `"nix-closure-hook"`) != 2 {
+			t.Errorf("%s, %v", text, err)
+		}
+	})
+}
+
+// What leaks, and what is not understood, is refused before there is a container,
+// and with the reason where the engine shows it.
+func TestRuntimeRefuses(t *testing.T) {
+	for _, runtime := range runtimes {
+		become(t, runtime)
+		for _, c := range []struct {
+			name   string
+			change func(b *bundle)
+			want   string
+		}{
+			{"leak", func(b *bundle) {
+				b.addMount(object{"type": "bind", "source": "/nix/store", "destination": "/mnt", "options": []string{"rbind"}})
+			}, "looking at the container's mounts: mount of /nix/store on /mnt: shows /nix/store of the host"},
+			{"mistake", func(b *bundle) { b.config["annotations"] = map[string]string{"nix-closure/root": "x"} },
+				"reading the annotations: annotation nix-closure/root: unknown"},
+			{"annotations in other letters", func(b *bundle) {
+				b.config["Annotations"] = b.config["annotations"]
+				delete(b.config, "annotations")
+			}, `reading config.json: field "Annotations": some runtimes take it for "annotations" and some do not`},
+			// It sorts after the right one, and runc takes the last.
+			{"hooks in other letters", func(b *bundle) { b.config["hooks"] = object{"createruntime": []object{}} },
+				`rewriting config.json: field "hooks.createruntime": some runtimes take it for "hooks.createRuntime"`},
+		} {
+			b := newBundle(t, roots(store["env"]), list)
+			c.change(b)
+			b.command(t, wrapper(), "")
+			before := identity(t, b.dir+"/config.json")
+			if errs := fails(t, b.dir, wrapper(), "run", "web"); !strings.HasPrefix(errs, "nix-closure: container web: "+c.want) {
+				t.Errorf("%s: %s: %s\nwant\n%s", runtime, c.name, errs, c.want)
+			}
+			if after := identity(t, b.dir+"/config.json"); after != before {
+				t.Errorf("%s: %s: config.json was %+v, is %+v", runtime, c.name, before, after)
+			}
+		}
+		// A bundle that cannot be written: its annotation is not forgotten for that.
+		b := newBundle(t, roots(store["env"]), list)
+		b.command(t, wrapper(), "")
+		bindMount(t, b.dir, b.dir)
+		if err := syscall.Mount("", b.dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+		if errs := fails(t, "/", wrapper(), "run", "--bundle", b.dir, "web"); !strings.Contains(errs, "writing config.json: open "+b.dir+"/.config.json.") || !strings.HasSuffix(errs, ": read-only file system") {
+			t.Errorf("%s: read-only: %s", runtime, errs)
+		}
+	}
+	nothingLeft(t)
+}
+
+// However a command line is written, a container with an annotation has its
+// closure, or does not start: whichever config.json has one, of those in A, in B and
+// in the current directory, and c.json.
+func TestRuntimeIsNotEvaded(t *testing.T) {
+	closure := closureOf(t, store["env"])
+	lines := strings.Split(`
+run ID
+run --bundle A ID
+run --bundle=A ID
+run -b A ID
+run -b=A ID
+run -bA ID
+run -bundle A ID
+run -bundle=A ID
+run --b A ID
+run --bund=A ID
+run ID --bundle A
+run A ID --bundle
+run A ID -b
+run --bundle=B A ID --bundle
+run --bundle A --bundle B ID
+run -b A --bundle B ID
+run --bundle= ID
+run --pid-file --bundle=A ID
+run --pid-file --bundle A ID
+run --pid-file=p -b A ID
+run --no-pivot --bundle A ID
+run --no-pivot=false ID -b A
+run -- ID
+run --bundle A -- ID
+run --bundle elsewhere/../A ID
+run --bundle elsewhere/.. ID
+run --bundle link ID
+run -f c.json ID
+run -fc.json ID
+run --conf c.json -b A ID
+run --config=c.json ID
+run --config A/config.json ID
+run -f /proc/self/fd/3 ID
+run --unknown ID
+--debug run -b A ID
+--root R run -b A ID
+--root=R run ID
+-root R run -b A ID
+--unknown run -b A ID
+-- run -b A ID
+--log run run -b A ID
+--rootless true run -b A ID
+--systemd-cgroup=false run -b A ID
+--program-name x run -b A ID
+restore --bundle A ID
+restore -b=A ID`[1:], "\n")
+	for _, runtime := range runtimes {
+		t.Run(runtime, func(t *testing.T) {
+			become(t, runtime)
+			work := newBundle(t, roots(store["env"]), list)
+			work.config["root"].(object)["path"] = work.dir + "/rootfs"
+			annotated, err := json.Marshal(work.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			delete(work.config, "annotations")
+			work.config["process"].(object)["args"] = []string{"/bin/busybox", "echo", "of no concern"}
+			other, err := json.Marshal(work.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files := []string{"config.json", "A/config.json", "B/config.json", "c.json", "below/config.json"}
+			for _, d := range []string{"A", "B", "below", "below/inner"} {
+				if err := os.Mkdir(work.dir+"/"+d, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// Cleaned, elsewhere/.. is the current directory; it is below.
+			if err := os.Symlink("below/inner", work.dir+"/elsewhere"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("B", work.dir+"/link"); err != nil {
+				t.Fatal(err)
+			}
+			id := "evade-" + runtime
+			run := func(t *testing.T, line string, with func(file string) bool) (stdout, stderr string, err error) {
+				t.Helper()
+				for _, f := range files {
+					text := other
+					if with(f) {
+						text = annotated
+					}
+					if err := os.WriteFile(work.dir+"/"+f, text, 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+				config, err := os.Open(work.dir + "/c.json")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer config.Close()
+				var out, errs strings.Builder
+				cmd := exec.Command(wrapper(), strings.Split(strings.ReplaceAll(line, "ID", id), " ")...)
+				cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = work.dir, &out, &errs, []*os.File{config}
+				err = cmd.Run()
+				return out.String(), errs.String(), err
+			}
+			count := map[string]int{}
+			for _, l := range lines {
+				for _, only := range []string{"", "A/config.json", "c.json", "config.json"} {
+					stdout, stderr, err := run(t, l, func(f string) bool { return only == "" || f == only })
+					switch {
+					case stdout == "started\n"+strings.Join(closure, "\n")+"\n":
+						count["with its closure"]++
+					case strings.HasPrefix(stdout, "started\n"):
+						t.Errorf("%s: with an annotation in %q: started, and has\n%s%s", l, only, stdout, stderr)
+					case stdout == "of no concern\n":
+						count["of no concern"]++
+					case err == nil:
+						t.Errorf("%s: with an annotation in %q: no error, and nothing ran\n%s", l, only, stderr)
+					default:
+						count["refused"]++
+					}
+				}
+			}
+			t.Logf("%d command lines: %v", len(lines), count)
+			if count["with its closure"] < 20 || count["of no concern"] < 20 || count["refused"] < 50 {
+				t.Errorf("of %d command lines only: %v", len(lines), count)
+			}
+			nothingLeft(t)
+		})
+	}
+}
+
+// podman, with no hooks of its own, names it as its runtime.
+func TestRuntimeOfPodman(t *testing.T) {
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		become(t, runtime)
+		c := container{runtime: wrapper(), mode: mode, root: "tools", hooks: t.TempDir(), flags: []string{"-v", "/nix:/nix"}}
+		got := strings.Fields(c.mustRun(t, store["tools"]+"/bin/ls", "/nix/store"))
+		if want := closureOf(t, store["tools"]); !slices.Equal(got, want) {
+			t.Errorf("the store has %q\nwant %q", got, want)
+		}
+		id := c.start(t)
+		if got := execute(t, id, store["tools"]+"/bin/ls", "/nix"); got != "store\n" {
+			t.Errorf("/nix has %q", got)
+		}
+		remove(t, id)
+		c.flags = []string{"-v", "/nix:/mnt"}
+		if _, stderr, err := c.run(store["tools"]+"/bin/ls", "/mnt"); err == nil || !strings.Contains(stderr, "mount of /nix on /mnt: shows /nix of the host") {
+			t.Errorf("%v\n%s", err, stderr)
+		}
+		nothingLeft(t)
+	})
 }

@@ -61,7 +61,7 @@ func TestKilledHook(t *testing.T) {
 	moments := []struct {
 		before string // this system call
 		path   string // of it; empty: any
-		times  int    // the how manieth; 0: the first
+		times  int    // which of them; 0: the first
 		mode   string // empty: both in turn
 	}{
 		{before: "openat", path: configFile},
@@ -233,7 +233,7 @@ func setAge(t *testing.T, by time.Duration, path string) {
 	}
 }
 
-// create makes an empty file, or a directory where the path ends in a slash.
+// create makes an empty file or, where the path ends in a slash, a directory.
 func create(t *testing.T, path string) {
 	t.Helper()
 	var err error
@@ -247,8 +247,8 @@ func create(t *testing.T, path string) {
 	}
 }
 
-// dead makes the record of a container whose process has ended, with GC roots and
-// a view.
+// dead makes what a container leaves whose process has ended: a record and GC
+// roots.
 func dead(t *testing.T, id, record string) {
 	t.Helper()
 	if err := os.WriteFile(runtimeDir+"/containers/"+id+".json", []byte(record), 0o600); err != nil {
@@ -286,6 +286,9 @@ func TestSweepCommand(t *testing.T) {
 		for _, id := range []string{"earlier-boot", "younger"} {
 			create(t, filepath.Join(gcRoots, id)+"/")
 		}
+		if err := os.Symlink("another", filepath.Join(gcRoots, "earlier-boot", ".boot")); err != nil {
+			t.Fatal(err)
+		}
 		for _, path := range []string{
 			view + "/store/x/", view + "-links/", view + "-links.stale.X/", view + ".new/store/", registration, registration + "-young", memo, memo + "-young",
 			runtimeDir + "/containers/.x.json.X", runtimeDir + "/registrations/.x.X", runtimeDir + "/closures/.x.X",
@@ -299,7 +302,6 @@ func TestSweepCommand(t *testing.T) {
 			setAge(t, 61*time.Minute, path)
 		}
 		setAge(t, 49*time.Hour, memo)
-		setAge(t, 24*365*time.Hour, filepath.Join(gcRoots, "earlier-boot")) // longer than any test machine runs
 	}
 	f := filepath.Base(view)
 	memos := func() []string {

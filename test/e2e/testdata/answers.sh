@@ -1,3 +1,4 @@
+#!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # COUNT PATH...: what Nix answers of the paths: of all together, and of the first
 # COUNT each for itself.
