@@ -91,7 +91,23 @@ func (p pinner) pinValid(ctx context.Context, id string, record func(digest stri
 // it, and the GC roots are for the next collection. Or Nix's state directory is
 // root's and this user is another: then only Nix can make the GC roots. In both
 // cases Nix says whether the paths are still valid.
-func (p pinner) pinByNix(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
+func (p pinner) pinByNix(ctx context.Context, id string, record func(digest string) error) (res closure.Resolution, err error) {
+	for range changes {
+		res, err = p.tryByNix(ctx, id, record)
+		if !errors.Is(err, errChanged) {
+			break
+		}
+	}
+	return res, err
+}
+
+// changes is how often the closure is looked for anew where it is collected and
+// made again meanwhile.
+const changes = 5
+
+var errChanged = errors.New("the store changed meanwhile; start the container again")
+
+func (p pinner) tryByNix(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
 	before, err := p.resolve(ctx)
 	if err == nil {
 		err = p.allowed(before.Pins)
@@ -116,15 +132,18 @@ func (p pinner) pinByNix(ctx context.Context, id string, record func(digest stri
 		return before, err
 	}
 	if err := p.nix().Realise(ctx, before.Pins, p.indirect(id)); err != nil {
-		// Collected since that look: Nix says that it will not build it.
+		// Collected since that look, Nix says that it will not build it. By now it
+		// may have come back.
 		if _, now := p.resolve(ctx); errors.Is(now, closure.ErrNotValid) {
 			err = now
+		} else if now == nil && ctx.Err() == nil {
+			err = fmt.Errorf("%w (%w)", errChanged, err)
 		}
 		return before, err
 	}
 	after, err := p.resolve(ctx)
 	if err == nil && (after.Digest != before.Digest || !slices.Equal(after.Pins, before.Pins)) {
-		err = errors.New("the store changed meanwhile; start the container again")
+		err = errChanged
 	}
 	return after, err
 }

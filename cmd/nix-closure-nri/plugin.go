@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/nix-closure/nix-closure/hook"
+	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -106,7 +107,12 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container) (*api.ContainerAd
 		}
 	}
 	entry := func(stage string) []*api.Hook {
-		return []*api.Hook{{Path: p.hook, Args: []string{"nix-closure-hook", "--config", p.config, stage}, Env: []string{"LC_ALL=C"}}}
+		args := []string{"nix-closure-hook"}
+		// As nix-closure-runtime writes it, which then leaves it at one hook.
+		if p.config != config.Path {
+			args = append(args, "--config", p.config)
+		}
+		return []*api.Hook{{Path: p.hook, Args: append(args, stage), Env: []string{"LC_ALL=C"}}}
 	}
 	hooks := &api.Hooks{Poststop: entry("poststop")}
 	if slices.Contains(p.gvisor, pod.GetRuntimeHandler()) {

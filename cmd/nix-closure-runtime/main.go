@@ -25,8 +25,12 @@ func main() {
 	args := os.Args[1:]
 	a := parse(args)
 	c, err := config.Read(config.Path)
-	if err != nil {
+	if err != nil && a.makes {
 		a.fail("reading the configuration", err)
+	}
+	if err != nil {
+		// What is there can be stopped and removed all the same.
+		c = config.Default()
 	}
 	program, err := find(c.Runtime)
 	if err != nil {
