@@ -122,15 +122,20 @@ func slab(t *testing.T) int64 {
 	return 0
 }
 
+// many is made by the first test that needs it.
+var many *synthetic.Store
+
 // manyPaths asks for a closure of the usual size, and says what ls makes of it.
 func manyPaths(t *testing.T) (annotations map[string]string, seen string) {
 	t.Helper()
-	s, err := synthetic.Make(usualSize, []int{usualSize})
-	if err != nil {
-		t.Fatal(err)
+	if many == nil {
+		var err error
+		if many, err = synthetic.Make(usualSize, []int{usualSize}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	text := strings.Join(closureOf(t, s.Root(usualSize)), "\n") + "\n"
-	return map[string]string{"nix-closure/roots": s.Root(usualSize)}, fmt.Sprintf("%x", sha256.Sum256([]byte(text)))
+	text := strings.Join(closureOf(t, many.Root(usualSize)), "\n") + "\n"
+	return map[string]string{"nix-closure/roots": many.Root(usualSize)}, fmt.Sprintf("%x", sha256.Sum256([]byte(text)))
 }
 
 // check looks into every container.
