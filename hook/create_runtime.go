@@ -65,7 +65,7 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 		state.Pid = initProcess()
 	}
 	if lock, err := dir.lock(unix.LOCK_EX | unix.LOCK_NB); err == nil {
-		dir.sweepSome(lock, store, log)
+		dir.sweepSome(lock, true, store, log)
 	}
 	// Not before this container is known to be the only one of its name may
 	// anything of that name be removed.

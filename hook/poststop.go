@@ -29,7 +29,7 @@ func poststop(ctx context.Context, c config.Config, state spec.State, log *slog.
 		fail("cleaning up", err)
 		return
 	}
-	defer dir.sweepSome(lock, c.Store(), log)
+	defer dir.sweepSome(lock, false, c.Store(), log)
 	r, ok, err := dir.readRecord(state.ID)
 	if err != nil {
 		fail("reading the record", err)

@@ -75,10 +75,16 @@ func Sweep(ctx context.Context, configPath string, unused time.Duration, dryRun 
 
 // sweepSome is Sweep in bounded time, for a container's start or end: it looks at
 // some of what there is, others the next time. lock is held alone, and given back.
-// What goes wrong is in the log, and keeps no container from starting.
-func (d *RuntimeDir) sweepSome(lock *os.File, store closure.Store, log *slog.Logger) {
+// What goes wrong is in the log, and keeps no container from starting. Before a
+// start, which somebody waits for, it looks at records alone; their GC roots go with
+// them.
+func (d *RuntimeDir) sweepSome(lock *os.File, starting bool, store closure.Store, log *slog.Logger) {
 	s := sweeper{dir: d, store: store, unused: UnusedFor, most: some}
-	err := errors.Join(s.sweep(), lock.Close(), s.removeViews())
+	sweep := s.sweep
+	if starting {
+		sweep = s.records
+	}
+	err := errors.Join(sweep(), lock.Close(), s.removeViews())
 	if swept := s.swept; len(swept.Records)+len(swept.GCRoots)+len(swept.Views)+len(swept.Registrations)+len(swept.Closures) > 0 {
 		log.Info("swept", "records", swept.Records, "gcRoots", swept.GCRoots, "views", swept.Views,
 			"registrations", swept.Registrations, "closures", swept.Closures)

@@ -393,7 +393,7 @@ func TestSweepSome(t *testing.T) {
 		t.Helper()
 		lock, err := d.lock(unix.LOCK_EX)
 		must(t, err)
-		d.sweepSome(lock, h.store, slog.New(slog.DiscardHandler))
+		d.sweepSome(lock, false, h.store, slog.New(slog.DiscardHandler))
 		if lock, err = d.lock(unix.LOCK_EX | unix.LOCK_NB); err != nil {
 			t.Fatalf("the lock is not given back: %v", err)
 		}
