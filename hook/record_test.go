@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -257,5 +258,65 @@ func TestPoststop(t *testing.T) {
 	stop("web", "/b", annotation)
 	if lines := h.log(t); len(lines) == 0 || lines[len(lines)-1]["level"] != "ERROR" {
 		t.Errorf("not in the log: %v", lines)
+	}
+}
+
+// A process whose first thread has ended, which looks like one that has ended
+// itself, still runs, and so does its container.
+func TestLiveWithoutFirstThread(t *testing.T) {
+	cmd := exec.Command("/usr/bin/python3", "-c",
+		"import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start(); ctypes.CDLL(None).pthread_exit(None)")
+	must(t, cmd.Start())
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	var fields []string
+	for range 500 {
+		var err error
+		fields, err = statFields(strconv.Itoa(cmd.Process.Pid))
+		if must(t, err); fields[0] == "Z" {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	start, err := strconv.ParseUint(fields[19], 10, 64)
+	if must(t, err); fields[0] != "Z" {
+		t.Fatalf("the first thread does not end: %q", fields)
+	}
+	if !(Record{Pid: cmd.Process.Pid, PidStart: start}).live() {
+		t.Error("taken for one that has ended")
+	}
+	must(t, cmd.Process.Kill())
+	for range 500 { // a zombie now, and nothing else
+		if !(Record{Pid: cmd.Process.Pid, PidStart: start}).live() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("killed, and taken for one that runs")
+}
+
+// GC roots without a record may be those of another runtime directory on the same
+// store: poststop leaves them alone.
+func TestPoststopWithoutRecord(t *testing.T) {
+	h := newHost(t)
+	must(t, h.store.GCRoots().Add(h.store, "web", []closure.BaseName{named("hello")}))
+	in := `{"id":"web","pid":0,"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`
+	must(t, Run("poststop", h.config, strings.NewReader(in), nil))
+	if _, err := os.Lstat(h.store.GCRoots().Of("web")); err != nil {
+		t.Error(err)
+	}
+}
+
+// Of two containers with one id that start at the same moment, one has the record.
+func TestClaim(t *testing.T) {
+	d := newRuntimeDir(t, newHost(t))
+	must(t, d.claim(Record{ID: "web", Bundle: "/a"}))
+	if err := d.claim(Record{ID: "web", Bundle: "/b"}); err == nil || !strings.Contains(err.Error(), "is being started at this moment") {
+		t.Errorf("claimed twice: %v", err)
+	}
+	if r, ok, err := d.readRecord("web"); !ok || err != nil || r.Bundle != "/a" {
+		t.Errorf("%+v, %v, %v", r, ok, err)
+	}
+	if all, err := names(d.Containers); err != nil || len(all) != 1 {
+		t.Errorf("%q, %v", all, err)
 	}
 }
