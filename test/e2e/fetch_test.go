@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -65,20 +64,9 @@ func collect(t *testing.T, paths ...string) {
 // fetched are the lines of the log about fetching for a container.
 func fetched(t *testing.T, id string) (lines []string) {
 	t.Helper()
-	text, err := os.ReadFile(logFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range bytes.Lines(text) {
-		var l struct {
-			Msg, Container string
-			Line           string `json:"nix-store"`
-		}
-		if err := json.Unmarshal(line, &l); err != nil {
-			t.Fatal(err)
-		}
+	for _, l := range readLog(t) {
 		if l.Msg == "fetching" && l.Container == id {
-			lines = append(lines, l.Line)
+			lines = append(lines, l.NixStore)
 		}
 	}
 	return lines

@@ -246,11 +246,18 @@ func closureOf(t *testing.T, path string) []string {
 // logLine is a line of the log.
 type logLine struct {
 	Level, Msg, Stage, Container, Mode, Why string
+	NixStore                                string   `json:"nix-store"` // what it writes of its progress
+	Records                                 []string // swept
 }
 
 func readLog(t *testing.T) []logLine {
 	t.Helper()
-	text, err := os.ReadFile(logFile)
+	return readLogIn(t, logFile)
+}
+
+func readLogIn(t *testing.T, path string) []logLine {
+	t.Helper()
+	text, err := os.ReadFile(path)
 	if err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}

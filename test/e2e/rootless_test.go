@@ -188,19 +188,7 @@ func (u *ordinary) script(t *testing.T, id, script string, args ...string) map[s
 // log is what is in the user's log.
 func (u *ordinary) log(t *testing.T) []logLine {
 	t.Helper()
-	text, err := os.ReadFile(u.own + "/nix-closure.log")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
-	}
-	var lines []logLine
-	for line := range bytes.Lines(text) {
-		var l logLine
-		if err := json.Unmarshal(line, &l); err != nil {
-			t.Fatalf("the log has a line that is no JSON: %q", line)
-		}
-		lines = append(lines, l)
-	}
-	return lines
+	return readLogIn(t, u.own+"/nix-closure.log")
 }
 
 var containerID = regexp.MustCompile(`^nix-closure: (a container|container [0-9a-f]{64}): `)

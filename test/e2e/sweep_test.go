@@ -464,18 +464,7 @@ func TestSweepLoop(t *testing.T) {
 // any.
 func sweptInLog(t *testing.T, id string) (counts []int) {
 	t.Helper()
-	text, err := os.ReadFile(logFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range bytes.Lines(text) {
-		var l struct {
-			Msg, Container string
-			Records        []string
-		}
-		if err := json.Unmarshal(line, &l); err != nil {
-			t.Fatal(err)
-		}
+	for _, l := range readLog(t) {
 		if l.Msg == "swept" && l.Container == id && len(l.Records) > 0 {
 			counts = append(counts, len(l.Records))
 		}
