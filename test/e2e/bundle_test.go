@@ -116,15 +116,3 @@ func state(id string, pid int, bundle string, annotations map[string]string) str
 	}
 	return string(text)
 }
-
-// writeConfig makes a config.toml for the length of a test.
-func writeConfig(t *testing.T, text string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(configFile), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(configFile, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { removeAll(t, configFile) })
-}

@@ -17,8 +17,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/nix-closure/nix-closure/test/host"
 	"github.com/nix-closure/nix-closure/test/machine"
 )
 
@@ -39,11 +39,19 @@ func TestMain(m *testing.M) {
 var store map[string]string
 
 const (
-	storeDir   = "/nix/store"
-	runtimeDir = "/run/nix-closure"
-	gcRoots    = "/nix/var/nix/gcroots/nix-closure"
-	logFile    = "/var/log/nix-closure.log"
-	configFile = "/etc/nix-closure/config.toml"
+	storeDir   = host.StoreDir
+	runtimeDir = host.RuntimeDir
+	gcRoots    = host.GCRoots
+	logFile    = host.LogFile
+	configFile = host.ConfigFile
+)
+
+// What tests of every engine have.
+var (
+	nothingLeft = host.NothingLeft
+	leftovers   = host.Leftovers
+	closureOf   = host.ClosureOf
+	writeConfig = host.WriteConfig
 )
 
 // The images. None has a libc, a shell or a python.
@@ -60,15 +68,8 @@ func setUp() error {
 	if !filepath.IsAbs(*bin) {
 		return fmt.Errorf("-bin %q is not an absolute path", *bin)
 	}
-	out := filepath.Join(machine.Dir(), "store")
-	if text, err := exec.Command("../store/build.sh", out).CombinedOutput(); err != nil {
-		return fmt.Errorf("building the store: %w\n%s", err, text)
-	}
-	text, err := os.ReadFile(filepath.Join(out, "store.json"))
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(text, &store); err != nil {
+	var err error
+	if store, err = host.BuildStore(); err != nil {
 		return err
 	}
 	for image, files := range map[string][]tar.Header{
@@ -232,17 +233,6 @@ func must(t *testing.T, program string, args ...string) string {
 	return stdout
 }
 
-// closureOf is what Nix says, as base names, sorted.
-func closureOf(t *testing.T, path string) []string {
-	t.Helper()
-	var names []string
-	for p := range strings.FieldsSeq(must(t, "nix-store", "--query", "--requisites", path)) {
-		names = append(names, filepath.Base(p))
-	}
-	slices.Sort(names)
-	return names
-}
-
 // logLine is a line of the log.
 type logLine struct {
 	Level, Msg, Stage, Container, Mode, Why string
@@ -287,45 +277,4 @@ func lastError(t *testing.T) string {
 		}
 	}
 	return ""
-}
-
-// nothingLeft fails if a container left a record, a GC root or a mount. podman
-// cleans up after a container that ended by itself from another process, so it
-// gets a moment.
-func nothingLeft(t *testing.T) {
-	t.Helper()
-	var left []string
-	for range 100 {
-		if left = leftovers(t); len(left) == 0 {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Errorf("left behind: %q", left)
-}
-
-func leftovers(t *testing.T) []string {
-	t.Helper()
-	var left []string
-	for _, dir := range []string{runtimeDir + "/containers", gcRoots} {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-		for _, e := range entries {
-			left = append(left, filepath.Join(dir, e.Name()))
-		}
-	}
-	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(mountinfo)) {
-		point := strings.Fields(line)[4]
-		if strings.Contains(line, "nix-closure/views") || strings.Contains(line, " - tmpfs nix-closure ") ||
-			(strings.Contains(point, "/nix/store") && !strings.HasPrefix(point, "/nix/store")) {
-			left = append(left, line)
-		}
-	}
-	return left
 }
