@@ -37,8 +37,10 @@ type Swept struct {
 
 // Limits of a sweep that a container's start or end does in passing.
 const (
-	// some is how many entries of a directory it looks at.
-	some = 64
+	// some is how many entries of a directory it looks at, and few how many records
+	// it does before a start, which somebody waits for. A start leaves one record at
+	// most, so that a few are enough for what is left not to grow.
+	some, few = 64, 8
 	// UnusedFor is how long a view or a registration stays when no container
 	// uses it.
 	UnusedFor = time.Hour
@@ -76,13 +78,12 @@ func Sweep(ctx context.Context, configPath string, unused time.Duration, dryRun 
 // sweepSome is Sweep in bounded time, for a container's start or end: it looks at
 // some of what there is, others the next time. lock is held alone, and given back.
 // What goes wrong is in the log, and keeps no container from starting. Before a
-// start, which somebody waits for, it looks at records alone; their GC roots go with
-// them.
+// start it looks at records alone; their GC roots go with them.
 func (d *RuntimeDir) sweepSome(lock *os.File, starting bool, store closure.Store, log *slog.Logger) {
 	s := sweeper{dir: d, store: store, unused: UnusedFor, most: some}
 	sweep := s.sweep
 	if starting {
-		sweep = s.records
+		s.most, sweep = few, s.records
 	}
 	err := errors.Join(sweep(), lock.Close(), s.removeViews())
 	if swept := s.swept; len(swept.Records)+len(swept.GCRoots)+len(swept.Views)+len(swept.Registrations)+len(swept.Closures) > 0 {

@@ -37,7 +37,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
-	os.Exit(machine.Run(func() int {
+	os.Exit(machine.RunOnDisk(func() int {
 		if err := o.run(); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			return 1
@@ -139,9 +139,6 @@ func (o *options) prepare(p *progress) (*host, error) {
 		return nil, err
 	}
 	p.show("making a store of %d paths", o.store)
-	if err := journalled(filepath.Join(h.dir, "nix.ext4")); err != nil {
-		return nil, err
-	}
 	h.store, err = synthetic.Make(o.store, o.sizes)
 	return h, err
 }

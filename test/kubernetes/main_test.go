@@ -23,7 +23,11 @@ var bin = flag.String("bin", "", "absolute path of the directory with the progra
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(machine.Run(func() int {
+	run := machine.Run
+	if *figures {
+		run = machine.RunOnDisk
+	}
+	os.Exit(run(func() int {
 		if err := setUp(); err != nil {
 			fmt.Fprintf(os.Stderr, "setting up: %v\n", err)
 			return 1
