@@ -17,11 +17,16 @@ import (
 
 const readingConfig = "reading config.json"
 
+// runtimeStage is what the log says in place of a stage where a runtime was called,
+// and not the hook.
+const runtimeStage = "runtime"
+
 // Install adds the hook, an absolute path of this program, to the config.json of a
 // bundle, which is as a runtime was given it, and takes the mounts out that the view
 // replaces. It writes nothing where there is nothing to do: the container asks for
-// no closure. The file is replaced as a whole, and keeps its owner and mode.
-func Install(configPath, bundle, program string) error {
+// no closure. The file is replaced as a whole, and keeps its owner and mode. The
+// container's name is for the log.
+func Install(configPath, container, bundle, program string) error {
 	if bundle == "" {
 		bundle = "."
 	}
@@ -38,7 +43,7 @@ func Install(configPath, bundle, program string) error {
 	if err != nil {
 		return &failure{"", readingConfig, err}
 	}
-	text, err = rewrite(configPath, absolute, readingConfig, text)
+	text, err = rewrite(configPath, runtimeStage, container, absolute, readingConfig, text)
 	if err != nil || text == nil {
 		return err
 	}
@@ -140,10 +145,11 @@ func Failure(container, doing string, err error) error {
 	return &failure{container, doing, err}
 }
 
-// LogFailure writes what Failure returned to the log that the configuration names.
-func LogFailure(configPath, stage string, err error) {
+// LogFailure writes what Failure returned for a runtime to the log that the
+// configuration names.
+func LogFailure(configPath string, err error) {
 	var f *failure
 	if errors.As(err, &f) {
-		logError(logFor(configPath, stage, f.container), err)
+		logError(logFor(configPath, runtimeStage, f.container), err)
 	}
 }

@@ -94,7 +94,7 @@ func TestInstall(t *testing.T) {
 	} {
 		must(t, os.MkdirAll(i.bundle+"/r/data", 0o755), os.WriteFile(i.file, []byte(c.in), 0o600), os.Chmod(i.file, c.mode), os.Chown(i.file, c.uid, c.gid))
 		before := identity(t, i.file)
-		if err := Install(i.config, i.bundle, i.program); err != nil {
+		if err := Install(i.config, "web", i.bundle, i.program); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
 		text, err := os.ReadFile(i.file)
@@ -110,12 +110,16 @@ func TestInstall(t *testing.T) {
 			t.Errorf("%s: written to in its place", c.name)
 		}
 		// Create after a create that failed.
-		must(t, Install(i.config, i.bundle, i.program))
+		must(t, Install(i.config, "web", i.bundle, i.program))
 		if again, err := os.ReadFile(i.file); err != nil || !bytes.Equal(again, text) {
 			t.Errorf("%s: a second time:\n%s%v", c.name, again, err)
 		}
 		must(t, os.RemoveAll(i.bundle+"/r"))
 		i.only(t)
+	}
+	if lines := i.log(t); len(lines) != 1 || lines[0]["stage"] != "runtime" || lines[0]["container"] != "web" ||
+		lines[0]["msg"] != "taken out of the mount list" || lines[0]["destination"] != i.store.Dir {
+		t.Errorf("in the log: %v", lines)
 	}
 }
 
@@ -129,7 +133,7 @@ func TestInstallNothing(t *testing.T) {
 	} {
 		must(t, os.WriteFile(i.file, []byte(in), 0o400))
 		before := identity(t, i.file)
-		must(t, Install(i.dir+"/nowhere.toml", i.bundle, "/nowhere"))
+		must(t, Install(i.dir+"/nowhere.toml", "web", i.bundle, "/nowhere"))
 		if after := identity(t, i.file); after != before {
 			t.Errorf("%s: config.json was %+v, is %+v", name, before, after)
 		}
@@ -137,7 +141,7 @@ func TestInstallNothing(t *testing.T) {
 	}
 	must(t, os.WriteFile(i.file, []byte(i.configOf(i.roots()+`,"io.kubernetes.cri.container-type":"sandbox"`, "", "")), 0o400))
 	before := identity(t, i.file)
-	must(t, Install(i.config, i.bundle, "/nowhere"))
+	must(t, Install(i.config, "web", i.bundle, "/nowhere"))
 	if after := identity(t, i.file); after != before {
 		t.Errorf("a pod's sandbox: config.json was %+v, is %+v", before, after)
 	}
@@ -145,7 +149,7 @@ func TestInstallNothing(t *testing.T) {
 	loop := i.dir + "/loop"
 	must(t, os.Symlink("loop", loop), os.Mkdir(i.dir+"/empty", 0o755), os.MkdirAll(i.dir+"/odd/config.json", 0o755))
 	for _, bundle := range []string{i.dir + "/nowhere", i.file, loop, i.dir + "/empty", i.dir + "/odd", i.dir + "/" + strings.Repeat("x", 300), strings.Repeat("/x", 3000)} {
-		if err := Install(i.dir+"/nowhere.toml", bundle, "/nowhere"); err != nil {
+		if err := Install(i.dir+"/nowhere.toml", "web", bundle, "/nowhere"); err != nil {
 			t.Errorf("%.80s: %v", bundle, err)
 		}
 	}
@@ -184,7 +188,7 @@ func TestInstallRefuses(t *testing.T) {
 		if c.program != "" {
 			program = c.program
 		}
-		err := Install(config, i.bundle, program)
+		err := Install(config, "web", i.bundle, program)
 		if want := "nix-closure: a container: " + c.want; err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s:\n%v\nwant\n%s", c.name, err, want)
 		}
@@ -195,12 +199,12 @@ func TestInstallRefuses(t *testing.T) {
 	}
 	// What is read of a pipe is gone from it.
 	must(t, os.Remove(i.file), unix.Mkfifo(i.file, 0o600))
-	if err := Install(i.config, i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "config.json: not a regular file") {
+	if err := Install(i.config, "web", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "config.json: not a regular file") {
 		t.Errorf("a pipe: %v", err)
 	}
 	large, err := os.OpenFile(i.dir+"/large", os.O_CREATE|os.O_RDWR, 0o600)
 	must(t, err, large.Truncate(65<<20), large.Close(), os.Remove(i.file), os.Rename(i.dir+"/large", i.file))
-	if err := Install(i.config, i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
+	if err := Install(i.config, "web", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
 		t.Errorf("a large one: %v", err)
 	}
 }
@@ -231,7 +235,7 @@ func TestInstallPaths(t *testing.T) {
 		for _, f := range []string{i.file, i.dir + "/elsewhere/config.json"} {
 			must(t, os.WriteFile(f, []byte(good), 0o600))
 		}
-		must(t, Install(i.config, c.bundle, i.program))
+		must(t, Install(i.config, "web", c.bundle, i.program))
 		for _, f := range []string{i.file, i.dir + "/elsewhere/config.json"} {
 			text, err := os.ReadFile(f)
 			must(t, err)
@@ -247,7 +251,7 @@ func TestInstallPaths(t *testing.T) {
 	}
 	// What a link leads to may be of another container too.
 	must(t, os.Rename(i.file, i.dir+"/shared.json"), os.WriteFile(i.dir+"/shared.json", []byte(good), 0o640), os.Symlink("../shared.json", i.file))
-	must(t, Install(i.config, i.bundle, i.program))
+	must(t, Install(i.config, "web", i.bundle, i.program))
 	if st, err := os.Lstat(i.file); err != nil || st.Mode() != 0o600 {
 		t.Errorf("in place of the link: %v, %v", st.Mode(), err)
 	}
@@ -271,7 +275,7 @@ func TestInstallOfAnother(t *testing.T) {
 	defer runtime.UnlockOSThread()
 	_, err := unix.SetfsuidRetUid(65534)
 	must(t, err)
-	err = Install(i.config, i.bundle, i.program)
+	err = Install(i.config, "web", i.bundle, i.program)
 	_, back := unix.SetfsuidRetUid(0)
 	must(t, back)
 	if !errors.Is(err, syscall.EPERM) || !strings.HasPrefix(err.Error(), "nix-closure: a container: writing config.json: chown "+i.bundle+"/.config.json.") {
@@ -307,7 +311,7 @@ func TestInstallIsAtomic(t *testing.T) {
 		}
 	}()
 	for range 100 {
-		must(t, os.WriteFile(i.dir+"/again", []byte(was), 0o600), os.Rename(i.dir+"/again", i.file), Install(i.config, i.bundle, i.program))
+		must(t, os.WriteFile(i.dir+"/again", []byte(was), 0o600), os.Rename(i.dir+"/again", i.file), Install(i.config, "web", i.bundle, i.program))
 	}
 	close(stop)
 	if s, bad := <-seen; bad {
@@ -358,7 +362,7 @@ func TestFailureOf(t *testing.T) {
 			t.Errorf("%q, want %q", err, c.want)
 		}
 	}
-	LogFailure(h.config, "runtime", Failure("web", "looking", cause))
+	LogFailure(h.config, Failure("web", "looking", cause))
 	if lines := h.log(t); len(lines) != 1 || lines[0]["stage"] != "runtime" || lines[0]["container"] != "web" || lines[0]["level"] != "ERROR" ||
 		lines[0]["doing"] != "looking" || lines[0]["error"] != "no such thing" {
 		t.Errorf("in the log: %v", lines)

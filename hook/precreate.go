@@ -24,7 +24,7 @@ func precreate(configPath string, in io.Reader, out io.Writer) error {
 	if err == nil && spec.Annotated(annotations) {
 		var rewritten []byte
 		// Engines write absolute sources: the bundle is not known at this stage.
-		if rewritten, err = rewrite(configPath, "/", doing, text); rewritten != nil {
+		if rewritten, err = rewrite(configPath, "precreate", "", "/", doing, text); rewritten != nil {
 			text = rewritten
 		}
 	} else if err != nil {
@@ -42,8 +42,8 @@ func precreate(configPath string, in io.Reader, out io.Writer) error {
 
 // rewrite takes the mounts that the view replaces out of a config.json. It returns
 // nil for a container that asks for nothing, as a pod's sandbox. reading says in a
-// message what was read.
-func rewrite(configPath, bundle, reading string, text []byte) ([]byte, error) {
+// message what was read; stage and container are for the log.
+func rewrite(configPath, stage, container, bundle, reading string, text []byte) ([]byte, error) {
 	parsed, err := spec.ParseConfig(text)
 	if err != nil {
 		return nil, &failure{"", reading, err}
@@ -56,7 +56,10 @@ func rewrite(configPath, bundle, reading string, text []byte) ([]byte, error) {
 	if err != nil {
 		return nil, &failure{"", "rewriting config.json", err}
 	}
-	log := logFor(configPath, "precreate", "")
+	if len(replaced) == 0 {
+		return text, nil
+	}
+	log := logFor(configPath, stage, container)
 	for _, i := range replaced {
 		log.Info("taken out of the mount list", "destination", parsed.Mounts[i].Destination, "source", parsed.Mounts[i].Source)
 	}

@@ -67,7 +67,7 @@ func (a arguments) prepare(args []string) error {
 		if err != nil {
 			return err
 		}
-		return hook.Install(config.Path, a.bundle, filepath.Join(filepath.Dir(self), "nix-closure-hook"))
+		return hook.Install(config.Path, a.id, a.bundle, filepath.Join(filepath.Dir(self), "nix-closure-hook"))
 	}
 	for _, file := range places(args) {
 		if carries, err := hook.Carries(file); err != nil {
@@ -81,7 +81,7 @@ func (a arguments) prepare(args []string) error {
 
 func (a arguments) fail(doing string, err error) {
 	err = hook.Failure(a.id, doing, err)
-	hook.LogFailure(config.Path, "runtime", err)
+	hook.LogFailure(config.Path, err)
 	a.report(err)
 	os.Exit(1)
 }
