@@ -48,8 +48,8 @@ func rewrite(configPath, stage, container, bundle, reading string, text []byte) 
 	if err != nil {
 		return nil, &failure{"", reading, err}
 	}
-	replaced, asks, err := Inspect(configPath, bundle, parsed.Annotations, parsed.Mounts)
-	if err != nil || !asks {
+	request, replaced, err := Inspect(configPath, bundle, parsed.Annotations, parsed.Mounts)
+	if err != nil || request == nil {
 		return nil, err
 	}
 	text, err = spec.WithoutMounts(text, replaced)

@@ -92,9 +92,14 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container) (*api.ContainerAd
 	for _, m := range c.GetMounts() {
 		mounts = append(mounts, specs.Mount{Destination: m.GetDestination(), Type: m.GetType(), Source: m.GetSource(), Options: m.GetOptions()})
 	}
-	replaced, asks, err := hook.Inspect(p.config, "/", annotations, mounts)
-	if err != nil || !asks {
+	request, replaced, err := hook.Inspect(p.config, "/", annotations, mounts)
+	if err != nil || request == nil {
 		return nil, err
+	}
+	isGVisor := slices.Contains(p.gvisor, pod.GetRuntimeHandler())
+	if isGVisor && (request.Mode == spec.ModeOverlay || request.Writable) {
+		// Of what the hook says, gVisor shows nothing.
+		return nil, errors.New("gVisor calls hooks in a user namespace, where the kernel makes no overlay that shows the closure; ask for mode bind or auto, and not for a writable store")
 	}
 	a := &api.ContainerAdjustment{}
 	for _, i := range replaced {
@@ -115,7 +120,7 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container) (*api.ContainerAd
 		return []*api.Hook{{Path: p.hook, Args: append(args, stage), Env: []string{"LC_ALL=C"}}}
 	}
 	hooks := &api.Hooks{Poststop: entry("poststop")}
-	if slices.Contains(p.gvisor, pod.GetRuntimeHandler()) {
+	if isGVisor {
 		hooks.CreateContainer = entry("createContainer")
 	} else {
 		hooks.CreateRuntime = entry("createRuntime")

@@ -697,8 +697,7 @@ func TestExampleDefaultRuntime(t *testing.T) {
 	n.with(t, *bin, "nix-closure-runtime.toml", "nix-closure-default.toml")
 	for _, handler := range []string{"", "nix-closure"} {
 		p := n.run(t, handler, podConfig(t, roots("env")))
-		whole := &cri.Mount{ContainerPath: storeDir, HostPath: storeDir, Readonly: true}
-		if got, want := n.sees(t, p.start(t, "a", whole)), closureOf(t, store["env"]); !slices.Equal(got, want) {
+		if got, want := n.sees(t, p.start(t, "a", wholeStore)), closureOf(t, store["env"]); !slices.Equal(got, want) {
 			t.Errorf("handler %q: %q\nwant %q", handler, got, want)
 		}
 		p.remove(t)
@@ -723,7 +722,7 @@ func TestWrapperAndPlugin(t *testing.T) {
 	plugin := n.startPlugin(t)
 	see := func(why string) {
 		p := n.run(t, "", podConfig(t, roots("env")))
-		id := p.start(t, "a", &cri.Mount{ContainerPath: storeDir, HostPath: storeDir, Readonly: true})
+		id := p.start(t, "a", wholeStore)
 		if got := n.sees(t, id); !slices.Equal(got, want) {
 			t.Errorf("%s: %q\nwant %q", why, got, want)
 		}

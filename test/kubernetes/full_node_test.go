@@ -179,7 +179,7 @@ func compare(t *testing.T, n *node, annotations map[string]string) {
 		mounts      []*cri.Mount
 	}
 	ways := []way{
-		{"store bound whole", "runc", nil, []*cri.Mount{{ContainerPath: storeDir, HostPath: storeDir, Readonly: true}}},
+		{"store bound whole", "runc", nil, []*cri.Mount{wholeStore}},
 		{"overlay", "nix-closure", inMode("overlay"), nil},
 		{"bind", "nix-closure", inMode("bind"), nil},
 	}

@@ -4,6 +4,8 @@ package kubernetes
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +13,32 @@ import (
 	"strings"
 	"testing"
 )
+
+// configureGVisor configures gVisor's shim, and puts a script of its name in dir.
+//
+// The shim sets its own oom_score_adj to the least, which needs CAP_SYS_RESOURCE.
+// Without it, it ends, unless it is in a user namespace, as it tells from uid_map:
+// the script has it take itself for such a one. A mount on a process's directory in
+// /proc goes with the process.
+func configureGVisor(t *testing.T, dir string) {
+	t.Helper()
+	const config = "/run/containerd/runsc/config.toml" // the first place where it looks
+	if err := os.MkdirAll(filepath.Dir(config), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	stack := filepath.Join(*bin, "stack")
+	const shim = "containerd-shim-runsc-v1"
+	for name, text := range map[string]string{
+		config: fmt.Sprintf("binary_name = %q\nroot = \"/run/runsc\"\n[runsc_config]\n"+
+			"platform = \"systrap\"\nnetwork = \"none\"\nignore-cgroups = \"true\"\n", stack+"/runsc"),
+		dir + "/uid_map": "0 0 1\n",
+		dir + "/" + shim: fmt.Sprintf("#!/bin/sh\nmount --bind %s/uid_map /proc/$$/uid_map && exec %s/%s \"$@\"\n", dir, stack, shim),
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
 
 // gvisorBundle is a bundle whose root has a busybox, which runs script, and the
 // hook at the stage that gVisor's gofer calls, in a user namespace of its own.
@@ -93,12 +121,38 @@ func TestGVisor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines := strings.Split(strings.TrimSpace(string(log)), "\n")
-	const reason = "container gvisor-overlay: making the view: an overlay cannot show the closure here: "
-	if !slices.ContainsFunc(lines[max(0, len(lines)-4):], func(l string) bool {
-		return strings.Contains(l, reason) && strings.Contains(l, "operation not permitted; ask for mode bind or auto")
+	if !slices.ContainsFunc(strings.Split(string(log), "\n"), func(l string) bool {
+		return strings.Contains(l, "container gvisor-overlay: making the view: an overlay cannot show the closure here: ") &&
+			strings.Contains(l, "operation not permitted; ask for mode bind or auto")
 	}) {
-		t.Errorf("the log lacks the reason: %q", lines[max(0, len(lines)-4):])
+		t.Errorf("the log lacks the reason: %s", log)
 	}
+	nothingLeft(t)
+}
+
+// With the plugin and gVisor's own shim, each container of a pod sees its closure.
+func TestPodUnderGVisor(t *testing.T) {
+	n := newNode(t, nodeOptions{gvisor: true})
+	n.startPlugin(t, "--gvisor", "other,gvisor")
+	annotations := roots("env")
+	maps.Copy(annotations, map[string]string{"b.nix-closure/roots": store["tools"], "b.nix-closure/mode": "bind", "c.nix-closure/mode": "overlay", "d.nix-closure/writable": "true"})
+	p := n.run(t, "gvisor", podConfig(t, annotations))
+	for name, attribute := range map[string]string{"a": "env", "b": "tools"} {
+		id := p.start(t, name)
+		if got, want := n.sees(t, id), closureOf(t, store[attribute]); !slices.Equal(got, want) {
+			t.Errorf("%s: %q\nwant %q", name, got, want)
+		}
+		if version := n.exec(t, id, "/bin/busybox", "cat", "/proc/version"); !strings.Contains(version, "gvisor") {
+			t.Errorf("%s does not run under gVisor: %s", name, version)
+		}
+	}
+	for _, name := range []string{"c", "d"} {
+		_, err := p.create(t.Context(), name)
+		const want = "container %s: nix-closure-nri: gVisor calls hooks in a user namespace, where the kernel makes no overlay that shows the closure; ask for mode bind or auto"
+		if want := fmt.Sprintf(want, name); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("with an overlay: %v\nwant %s", err, want)
+		}
+	}
+	p.remove(t)
 	nothingLeft(t)
 }

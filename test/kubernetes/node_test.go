@@ -39,6 +39,8 @@ type node struct {
 type nodeOptions struct {
 	// handlers are the RuntimeClasses: name and the program that is the runtime.
 	handlers map[string]string
+	// gvisor: there is a RuntimeClass of that name too, which is gVisor.
+	gvisor bool
 	// required: no container without the plugin.
 	required bool
 }
@@ -70,6 +72,13 @@ func newNode(t *testing.T, o nodeOptions) *node {
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s.options]
     BinaryName = %q
 `, name, name, program)
+	}
+	if o.gvisor {
+		handlers.WriteString(`
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.gvisor]
+  runtime_type = "io.containerd.runsc.v1"
+`)
+		configureGVisor(t, n.dir)
 	}
 	config := fmt.Sprintf(`version = 3
 imports = []
@@ -138,8 +147,9 @@ func (n *node) start(t *testing.T) {
 	defer log.Close()
 	n.process = exec.Command(filepath.Join(*bin, "stack/containerd"), "--config", n.dir+"/config.toml")
 	n.process.Stdout, n.process.Stderr = log, log
-	// Its shim, and runc, are beside it.
-	n.process.Env = append(os.Environ(), "PATH="+filepath.Join(*bin, "stack")+":"+os.Getenv("PATH"))
+	// Its shims, and runc, are beside it, but for those that the node has in a way
+	// of its own.
+	n.process.Env = append(os.Environ(), "PATH="+n.dir+":"+filepath.Join(*bin, "stack")+":"+os.Getenv("PATH"))
 	// Pods that do not use the host's network get one on a bridge, which is not to
 	// be on the real host's.
 	n.process.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -30,7 +29,7 @@ type plugin struct {
 
 // startPlugin starts the plugin, waits until it is connected, and ends it with the
 // test.
-func (n *node) startPlugin(t *testing.T) *plugin {
+func (n *node) startPlugin(t *testing.T, args ...string) *plugin {
 	t.Helper()
 	p := &plugin{http: freeAddress(t), log: t.TempDir() + "/log"}
 	log, err := os.Create(p.log)
@@ -38,7 +37,8 @@ func (n *node) startPlugin(t *testing.T) *plugin {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	p.process = exec.Command(filepath.Join(*bin, "nix-closure-nri"), "--socket", n.nriSocket(), "--http", p.http)
+	args = append([]string{"--socket", n.nriSocket(), "--http", p.http}, args...)
+	p.process = exec.Command(filepath.Join(*bin, "nix-closure-nri"), args...)
 	p.process.Stdout, p.process.Stderr = log, log
 	if err := p.process.Start(); err != nil {
 		t.Fatal(err)
@@ -94,33 +94,6 @@ func (p *plugin) end(t *testing.T, signal syscall.Signal) int {
 	return p.process.ProcessState.ExitCode()
 }
 
-// With an unmodified configuration of the runtimes, and with annotations that the
-// engine does not pass on, each container of a pod sees its own closure.
-func TestPodByNRI(t *testing.T) {
-	n := newNode(t, nodeOptions{})
-	n.startPlugin(t)
-	for _, mode := range []string{"overlay", "bind"} {
-		annotations := roots("env")
-		maps.Copy(annotations, map[string]string{"nix-closure/mode": mode, "b.nix-closure/roots": store["tools"]})
-		p := n.run(t, "", podConfig(t, annotations))
-		// The host's store, as before there was a closure.
-		whole := &cri.Mount{ContainerPath: storeDir, HostPath: storeDir, Readonly: true}
-		for name, attribute := range map[string]string{"a": "env", "b": "tools"} {
-			if got, want := n.sees(t, p.start(t, name, whole)), closureOf(t, store[attribute]); !slices.Equal(got, want) {
-				t.Errorf("%s, %s: %q\nwant %q", mode, name, got, want)
-			}
-		}
-		p.remove(t)
-		nothingLeft(t)
-	}
-	// Without an annotation, a container is as before.
-	p := n.run(t, "", podConfig(t, nil))
-	id := p.start(t, "c", &cri.Mount{ContainerPath: storeDir, HostPath: storeDir, Readonly: true})
-	if got := n.sees(t, id); !slices.Contains(got, filepath.Base(store["foreign"])) {
-		t.Errorf("without an annotation it sees %q", got)
-	}
-}
-
 // A mount that leaks the store is named to who asks for the container.
 func TestNRIRefuses(t *testing.T) {
 	n := newNode(t, nodeOptions{})
@@ -168,20 +141,19 @@ func TestPluginRequired(t *testing.T) {
 		t.Errorf("%q\nwant %q", got, want)
 	}
 	plugin.end(t, syscall.SIGKILL)
-	whole := &cri.Mount{ContainerPath: storeDir, HostPath: storeDir, Readonly: true}
-	if got := n.sees(t, p.start(t, "b", whole)); !slices.Contains(got, filepath.Base(store["foreign"])) {
+	if got := n.sees(t, p.start(t, "b", wholeStore)); !slices.Contains(got, filepath.Base(store["foreign"])) {
 		t.Errorf("the first container after the plugin's end does not start without it any more; mend the documents: %q", got)
 	}
 	for range 2 {
 		other := n.run(t, "", podConfig(t, roots("env")))
-		if id, err := other.create(t.Context(), "c", whole); err == nil {
+		if id, err := other.create(t.Context(), "c", wholeStore); err == nil {
 			t.Errorf("a container without the plugin: %s", id)
 		} else if !strings.Contains(err.Error(), `required plugin "nix-closure" not present`) {
 			t.Errorf("the error does not name the plugin: %v", err)
 		}
 	}
 	n.startPlugin(t)
-	if got, want := n.sees(t, p.start(t, "d", whole)), closureOf(t, store["env"]); !slices.Equal(got, want) {
+	if got, want := n.sees(t, p.start(t, "d", wholeStore)), closureOf(t, store["env"]); !slices.Equal(got, want) {
 		t.Errorf("%q\nwant %q", got, want)
 	}
 }
@@ -193,7 +165,7 @@ func TestPluginNotRequiredFailsOpen(t *testing.T) {
 	plugin := n.startPlugin(t)
 	p := n.run(t, "", podConfig(t, roots("env")))
 	plugin.end(t, syscall.SIGKILL)
-	id := p.start(t, "a", &cri.Mount{ContainerPath: storeDir, HostPath: storeDir, Readonly: true})
+	id := p.start(t, "a", wholeStore)
 	if got := n.sees(t, id); !slices.Contains(got, filepath.Base(store["foreign"])) {
 		t.Errorf("it does not fail open any more; mend the documents: %q", got)
 	}

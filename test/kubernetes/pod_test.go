@@ -4,6 +4,7 @@ package kubernetes
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -47,6 +48,20 @@ func (n *node) run(t *testing.T, handler string, config *cri.PodSandboxConfig) *
 	p := &pod{n, got.PodSandboxId, config, handler}
 	t.Cleanup(func() { p.remove(t) })
 	return p
+}
+
+// pid is the sandbox's process.
+func (p *pod) pid(t *testing.T) int {
+	t.Helper()
+	got, err := p.node.runtime.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ Pid int }
+	if err := json.Unmarshal([]byte(got.Info["info"]), &info); err != nil || info.Pid <= 0 {
+		t.Fatalf("%v %s", err, got.Info)
+	}
+	return info.Pid
 }
 
 // remove stops and removes the pod; a second time does nothing.

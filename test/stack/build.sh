@@ -15,7 +15,7 @@ here=$(dirname "$(realpath "$0")")
 mkdir -p "$1"
 out=$(realpath "$1")
 
-versions="containerd $containerd, runc $runc, gvisor $gvisor, kubelet $(cksum <"$here/kubelet/go.mod")"
+versions="containerd $containerd, runc $runc, gvisor $gvisor with its shim, kubelet $(cksum <"$here/kubelet/go.mod")"
 [ "$(cat "$out/versions" 2>/dev/null)" != "$versions" ] || exit 0
 export GOBIN="$out" GOFLAGS=-trimpath GOTOOLCHAIN=local
 # Each in a directory that is in no module.
@@ -26,9 +26,11 @@ CGO_ENABLED=0 go install -ldflags '-s -w' \
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2@$containerd"
 echo "building runc $runc" >&2
 CGO_ENABLED=1 go install -tags seccomp "github.com/opencontainers/runc@$runc"
-echo "building gVisor's runsc" >&2
+echo "building gVisor's runsc and its shim" >&2
 # Linked statically: it enters a root that has no libraries.
 CGO_ENABLED=0 go install "gvisor.dev/gvisor/runsc@$gvisor"
+CGO_ENABLED=0 go install -ldflags '-s -w' "gvisor.dev/gvisor/shim@$gvisor"
+mv "$out/shim" "$out/containerd-shim-runsc-v1"
 echo "building a kubelet; this takes some minutes" >&2
 (cd "$here/kubelet" && CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/kubelet" k8s.io/kubernetes/cmd/kubelet)
 echo "$versions" >"$out/versions"
