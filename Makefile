@@ -16,7 +16,7 @@ PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri
 HOOKS := $(wildcard examples/podman/*.json)
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 
-.PHONY: all build hooks cross demo test unit e2e stack kubernetes fuzz bench lint install uninstall clean
+.PHONY: all build hooks cross demo test unit e2e stack engines fuzz bench lint install uninstall clean
 
 all: build hooks
 
@@ -48,7 +48,7 @@ demo:
 test:
 	@test/install.sh test
 	$(MAKE) --no-print-directory all cross stack
-	$(MAKE) --no-print-directory unit e2e kubernetes
+	$(MAKE) --no-print-directory unit e2e engines
 
 # -count=1: what they test is the kernel, Nix and the runtimes too.
 unit:
@@ -58,12 +58,12 @@ unit:
 e2e:
 	cd test && $(GO) test -count=1 -timeout 20m ./e2e/... -args -bin $(CURDIR)/bin
 
-# containerd, its shim, runc, gVisor and a kubelet, in bin/stack/, for kubernetes.
+# containerd, runc, gVisor, a kubelet and Docker, in bin/stack/, for engines.
 stack:
 	@test/stack/build.sh bin/stack
 
-kubernetes:
-	cd test && $(GO) test -count=1 -timeout 20m ./kubernetes/... -args -bin $(CURDIR)/bin
+engines:
+	cd test && $(GO) test -count=1 -timeout 20m ./engines/... -args -bin $(CURDIR)/bin
 
 # Every fuzz target, for FUZZTIME each. Go's fuzzer may fail at the end of the time
 # without a failing input (golang/go#75804), hence the second try: an input that
@@ -84,7 +84,7 @@ bench:
 	@$(MAKE) --no-print-directory all
 	cd test && $(GO) run ./bench -bin ../bin -csv ../bin/bench.csv
 	@$(MAKE) --no-print-directory stack
-	cd test && $(GO) test -count=1 -timeout 40m -v -run '^TestFullNode$$' ./kubernetes -args -bin $(CURDIR)/bin -figures
+	cd test && $(GO) test -count=1 -timeout 40m -v -run '^TestFullNode$$' ./engines -args -bin $(CURDIR)/bin -figures
 
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 lint:

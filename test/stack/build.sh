@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 
-# Builds what the tests of Kubernetes start, in these versions, if it is not there.
+# Builds what the tests of engines start, in these versions, if it is not there.
 #
 #   build.sh OUT
 set -eu
@@ -9,13 +9,14 @@ set -eu
 containerd=v2.4.2
 runc=v1.5.2
 gvisor=v0.0.0-20260905035102-160fafc42237
+docker=v2.0.0-beta.24
 
 [ $# -eq 1 ] || { echo "usage: $0 OUT" >&2; exit 1; }
 here=$(dirname "$(realpath "$0")")
 mkdir -p "$1"
 out=$(realpath "$1")
 
-versions="containerd $containerd, runc $runc, gvisor $gvisor with its shim, kubelet $(cksum <"$here/kubelet/go.mod")"
+versions="containerd $containerd, runc $runc, gvisor $gvisor with its shim, docker $docker, kubelet $(cksum <"$here/kubelet/go.mod")"
 [ "$(cat "$out/versions" 2>/dev/null)" != "$versions" ] || exit 0
 export GOBIN="$out" GOFLAGS=-trimpath GOTOOLCHAIN=local
 # Each in a directory that is in no module.
@@ -31,6 +32,8 @@ echo "building gVisor's runsc and its shim" >&2
 CGO_ENABLED=0 go install "gvisor.dev/gvisor/runsc@$gvisor"
 CGO_ENABLED=0 go install -ldflags '-s -w' "gvisor.dev/gvisor/shim@$gvisor"
 mv "$out/shim" "$out/containerd-shim-runsc-v1"
+echo "building Docker's daemon $docker; this takes some minutes" >&2
+CGO_ENABLED=0 go install -ldflags '-s -w' "github.com/moby/moby/v2/cmd/dockerd@$docker"
 echo "building a kubelet; this takes some minutes" >&2
 (cd "$here/kubelet" && CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/kubelet" k8s.io/kubernetes/cmd/kubelet)
 echo "$versions" >"$out/versions"

@@ -4,7 +4,7 @@
 // by the CRI, with nix-closure-runtime as the runtime and with nix-closure-nri as
 // a plugin. containerd, its shim, runc and crun are real, and so is the store. It
 // runs as root, in a machine of its own.
-package kubernetes
+package engines
 
 import (
 	"flag"
