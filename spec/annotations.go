@@ -73,9 +73,12 @@ const (
 	containerTypeOfPod = "sandbox"
 )
 
-// SetContainer says of a container what its engine says, where the annotations do
-// not have it.
+// SetContainer says of a container, which is no sandbox, what its engine says, where
+// the annotations do not have it.
 func SetContainer(annotations map[string]string, name, namespace string) {
+	if isSandbox(annotations) {
+		annotations[criContainerType] = "container"
+	}
 	for _, a := range []struct{ cri, crio, value string }{
 		{criContainerName, crioContainerName, name}, {criNamespace, crioNamespace, namespace},
 	} {
@@ -100,6 +103,13 @@ func isSandbox(annotations map[string]string) bool {
 		}
 	}
 	return sandbox
+}
+
+// Matters tells whether an annotation has a say in what a container gets: it is of
+// this program, or says which container this is.
+func Matters(annotation string) bool {
+	_, _, ok := splitKey(annotation)
+	return ok || slices.Contains([]string{criContainerType, criContainerName, criNamespace, crioContainerType, crioContainerName, crioNamespace}, annotation)
 }
 
 // Annotated tells whether any annotation is of this program, known or not.

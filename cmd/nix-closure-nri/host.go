@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"slices"
@@ -17,6 +18,9 @@ import (
 // It needs the host's PID namespace, and CAP_SYS_ADMIN, CAP_SYS_CHROOT and
 // CAP_SYS_PTRACE (setns(2)).
 func becomeHosts() error {
+	if os.Getpid() == 1 {
+		return errors.New("this process is the first of its PID namespace, so that the host's is not in sight; give the pod the host's PID namespace (hostPID: true)")
+	}
 	const host = "/proc/1/ns/mnt"
 	own, err := os.Stat("/proc/self/ns/mnt")
 	if err != nil {

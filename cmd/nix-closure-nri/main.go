@@ -109,7 +109,7 @@ func (o options) start() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	p := &plugin{config: o.config, hook: o.hook, gvisor: strings.Split(o.gvisor, ","), log: log, metrics: newMetrics()}
+	p := &plugin{config: o.config, hook: o.hook, gvisor: strings.Split(o.gvisor, ","), log: log, metrics: newMetrics(), pending: make(chan struct{}, mostPending)}
 	if o.http != "" {
 		server, err := p.serve(ctx, o.http)
 		if err != nil {
@@ -120,9 +120,11 @@ func (o options) start() error {
 	return p.stay(ctx, o)
 }
 
-// stay connects, and again whenever the connection ends.
+// stay connects, and again whenever the connection ends. To try costs next to nothing,
+// and an engine that is back and does not require the plugin starts containers without
+// it: so it is tried often.
 func (p *plugin) stay(ctx context.Context, o options) error {
-	const shortest, longest = 100 * time.Millisecond, 10 * time.Second
+	const shortest, longest = 50 * time.Millisecond, time.Second
 	pause := shortest
 	for {
 		began := time.Now()
@@ -134,7 +136,9 @@ func (p *plugin) stay(ctx context.Context, o options) error {
 		if time.Since(began) > longest {
 			pause = shortest
 		}
-		p.log.Warn("not connected", "socket", o.socket, "error", err, "again in", pause)
+		if pause < longest {
+			p.log.Warn("not connected", "socket", o.socket, "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil

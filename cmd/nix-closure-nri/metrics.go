@@ -19,6 +19,7 @@ type metrics struct {
 	registry                *prometheus.Registry
 	seen, adjusted, refused prometheus.Counter
 	latency                 prometheus.Histogram
+	without                 prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -34,8 +35,12 @@ func newMetrics() *metrics {
 			Namespace: "nix_closure", Name: "create_container_seconds", Help: "Time to answer for one container.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
 		}),
+		without: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "nix_closure", Name: "containers_without_closure",
+			Help: "Containers that ran without the closure that they ask for, when the plugin last connected.",
+		}),
 	}
-	m.registry.MustRegister(m.seen, m.adjusted, m.refused, m.latency)
+	m.registry.MustRegister(m.seen, m.adjusted, m.refused, m.latency, m.without)
 	return m
 }
 

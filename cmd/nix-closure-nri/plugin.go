@@ -5,8 +5,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -20,48 +22,124 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// plugin answers the engine. It resolves no closure, so that it never comes near
-// the two seconds after which an engine goes on without a plugin.
+// plugin answers the engine.
 type plugin struct {
 	config, hook string
 	gvisor       []string // runtime handlers
 	log          *slog.Logger
 	metrics      *metrics
 	connected    atomic.Bool
+	pending      chan struct{} // as long as there are answers being worked out
+}
+
+// After the request's time, two seconds if nobody says otherwise, an engine makes the
+// container without the plugin. An answer takes some milliseconds, but for a mount
+// whose source is on a file system that does not answer: then the plugin refuses,
+// before the engine goes on.
+const (
+	answerTime = time.Second
+	// mostPending bounds what waits for such file systems, a thread each.
+	mostPending = 100
+)
+
+// watched is a connection that says when it has ended.
+type watched struct {
+	net.Conn
+	end func() // may be called more than once
+}
+
+func (c watched) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.end()
+	}
+	return n, err
 }
 
 // connect registers the plugin with the engine, and returns when the connection
 // ends.
 func (p *plugin) connect(ctx context.Context, o options) error {
-	ended := make(chan struct{})
-	s, err := stub.New(p,
-		stub.WithPluginName(o.name), stub.WithPluginIdx(o.index), stub.WithSocketPath(o.socket),
-		stub.WithOnClose(func() { close(ended) }))
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", o.socket)
 	if err != nil {
 		return err
 	}
-	if err := s.Start(ctx); err != nil {
+	defer conn.Close()
+	connection, end := context.WithCancel(ctx)
+	defer end()
+	s, err := stub.New(p,
+		stub.WithPluginName(o.name), stub.WithPluginIdx(o.index), stub.WithConnection(watched{conn, end}), stub.WithLogger(nriLog{p.log}))
+	if err != nil {
 		return err
 	}
-	defer s.Stop()
-	p.connected.Store(true)
 	defer p.connected.Store(false)
-	p.log.Info("connected", "socket", o.socket)
+	// It waits to be configured without an end, also by an engine that is gone, and
+	// cannot be stopped while it does.
+	started := make(chan error, 1)
+	go func() { started <- s.Start(ctx) }()
 	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-ended:
-		return errors.New("the engine closed the connection")
+	case err := <-started:
+		if err != nil {
+			return err
+		}
+		defer s.Stop()
+		<-connection.Done()
+	case <-connection.Done():
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errClosed
+}
+
+var errClosed = errors.New("the engine closed the connection")
+
+// Synchronize is told of all that is there when the plugin connects, before it is
+// asked about any container. What was started while it was away may run without the
+// closure that it asks for.
+//
+//nolint:unparam // NRI's interface
+func (p *plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {
+	byID := map[string]*api.PodSandbox{}
+	for _, pod := range pods {
+		byID[pod.GetId()] = pod
+	}
+	var without float64
+	for _, c := range containers {
+		pod := byID[c.GetPodSandboxId()]
+		annotations := annotationsOf(pod, c)
+		if c.GetState() != api.ContainerState_CONTAINER_RUNNING || !spec.Annotated(annotations) {
+			continue
+		}
+		lacks, err := hook.Lacks(p.config, c.GetId(), annotations)
+		if err != nil {
+			p.log.Error("looking for what has no closure", "error", err)
+		}
+		if lacks {
+			without++
+			p.log.Warn("runs without the closure that it asks for: it was started while there was no plugin; remove it",
+				"pod", pod.GetName(), "namespace", pod.GetNamespace(), "container", c.GetName(), "id", c.GetId())
+		}
+	}
+	p.metrics.without.Set(without)
+	p.connected.Store(true)
+	p.log.Info("connected", "containers", len(containers))
+	if err := notify("READY=1"); err != nil {
+		p.log.Warn("telling the service manager", "error", err)
+	}
+	return nil, nil
 }
 
 // CreateContainer says how a container is to be made. An error keeps the engine
 // from making it.
 //
 //nolint:unparam // NRI's interface
-func (p *plugin) CreateContainer(_ context.Context, pod *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+func (p *plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	began := time.Now()
-	a, err := p.adjust(pod, c)
+	var a *api.ContainerAdjustment
+	var err error
+	if annotations := annotationsOf(pod, c); spec.Annotated(annotations) {
+		a, err = p.inTime(ctx, func() (*api.ContainerAdjustment, error) { return p.adjust(pod, c, annotations) })
+	}
 	p.metrics.count(a != nil, err, time.Since(began))
 	if err != nil {
 		err = hook.Failure(c.GetName(), "nix-closure-nri", err)
@@ -71,23 +149,55 @@ func (p *plugin) CreateContainer(_ context.Context, pod *api.PodSandbox, c *api.
 	return a, nil, nil
 }
 
-// adjust returns nil for a container that asks for nothing.
-func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, error) {
-	// What the engine passes on to the container, and it need not pass on what the
-	// pod's author wrote.
+// inTime calls f, and waits for it as long as there is time to answer.
+func (p *plugin) inTime(ctx context.Context, f func() (*api.ContainerAdjustment, error)) (*api.ContainerAdjustment, error) {
+	limit := answerTime
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline)/2)
+	}
+	select {
+	case p.pending <- struct{}{}:
+	default:
+		return nil, fmt.Errorf("%d answers wait for file systems that do not answer", mostPending)
+	}
+	type answer struct {
+		a   *api.ContainerAdjustment
+		err error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		a, err := f()
+		<-p.pending
+		done <- answer{a, err}
+	}()
+	select {
+	case got := <-done:
+		return got.a, got.err
+	case <-time.After(limit):
+		return nil, fmt.Errorf("no answer in %v, for the file system of a mount's source does not answer, or this host is too busy", limit)
+	}
+}
+
+// annotationsOf is what a container asks for. What the engine passes on to the
+// container need not have what the pod's author wrote.
+func annotationsOf(pod *api.PodSandbox, c *api.Container) map[string]string {
 	annotations := maps.Clone(c.GetAnnotations())
 	if annotations == nil {
 		annotations = map[string]string{}
 	}
 	for key, value := range pod.GetAnnotations() {
-		if spec.Annotated(map[string]string{key: value}) {
+		if _, own := annotations[key]; !own && spec.Annotated(map[string]string{key: value}) {
 			annotations[key] = value
 		}
 	}
-	if !spec.Annotated(annotations) {
-		return nil, nil
+	if spec.Annotated(annotations) {
+		spec.SetContainer(annotations, c.GetName(), pod.GetNamespace())
 	}
-	spec.SetContainer(annotations, c.GetName(), pod.GetNamespace())
+	return annotations
+}
+
+// adjust returns nil for a container that asks for nothing.
+func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container, annotations map[string]string) (*api.ContainerAdjustment, error) {
 	var mounts []specs.Mount
 	for _, m := range c.GetMounts() {
 		mounts = append(mounts, specs.Mount{Destination: m.GetDestination(), Type: m.GetType(), Source: m.GetSource(), Options: m.GetOptions()})
@@ -105,9 +215,10 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container) (*api.ContainerAd
 	for _, i := range replaced {
 		a.RemoveMount(mounts[i].Destination)
 	}
-	// The hook is to see what was looked at here.
+	// The hook is to see what was looked at here: not all that an engine tells a
+	// plugin of is in config.json too.
 	for key, value := range annotations {
-		if had, ok := c.GetAnnotations()[key]; !ok || had != value {
+		if spec.Matters(key) {
 			a.AddAnnotation(key, value)
 		}
 	}

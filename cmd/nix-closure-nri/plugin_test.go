@@ -3,18 +3,23 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/net/multiplex"
+	"github.com/containerd/ttrpc"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
@@ -34,7 +39,7 @@ func newPlugin(t *testing.T) (_ *plugin, dir, root string) {
 	}
 	return &plugin{
 		config: dir + "/config.toml", hook: "/opt/hook", gvisor: []string{"runsc"},
-		log: slog.New(slog.NewTextHandler(io.Discard, nil)), metrics: newMetrics(),
+		log: slog.New(slog.NewTextHandler(io.Discard, nil)), metrics: newMetrics(), pending: make(chan struct{}, 2),
 	}, dir, root
 }
 
@@ -67,7 +72,14 @@ func TestAdjust(t *testing.T) {
 		{name: "another container's", pod: map[string]string{"db.nix-closure/roots": root}, nothing: true},
 		{name: "the engine says who it is", pod: map[string]string{"nix-closure/roots": root},
 			own:      map[string]string{"io.kubernetes.container.name": "app", "io.kubernetes.pod.namespace": "team"},
-			passedOn: map[string]string{"nix-closure/roots": root}},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.container.name": "app", "io.kubernetes.pod.namespace": "team"}},
+		// An engine tells of annotations that are not in config.json.
+		{name: "on the container itself", own: map[string]string{"nix-closure/roots": root, "a": "b"},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
+		{name: "on both", pod: map[string]string{"nix-closure/roots": "/elsewhere"}, own: map[string]string{"nix-closure/roots": root},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
+		{name: "no sandbox, whatever it says", pod: map[string]string{"nix-closure/roots": root}, own: map[string]string{"io.kubernetes.cri.container-type": "sandbox"},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team", "io.kubernetes.cri.container-type": "container"}},
 		{name: "what the view replaces", pod: map[string]string{"nix-closure/roots": root},
 			mounts:   []*api.Mount{bind(storeDir, storeDir), bind(root, "/conf"), bind(dir+"/nix", dir+"/nix")},
 			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"},
@@ -120,12 +132,161 @@ func TestAdjust(t *testing.T) {
 		})
 	}
 	// All of them were counted.
+	for _, want := range []string{"containers_seen_total 15", "containers_adjusted_total 8", "containers_refused_total 5", "create_container_seconds_count 15"} {
+		if got := metricsOf(p); !strings.Contains(got, "nix_closure_"+want+"\n") {
+			t.Errorf("metrics lack %s:\n%s", want, got)
+		}
+	}
+}
+
+// An answer that does not come in time is a refusal, before the engine goes on without
+// the plugin, and what waits is bounded.
+func TestInTime(t *testing.T) {
+	p, _, _ := newPlugin(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	blocked := make(chan struct{})
+	wait := func() (*api.ContainerAdjustment, error) { <-blocked; return nil, nil }
+	at := func() (*api.ContainerAdjustment, error) { return &api.ContainerAdjustment{}, nil }
+	for range cap(p.pending) {
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		a, err := p.inTime(short, wait)
+		if a != nil || err == nil || !strings.Contains(err.Error(), "does not answer") || short.Err() != nil {
+			t.Errorf("%v %v; the engine: %v", a, err, short.Err())
+		}
+		cancel()
+	}
+	if a, err := p.inTime(ctx, at); a != nil || err == nil {
+		t.Errorf("with too many that wait: %v %v", a, err)
+	}
+	close(blocked)
+	for len(p.pending) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if a, err := p.inTime(ctx, at); a == nil || err != nil {
+		t.Errorf("after they have ended: %v %v", a, err)
+	}
+}
+
+// engine is the part of an engine that lets a plugin register.
+type engine struct{ registered chan struct{} }
+
+func (e engine) RegisterPlugin(context.Context, *api.RegisterPluginRequest) (*api.Empty, error) {
+	close(e.registered)
+	return &api.Empty{}, nil
+}
+
+func (e engine) UpdateContainers(context.Context, *api.UpdateContainersRequest) (*api.UpdateContainersResponse, error) {
+	return &api.UpdateContainersResponse{}, nil
+}
+
+// An engine that ends, or is silent, when the plugin has registered keeps it neither
+// from connecting again nor from ending.
+func TestConnectEnds(t *testing.T) {
+	p, dir, _ := newPlugin(t)
+	o := options{name: "nix-closure", index: "90", socket: dir + "/nri.sock"}
+	for _, silent := range []bool{false, true} {
+		ctx, cancel := context.WithCancel(t.Context())
+		l, err := net.Listen("unix", o.socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := engine{make(chan struct{})}
+		var conn net.Conn
+		go func() {
+			if conn, err = l.Accept(); err != nil {
+				return
+			}
+			mux := multiplex.Multiplex(conn)
+			service, err := mux.Listen(multiplex.RuntimeServiceConn)
+			if err != nil {
+				return
+			}
+			server, err := ttrpc.NewServer()
+			if err != nil {
+				return
+			}
+			api.RegisterRuntimeService(server, e)
+			_ = server.Serve(ctx, service)
+		}()
+		ended := make(chan error)
+		go func() { ended <- p.connect(ctx, o) }()
+		<-e.registered
+		want := context.Canceled
+		if silent {
+			cancel()
+		} else {
+			want = errClosed
+			_ = conn.Close()
+		}
+		if err := <-ended; !errors.Is(err, want) {
+			t.Errorf("silent %v: %v, want %v", silent, err, want)
+		}
+		cancel()
+		if err := errors.Join(conn.Close(), l.Close()); silent && err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// When the plugin connects, it says which containers were started while it was away.
+func TestSynchronize(t *testing.T) {
+	p, dir, root := newPlugin(t)
+	var log strings.Builder
+	p.log = slog.New(slog.NewTextHandler(&log, nil))
+	if err := errors.Join(os.MkdirAll(dir+"/run/containers", 0o700), os.Chmod(dir+"/run", 0o700),
+		os.WriteFile(dir+"/run/containers/attached.json", []byte(`{"attached":true}`), 0o600),
+		os.WriteFile(dir+"/run/containers/half.json", []byte(`{}`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	pods := []*api.PodSandbox{
+		{Id: "asks", Name: "asks", Annotations: map[string]string{"nix-closure/roots": root}},
+		{Id: "other", Name: "other", Annotations: map[string]string{"a": "b"}},
+		{Id: "db", Name: "db", Annotations: map[string]string{"db.nix-closure/roots": root}},
+	}
+	container := func(id, pod string, state api.ContainerState) *api.Container {
+		return &api.Container{Id: id, PodSandboxId: pod, Name: "app", State: state}
+	}
+	running := api.ContainerState_CONTAINER_RUNNING
+	_, err := p.Synchronize(t.Context(), pods, []*api.Container{
+		container("attached", "asks", running), container("half", "asks", running), container("open", "asks", running),
+		container("ended", "asks", api.ContainerState_CONTAINER_STOPPED), container("other", "other", running), container("not-db", "db", running),
+	})
+	if err != nil || !p.connected.Load() {
+		t.Fatalf("%v, connected: %v", err, p.connected.Load())
+	}
+	for _, id := range []string{"attached", "half", "open", "ended", "other", "not-db"} {
+		if got, want := strings.Contains(log.String(), "id="+id+"\n"), id == "half" || id == "open"; got != want {
+			t.Errorf("%s is named: %v\n%s", id, got, log.String())
+		}
+	}
+	if got := metricsOf(p); !strings.Contains(got, "nix_closure_containers_without_closure 2\n") {
+		t.Errorf("metrics: %s", got)
+	}
+}
+
+func metricsOf(p *plugin) string {
 	answer := httptest.NewRecorder()
 	promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-	for _, want := range []string{"containers_seen_total 12", "containers_adjusted_total 5", "containers_refused_total 5", "create_container_seconds_count 12"} {
-		if !strings.Contains(answer.Body.String(), "nix_closure_"+want+"\n") {
-			t.Errorf("metrics lack %s:\n%s", want, answer.Body)
-		}
+	return answer.Body.String()
+}
+
+// What the service manager is told.
+func TestNotify(t *testing.T) {
+	socket := t.TempDir() + "/notify"
+	conn, err := net.ListenPacket("unixgram", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	t.Setenv("NOTIFY_SOCKET", socket)
+	p, _, _ := newPlugin(t)
+	if _, err := p.Synchronize(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	text := make([]byte, 100)
+	if n, _, err := conn.ReadFrom(text); err != nil || string(text[:n]) != "READY=1" {
+		t.Errorf("%q %v", text[:n], err)
 	}
 }
 
