@@ -43,18 +43,16 @@ func Install(configPath, container, bundle, program string) error {
 	if err != nil {
 		return &failure{"", readingConfig, err}
 	}
-	text, err = rewrite(configPath, runtimeStage, container, absolute, readingConfig, text)
+	var hooks []spec.StageHook
+	for _, stage := range []string{"createRuntime", "poststop"} {
+		hooks = append(hooks, spec.StageHook{Stage: stage, Hook: specs.Hook{Path: program, Args: []string{"nix-closure-hook", stage}, Env: []string{"LC_ALL=C"}}})
+	}
+	text, err = rewrite(configPath, runtimeStage, container, absolute, readingConfig, text, hooks...)
 	if err != nil || text == nil {
 		return err
 	}
 	if err := unix.Access(program, unix.X_OK); err != nil {
 		return &failure{"", "looking for the hook", &os.PathError{Op: "access", Path: program, Err: err}}
-	}
-	for _, stage := range []string{"createRuntime", "poststop"} {
-		text, err = spec.WithHook(text, stage, specs.Hook{Path: program, Args: []string{"nix-closure-hook", stage}, Env: []string{"LC_ALL=C"}})
-		if err != nil {
-			return &failure{"", "rewriting config.json", err}
-		}
 	}
 	if err := replaceFile(file, text); err != nil {
 		return &failure{"", "writing config.json", err}

@@ -40,10 +40,10 @@ func precreate(configPath string, in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// rewrite takes the mounts that the view replaces out of a config.json. It returns
-// nil for a container that asks for nothing, as a pod's sandbox. reading says in a
-// message what was read; stage and container are for the log.
-func rewrite(configPath, stage, container, bundle, reading string, text []byte) ([]byte, error) {
+// rewrite takes the mounts that the view replaces out of a config.json, and adds hooks.
+// It returns nil for a container that asks for nothing, as a pod's sandbox. reading says
+// in a message what was read; stage and container are for the log.
+func rewrite(configPath, stage, container, bundle, reading string, text []byte, hooks ...spec.StageHook) ([]byte, error) {
 	parsed, err := spec.ParseConfig(text)
 	if err != nil {
 		return nil, &failure{"", reading, err}
@@ -52,7 +52,7 @@ func rewrite(configPath, stage, container, bundle, reading string, text []byte) 
 	if err != nil || request == nil {
 		return nil, err
 	}
-	text, err = spec.WithoutMounts(text, replaced)
+	text, err = spec.Rewrite(text, replaced, hooks...)
 	if err != nil {
 		return nil, &failure{"", "rewriting config.json", err}
 	}

@@ -169,7 +169,7 @@ func FuzzConfig(f *testing.F) {
 		for i := range positions {
 			positions[i] = i
 		}
-		rewritten, err := WithoutMounts(text, positions)
+		rewritten, err := Rewrite(text, positions)
 		if err != nil {
 			t.Fatalf("%q: %v", text, err)
 		}

@@ -14,19 +14,40 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// WithoutMounts returns the text of a config.json without the mounts at these
-// positions. Every other field, known or not, keeps its value as it was
-// written; without positions, the text is returned as it is.
-func WithoutMounts(text []byte, positions []int) ([]byte, error) {
-	if len(positions) == 0 {
+// StageHook is a hook and the stage that it is for.
+type StageHook struct {
+	Stage string
+	specs.Hook
+}
+
+// Rewrite returns the text of a config.json without the mounts at these positions,
+// and with these hooks, each after the others of its stage, in place of one that is
+// the same. Every other field, known or not, keeps its value as it was written; where
+// there is nothing to do, the text is returned as it is.
+func Rewrite(text []byte, without []int, hooks ...StageHook) ([]byte, error) {
+	if len(without)+len(hooks) == 0 {
 		return text, nil
 	}
 	fields, err := topLevel(text)
 	if err != nil {
 		return nil, err
 	}
+	if len(without) > 0 {
+		if fields["mounts"], err = withoutMounts(fields["mounts"], without); err != nil {
+			return nil, err
+		}
+	}
+	if len(hooks) > 0 {
+		if fields["hooks"], err = withHooks(fields["hooks"], hooks); err != nil {
+			return nil, err
+		}
+	}
+	return marshal(fields)
+}
+
+func withoutMounts(text json.RawMessage, positions []int) (json.RawMessage, error) {
 	var mounts []json.RawMessage
-	if err := json.Unmarshal(fields["mounts"], &mounts); err != nil {
+	if err := json.Unmarshal(text, &mounts); err != nil {
 		return nil, fmt.Errorf("mounts: not of the expected form: %w", err)
 	}
 	kept := make([]json.RawMessage, 0, len(mounts))
@@ -35,57 +56,52 @@ func WithoutMounts(text []byte, positions []int) ([]byte, error) {
 			kept = append(kept, m)
 		}
 	}
-	if fields["mounts"], err = marshal(kept); err != nil {
-		return nil, err
-	}
-	return marshal(fields)
+	return marshal(kept)
 }
 
-// WithHook returns the text of a config.json with a hook after the others of a
-// stage, in place of one that is the same. Every other field, known or not, keeps
-// its value as it was written.
-func WithHook(text []byte, stage string, h specs.Hook) ([]byte, error) {
-	fields, err := topLevel(text)
-	if err != nil {
-		return nil, err
-	}
+func withHooks(text json.RawMessage, hooks []StageHook) (json.RawMessage, error) {
 	stages := map[string]json.RawMessage{}
-	if err := unmarshalOptional(fields["hooks"], &stages); err != nil {
+	if err := unmarshalOptional(text, &stages); err != nil {
 		return nil, fmt.Errorf("hooks: not of the expected form: %w", err)
 	}
 	if stages == nil {
 		stages = map[string]json.RawMessage{}
 	}
-	for name := range stages {
-		if name != stage && strings.EqualFold(name, stage) {
-			return nil, fmt.Errorf("field \"hooks.%s\": some runtimes take it for \"hooks.%s\", in its place, and some do not", name, stage)
+	for _, h := range hooks {
+		for name := range stages {
+			if name != h.Stage && strings.EqualFold(name, h.Stage) {
+				return nil, fmt.Errorf("field \"hooks.%s\": some runtimes take it for \"hooks.%s\", in its place, and some do not", name, h.Stage)
+			}
 		}
+		with, err := withHook(stages[h.Stage], h)
+		if err != nil {
+			return nil, err
+		}
+		stages[h.Stage] = with
 	}
+	return marshal(stages)
+}
+
+func withHook(text json.RawMessage, h StageHook) (json.RawMessage, error) {
 	var hooks []json.RawMessage
-	if err := unmarshalOptional(stages[stage], &hooks); err != nil {
-		return nil, fmt.Errorf("hooks.%s: not of the expected form: %w", stage, err)
+	if err := unmarshalOptional(text, &hooks); err != nil {
+		return nil, fmt.Errorf("hooks.%s: not of the expected form: %w", h.Stage, err)
 	}
 	kept := make([]json.RawMessage, 0, len(hooks)+1)
 	for i, text := range hooks {
 		var other specs.Hook
 		if err := json.Unmarshal(text, &other); err != nil {
-			return nil, fmt.Errorf("hooks.%s[%d]: not of the expected form: %w", stage, i, err)
+			return nil, fmt.Errorf("hooks.%s[%d]: not of the expected form: %w", h.Stage, i, err)
 		}
 		if other.Path != h.Path || !slices.Equal(other.Args, h.Args) {
 			kept = append(kept, text)
 		}
 	}
-	own, err := marshal(h)
+	own, err := marshal(h.Hook)
 	if err != nil {
 		return nil, err
 	}
-	if stages[stage], err = marshal(append(kept, own)); err != nil {
-		return nil, err
-	}
-	if fields["hooks"], err = marshal(stages); err != nil {
-		return nil, err
-	}
-	return marshal(fields)
+	return marshal(append(kept, own))
 }
 
 // Carries tells whether a config.json has an annotation of this program, whichever

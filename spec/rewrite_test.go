@@ -16,7 +16,7 @@ import (
 
 // A golden file is written by hand, from the .json beside it: the same text
 // without white space, its top-level fields sorted, without the mounts.
-func TestWithoutMounts(t *testing.T) {
+func TestRewriteMounts(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		positions []int
@@ -28,7 +28,7 @@ func TestWithoutMounts(t *testing.T) {
 		in := readFile(t, "testdata/"+c.name+".json")
 		want := readFile(t, "testdata/"+c.name+".golden")
 		before := slices.Clone(in)
-		got, err := WithoutMounts(in, c.positions)
+		got, err := Rewrite(in, c.positions)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
@@ -40,18 +40,18 @@ func TestWithoutMounts(t *testing.T) {
 		}
 		// Nothing to take out: not a byte changes.
 		for _, none := range [][]int{nil, {}} {
-			if got, err := WithoutMounts(in, none); err != nil || !bytes.Equal(got, in) {
+			if got, err := Rewrite(in, none); err != nil || !bytes.Equal(got, in) {
 				t.Errorf("%s: without positions: %q, %v", c.name, got, err)
 			}
 		}
-		again, err := WithoutMounts(got, []int{99})
+		again, err := Rewrite(got, []int{99})
 		if err != nil || !bytes.Equal(again, got) {
 			t.Errorf("%s: rewritten again: %q, %v", c.name, again, err)
 		}
 	}
 }
 
-func TestWithoutMountsRefuses(t *testing.T) {
+func TestRewriteMountsRefuses(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{``, "not a JSON object: unexpected end of JSON input"},
 		{`null`, "not a JSON object: null"},
@@ -63,7 +63,7 @@ func TestWithoutMountsRefuses(t *testing.T) {
 		{`{"mounts":[],"Mounts":[]}`, `field "Mounts": some runtimes take it for "mounts" and some do not`},
 		{`{"mounts":[{}]`, "not a JSON object: "},
 	} {
-		got, err := WithoutMounts([]byte(c.in), []int{0})
+		got, err := Rewrite([]byte(c.in), []int{0})
 		if err == nil || !strings.HasPrefix(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %s", c.in, err, c.want)
 		}
@@ -104,7 +104,7 @@ func fields(t *testing.T, text []byte) map[string]json.RawMessage {
 
 // Every field but the mounts keeps its value, and of the mounts those that stay
 // keep theirs, and their order.
-func FuzzWithoutMounts(f *testing.F) {
+func FuzzRewriteMounts(f *testing.F) {
 	for _, name := range []string{"podman", "strange", "only"} {
 		text, err := os.ReadFile("testdata/" + name + ".json")
 		if err != nil {
@@ -123,7 +123,7 @@ func FuzzWithoutMounts(f *testing.F) {
 				positions = append(positions, i)
 			}
 		}
-		out, err := WithoutMounts(text, positions)
+		out, err := Rewrite(text, positions)
 		if err != nil {
 			return
 		}
@@ -161,7 +161,7 @@ func FuzzWithoutMounts(f *testing.F) {
 				t.Errorf("%q: field %q was %q, is %q", text, name, raw, is[name])
 			}
 		}
-		again, err := WithoutMounts(out, []int{1 << 20})
+		again, err := Rewrite(out, []int{1 << 20})
 		if err != nil || !bytes.Equal(again, out) {
 			t.Errorf("%q: a second time it is %q, %v", out, again, err)
 		}
@@ -172,17 +172,15 @@ const hookProgram = "/opt/nix-closure/nix-closure-hook"
 
 // installed is what the runtime makes of a config.json.
 func installed(text []byte, positions []int) ([]byte, error) {
-	text, err := WithoutMounts(text, positions)
+	var hooks []StageHook
 	for _, stage := range []string{"createRuntime", "poststop"} {
-		if err == nil {
-			text, err = WithHook(text, stage, specs.Hook{Path: hookProgram, Args: []string{"nix-closure-hook", stage}, Env: []string{"LC_ALL=C"}})
-		}
+		hooks = append(hooks, StageHook{stage, specs.Hook{Path: hookProgram, Args: []string{"nix-closure-hook", stage}, Env: []string{"LC_ALL=C"}}})
 	}
-	return text, err
+	return Rewrite(text, positions, hooks...)
 }
 
-// The golden files are written by hand, as those of TestWithoutMounts.
-func TestWithHook(t *testing.T) {
+// The golden files are written by hand, as those of TestRewriteMounts.
+func TestRewriteHooks(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		positions []int
@@ -211,7 +209,7 @@ func TestWithHook(t *testing.T) {
 	}
 }
 
-func TestWithHookRefuses(t *testing.T) {
+func TestRewriteHooksRefuses(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{``, "not a JSON object: unexpected end of JSON input"},
 		{`null`, "not a JSON object: null"},
@@ -281,7 +279,7 @@ func TestCarries(t *testing.T) {
 
 // The hook is there once and last, the others of the stage are there in their
 // order, and nothing else changes.
-func FuzzWithHook(f *testing.F) {
+func FuzzRewriteHooks(f *testing.F) {
 	for _, name := range []string{"podman", "strange", "only", "hooks"} {
 		text, err := os.ReadFile("testdata/" + name + ".json")
 		if err != nil {

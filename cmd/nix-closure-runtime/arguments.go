@@ -15,6 +15,7 @@ type arguments struct {
 	makes  bool   // whether a container may be made
 	id     string // of that container; in doubt, the last argument, which it mostly is
 	bundle string // as given; empty: the current directory
+	root   string // where the runtime keeps its containers; empty: its default
 	// log and logFormat say where errors go; empty: nowhere but standard error.
 	log, logFormat string
 	// doubt is why bundle may not be what the runtime takes for it.
@@ -104,6 +105,8 @@ func (a *arguments) options(args []string, known map[string]bool) []string {
 		switch name {
 		case "--bundle", "-b":
 			a.bundle = value
+		case "--root":
+			a.root = value
 		case "--log":
 			a.log = value
 		case "--log-format":

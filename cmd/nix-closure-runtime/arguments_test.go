@@ -17,9 +17,9 @@ func TestParse(t *testing.T) {
 	}{
 		// As engines write them.
 		{line: "--root /r --log /l/log.json --log-format json create --bundle /b --pid-file /p web",
-			want: arguments{makes: true, id: "web", bundle: "/b", log: "/l/log.json", logFormat: "json"}},
+			want: arguments{makes: true, id: "web", bundle: "/b", root: "/r", log: "/l/log.json", logFormat: "json"}},
 		{line: "--root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p --console-socket /s --no-pivot --no-new-keyring --preserve-fds 2 web",
-			want: arguments{makes: true, id: "web", bundle: "/b", log: "/l", logFormat: "json"}},
+			want: arguments{makes: true, id: "web", bundle: "/b", root: "/r", log: "/l", logFormat: "json"}},
 		{line: "--systemd-cgroup --log-format=json --log /l create --bundle /b --pid-file /p web", want: arguments{makes: true, id: "web", bundle: "/b", log: "/l", logFormat: "json"}},
 		{line: "--cgroup-manager cgroupfs --log-level debug --rootless auto --criu /c run --keep --no-subreaper --pidfd-socket /s -b /b web", want: arguments{makes: true, id: "web", bundle: "/b"}},
 		// As people do.

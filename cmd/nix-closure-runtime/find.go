@@ -16,6 +16,47 @@ import (
 // usualPlaces is where a runtime is that is on no PATH.
 var usualPlaces = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin"}
 
+// choose returns the absolute path of the runtime for a command line.
+//
+// A container is made by the one that the configuration names, or not at all. One
+// that is there is for who made it: the other would not know it, and take away what
+// the first keeps of it. That is also who stops what runs when the configuration
+// cannot be read or names nothing that is there.
+func (a arguments) choose(args []string, configured string) (string, error) {
+	if a.makes {
+		return find(configured)
+	}
+	made := a.madeBy(args)
+	if other := map[string]string{"runc": "crun", "crun": "runc"}[made]; other != "" && strings.Contains(filepath.Base(configured), other) {
+		return find(made)
+	}
+	program, err := find(configured)
+	if err != nil && made != "" {
+		return find(made)
+	}
+	return program, err
+}
+
+// madeBy returns runc or crun, if it is seen which of them keeps a container that one
+// of the arguments is the id of.
+func (a arguments) madeBy(args []string) string {
+	for _, id := range args {
+		if id == "" || strings.HasPrefix(id, "-") || strings.HasPrefix(id, ".") || strings.Contains(id, "/") {
+			continue
+		}
+		for _, r := range []struct{ name, keeps string }{{"runc", "state.json"}, {"crun", "status"}} {
+			root := a.root
+			if root == "" {
+				root = "/run/" + r.name
+			}
+			if _, err := os.Lstat(root + "/" + id + "/" + r.keeps); err == nil {
+				return r.name
+			}
+		}
+	}
+	return ""
+}
+
 // find returns the absolute path of the runtime with a name: by PATH, which is the
 // engine's and by which the engine would have found it, and then in the usual
 // places. This program itself is not taken for it, whatever it is called.

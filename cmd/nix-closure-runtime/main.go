@@ -32,7 +32,7 @@ func main() {
 		// What is there can be stopped and removed all the same.
 		c = config.Default()
 	}
-	program, err := find(c.Runtime)
+	program, err := a.choose(args, c.Runtime)
 	if err != nil {
 		a.fail("looking for the runtime", err)
 	}

@@ -742,6 +742,59 @@ func TestRuntimeLifecycle(t *testing.T) {
 	})
 }
 
+// A container is stopped and removed by the runtime that made it, also when another is
+// configured by then, or none that is there.
+func TestRuntimeChanged(t *testing.T) {
+	closure := closureOf(t, store["env"])
+	for i, runtime := range runtimes {
+		other := runtimes[1-i]
+		for _, config := range []string{fmt.Sprintf("runtime = %q\n", other), "runtime = \"crum\"\n", "runtime = 7\n"} {
+			become(t, runtime)
+			b := newBundle(t, roots(store["env"]), list+"; exec $busybox sleep 600")
+			b.command(t, wrapper(), "")
+			root := t.TempDir()
+			var out bytes.Buffer
+			call := func(args ...string) {
+				t.Helper()
+				cmd := exec.Command(wrapper(), append([]string{"--root", root}, args...)...)
+				if slices.Contains(args, "state") {
+					cmd.Stdout = &out
+				}
+				if err := cmd.Run(); err != nil {
+					t.Errorf("%s, then %s: %q: %v", runtime, config, args, err)
+				}
+			}
+			id := "changed-" + runtime
+			call("create", "--bundle", b.dir, id)
+			writeConfig(t, config)
+			call("start", id)
+			call("state", id)
+			var state struct {
+				Status string
+				Pid    int
+			}
+			if err := json.Unmarshal(out.Bytes(), &state); err != nil || state.Status != "running" {
+				t.Errorf("%+v, %v", state, err)
+			}
+			if entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/root/nix/store", state.Pid)); err != nil || len(entries) != len(closure) {
+				t.Errorf("it sees %v %v", entries, err)
+			}
+			call("kill", id, "KILL")
+			writeConfig(t, config)
+			call("delete", "--force", id)
+			if left, err := os.ReadDir(root); err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() == id }) {
+				t.Errorf("in the runtime's directory: %v %v", left, err)
+			}
+			if config == "runtime = 7\n" {
+				// Nor did the hook read it: what it left is for a sweep.
+				become(t, runtime)
+				sweep(t)
+			}
+			nothingLeft(t)
+		}
+	}
+}
+
 // What leaks, and what is not understood, is refused before there is a container,
 // and with the reason where the engine shows it.
 func TestRuntimeRefuses(t *testing.T) {

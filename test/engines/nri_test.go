@@ -72,14 +72,20 @@ func (p *plugin) get(path string) (int, string) {
 // connected waits until the plugin says that it is.
 func (p *plugin) connected(t *testing.T) {
 	t.Helper()
+	p.answers(t, http.StatusOK)
+}
+
+// answers waits until /healthz has a status.
+func (p *plugin) answers(t *testing.T, want int) {
+	t.Helper()
 	for range 300 {
-		if status, _ := p.get("/healthz"); status == http.StatusOK {
+		if status, _ := p.get("/healthz"); status == want {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 	text, _ := os.ReadFile(p.log)
-	t.Fatalf("the plugin does not connect: %s", text)
+	t.Fatalf("the plugin does not answer with %d: %s", want, text)
 }
 
 // end ends the plugin, if it runs, and returns its exit status, -1 for a signal.
@@ -176,9 +182,7 @@ func TestPluginReconnects(t *testing.T) {
 	n := newNode(t, nodeOptions{required: true})
 	plugin := n.startPlugin(t)
 	n.stop(t)
-	if status, text := plugin.get("/healthz"); status != http.StatusServiceUnavailable {
-		t.Errorf("without an engine: %d %s", status, text)
-	}
+	plugin.answers(t, http.StatusServiceUnavailable)
 	n.start(t)
 	plugin.connected(t)
 	p := n.run(t, "", podConfig(t, roots("env")))
