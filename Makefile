@@ -62,7 +62,9 @@ e2e:
 stack:
 	@test/stack/build.sh bin/stack
 
+# How runc reads a command line is looked at once more, of that version.
 engines:
+	PATH=$(CURDIR)/bin/stack:$$PATH $(GO) test -count=1 -run '^TestReadings$$' ./cmd/nix-closure-runtime
 	cd test && $(GO) test -count=1 -timeout 20m ./engines/... -args -bin $(CURDIR)/bin
 
 # Every fuzz target, for FUZZTIME each. Go's fuzzer may fail at the end of the time
