@@ -58,7 +58,8 @@ unit:
 e2e:
 	cd test && $(GO) test -count=1 -timeout 20m ./e2e/... -args -bin $(CURDIR)/bin
 
-# containerd, runc, gVisor, a kubelet and Docker, in bin/stack/, for engines.
+# containerd, runc, gVisor, Docker, a kubelet and what judges manifests as an API
+# server does, in bin/stack/, for engines.
 stack:
 	@test/stack/build.sh bin/stack
 
