@@ -28,12 +28,12 @@ func (l nriLog) Errorf(_ context.Context, format string, args ...any) {
 }
 
 // notify tells the service manager, where there is one (sd_notify(3)).
-func notify(state string) error {
+func notify(ctx context.Context, state string) error {
 	socket := os.Getenv("NOTIFY_SOCKET") //nolint:forbidigo // systemd's, and no image's
 	if socket == "" {
 		return nil
 	}
-	conn, err := net.Dial("unixgram", socket)
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unixgram", socket)
 	if err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ func (p *plugin) connect(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	connection, end := context.WithCancel(ctx)
 	defer end()
 	s, err := stub.New(p,
@@ -98,7 +98,7 @@ var errClosed = errors.New("the engine closed the connection")
 // closure that it asks for.
 //
 //nolint:unparam // NRI's interface
-func (p *plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {
+func (p *plugin) Synchronize(ctx context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {
 	byID := map[string]*api.PodSandbox{}
 	for _, pod := range pods {
 		byID[pod.GetId()] = pod
@@ -123,7 +123,7 @@ func (p *plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, containe
 	p.metrics.without.Set(without)
 	p.connected.Store(true)
 	p.log.Info("connected", "containers", len(containers))
-	if err := notify("READY=1"); err != nil {
+	if err := notify(ctx, "READY=1"); err != nil {
 		p.log.Warn("telling the service manager", "error", err)
 	}
 	return nil, nil

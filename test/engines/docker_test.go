@@ -91,7 +91,7 @@ func newDocker(t *testing.T) docker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer answer.Close()
+	defer func() { _ = answer.Close() }()
 	if _, err := io.Copy(io.Discard, answer); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func (d docker) run(t *testing.T, id string) (status int64, stdout, stderr strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer logs.Close()
+	defer func() { _ = logs.Close() }()
 	var out, errs strings.Builder
 	if _, err := stdcopy.StdCopy(&out, &errs, logs); err != nil {
 		t.Fatal(err)
