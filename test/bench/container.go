@@ -22,9 +22,6 @@ type containerRuntime struct {
 	name, path string
 	// root is the runtime's state directory.
 	root string
-	// prefix begins the containers' names. It is this machine's alone, because
-	// cgroups are named after containers and all machines share them.
-	prefix string
 	// stderr collects what the running container's runtime has to say. A file,
 	// not a pipe: nothing reads while the clock runs.
 	stderr *os.File
@@ -46,7 +43,6 @@ func findRuntime(name, dir string, stop <-chan os.Signal) (*containerRuntime, er
 		name:   name,
 		path:   path,
 		root:   filepath.Join("/run", name),
-		prefix: fmt.Sprintf("%s-%s", filepath.Base(dir), name),
 		stderr: stderr,
 		stop:   stop,
 	}, nil
@@ -66,14 +62,14 @@ func (r *containerRuntime) output(bundle string) (string, error) {
 }
 
 func (r *containerRuntime) run(bundle string, stdout io.Writer) (time.Duration, error) {
-	// Between two containers, because one that is killed leaves its cgroup.
+	// Between two containers, so that none is cut short.
 	select {
 	case signal := <-r.stop:
 		return 0, fmt.Errorf("%w: %v", errStopped, signal)
 	default:
 	}
 	r.count++
-	id := fmt.Sprintf("%s-%d", r.prefix, r.count)
+	id := fmt.Sprintf("%s-%d", r.name, r.count)
 	cmd := exec.Command(r.path, "--root", r.root, "run", "--bundle", bundle, id)
 	cmd.Stdout, cmd.Stderr = stdout, r.stderr
 	begin := time.Now()

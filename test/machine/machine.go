@@ -12,12 +12,16 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 )
 
 // inside tells the child of Run that it is the child; its value is the
 // machine's directory.
 const inside = "NIX_CLOSURE_TEST_MACHINE"
+
+// entering is in its place while that child is not yet in its cgroups.
+const entering = inside + "_ENTERING"
 
 // Dir is the directory of this machine, on the real host's file system. It is
 // removed when the machine ends. Empty outside Run.
@@ -31,8 +35,9 @@ func Dir() string { return os.Getenv(inside) }
 //   - /etc and /var/log: the host's, and what is written stays in the machine;
 //   - /etc/nix/nix.conf, /etc/containers/*: for offline builds as root, and for
 //     podman with storage of its own and limits that need no privilege;
-//   - /sys/fs/cgroup: one version of cgroups and not two, which crun 1.8 needs;
-//   - processes of its own: none outlives it.
+//   - /sys/fs/cgroup: the machine's own cgroups, of which the host sees one in each
+//     hierarchy, named as Dir; one version and not two, which crun 1.8 needs;
+//   - processes of its own: none outlives it, and no cgroup.
 func Run(main func() int) int { return run(main, func(string) error { return nil }) }
 
 // RunOnDisk is Run with all of the machine's files on a disk of its own, an ext4
@@ -49,7 +54,13 @@ func run(main func() int, prepare func(dir string) error) int {
 		}
 		return main()
 	}
-	status, err := enter()
+	var status int
+	var err error
+	if dir := os.Getenv(entering); dir != "" {
+		err = enterFurther(dir)
+	} else {
+		status, err = enter()
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "test machine: %v\n", err)
 		return 1
@@ -78,8 +89,25 @@ func enter() (status int, Err error) {
 		return 0, err
 	}
 
+	cgroups, err := cgroupsOf(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		for _, c := range cgroups {
+			if err := c.remove(); err != nil && Err == nil {
+				Err = err
+			}
+		}
+	}()
+	for _, c := range cgroups {
+		if err := c.make(); err != nil {
+			return 0, err
+		}
+	}
+
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"="+dir)
+	cmd.Env = append(os.Environ(), entering+"="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		// Go makes every mount of the new namespace private.
@@ -104,6 +132,32 @@ func enter() (status int, Err error) {
 		return exit.ExitCode(), nil
 	}
 	return 0, err
+}
+
+// enterFurther does what a process does for itself: it enters the machine's cgroups,
+// and starts this program for the last time, in which all threads are there.
+func enterFurther(dir string) error {
+	cgroups, err := cgroupsOf(dir)
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread()
+	if err := enterCgroups(cgroups); err != nil {
+		return err
+	}
+	work := filepath.Join(dir, "cgroup")
+	if err := os.Mkdir(work, 0o755); err != nil {
+		return err
+	}
+	for _, c := range cgroups {
+		if err := c.mount(work); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(os.Remove(work), os.Unsetenv(entering), os.Setenv(inside, dir)); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
 // diskSize is enough for a store of a hundred thousand small paths, in bytes.
@@ -191,7 +245,6 @@ func mountCopy(target, upper, work string) error {
 // oneCgroupVersion takes a v2 hierarchy beside v1 hierarchies away. crun before
 // 1.9 refuses to run with both.
 func oneCgroupVersion() error {
-	const unified = "/sys/fs/cgroup/unified"
 	err := syscall.Unmount(unified, 0)
 	if err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
 		return &os.PathError{Op: "unmount", Path: unified, Err: err}
