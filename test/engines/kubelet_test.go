@@ -21,21 +21,32 @@ import (
 // sysctls are what a kubelet changes of the host.
 var sysctls = []string{"vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops"}
 
-// startKubelet starts a kubelet that has no API server, only static pods, and
-// returns the directory of their manifests.
-func (n *node) startKubelet(t *testing.T) (manifests string) {
+// coverSysctls puts plain files in the place of those, for the length of a test: what
+// is written there, the kernel does not hear of.
+func coverSysctls(t *testing.T) {
 	t.Helper()
+	dir := t.TempDir()
 	for _, s := range sysctls {
-		before, err := os.ReadFile("/proc/sys/" + s)
-		if err != nil {
+		file, name := filepath.Join(dir, filepath.Base(s)), "/proc/sys/"+s
+		if err := os.WriteFile(file, []byte(readFile(t, name)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount(file, name, "", syscall.MS_BIND, ""); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			if err := os.WriteFile("/proc/sys/"+s, before, 0o644); err != nil {
+			if err := syscall.Unmount(name, syscall.MNT_DETACH); err != nil {
 				t.Error(err)
 			}
 		})
 	}
+}
+
+// startKubelet starts a kubelet that has no API server, only static pods, and
+// returns the directory of their manifests.
+func (n *node) startKubelet(t *testing.T) (manifests string) {
+	t.Helper()
+	coverSysctls(t)
 	dir := filepath.Join(machine.Dir(), "kubelet")
 	manifests = dir + "/manifests"
 	if err := os.MkdirAll(manifests, 0o755); err != nil {
