@@ -32,6 +32,7 @@ mkfs.ext4 e2fsprogs
 qemu-system-x86_64 qemu-system-x86
 shellcheck shellcheck
 strace strace
+systemd-analyze systemd
 gcc gcc
 pkg-config pkg-config
 /usr/include/seccomp.h libseccomp-dev
