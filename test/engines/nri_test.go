@@ -177,6 +177,40 @@ func TestPluginNotRequiredFailsOpen(t *testing.T) {
 	}
 }
 
+// It is the same without an answer: after two seconds containerd drops the plugin,
+// which connects again when it can.
+func TestPluginTooSlowFailsOpen(t *testing.T) {
+	n := newNode(t, nodeOptions{})
+	plugin := n.startPlugin(t)
+	p := n.run(t, "", podConfig(t, roots("env")))
+	signal := func(s syscall.Signal) {
+		if err := plugin.process.Process.Signal(s); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(func() { signal(syscall.SIGCONT) })
+	signal(syscall.SIGSTOP)
+	began := time.Now()
+	id := p.start(t, "a", wholeStore)
+	if took := time.Since(began); took < 2*time.Second || took > 10*time.Second {
+		t.Errorf("containerd does not wait two seconds, but %v; mend the documents", took)
+	}
+	if got := n.sees(t, id); !slices.Contains(got, filepath.Base(store["foreign"])) {
+		t.Errorf("it does not fail open any more; mend the documents: %q", got)
+	}
+	signal(syscall.SIGCONT)
+	for range 200 {
+		if strings.Count(readFile(t, plugin.log), "msg=connected ") > 1 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	again := n.run(t, "", podConfig(t, roots("env")))
+	if got, want := n.sees(t, again.start(t, "a", wholeStore)), closureOf(t, store["env"]); !slices.Equal(got, want) {
+		t.Errorf("after it could answer again: %q\nwant %q\n%s", got, want, readFile(t, plugin.log))
+	}
+}
+
 // The plugin is there again after the engine was.
 func TestPluginReconnects(t *testing.T) {
 	n := newNode(t, nodeOptions{required: true})
