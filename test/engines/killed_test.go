@@ -21,8 +21,11 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// kills is how often something is killed.
+// kills is how often something is killed, at least.
 const kills = 50
+
+// killable is what can be killed; a hook has the shortest life, and two chances.
+var killable = []string{"containerd", "shim", "hook", "hook", "plugin"}
 
 // processes are the ids of those that run a program.
 func processes(t *testing.T, program string) []int {
@@ -45,11 +48,11 @@ func processes(t *testing.T, program string) []int {
 }
 
 // killOne kills one of the processes that run a program, as soon as there is one.
-func killOne(t *testing.T, program string) bool {
+func killOne(t *testing.T, random *rand.Rand, program string) bool {
 	t.Helper()
 	for range 2000 {
 		if all := processes(t, program); len(all) > 0 {
-			return syscall.Kill(all[rand.IntN(len(all))], syscall.SIGKILL) == nil
+			return syscall.Kill(all[random.IntN(len(all))], syscall.SIGKILL) == nil
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -60,13 +63,17 @@ func killOne(t *testing.T, program string) bool {
 // and again. No container ever runs with anything but its closure, and one sweep
 // removes what is left.
 func TestKilled(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed: %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
 	annotations, want := manyPaths(t)
 	n := newNode(t, nodeOptions{required: true, handlers: map[string]string{"nix-closure": filepath.Join(*bin, "nix-closure-runtime")}})
 	plugin := n.startPlugin(t)
 
 	// Each container says what it sees, in its log.
 	const says = "busybox echo saw $(busybox ls -A /nix/store | busybox sort | busybox sha256sum); exec busybox sleep 1000000"
-	var logs []string
+	modes := []string{"overlay", "bind"}
+	var logs []string // in these modes, in turn
 	configs := make(chan *cri.PodSandboxConfig)
 	var workers sync.WaitGroup
 	var up sync.RWMutex // held for writing while containerd is being started again
@@ -103,7 +110,7 @@ func TestKilled(t *testing.T) {
 		defer close(configs)
 		for i := 0; ; i++ {
 			a := maps.Clone(annotations)
-			a["nix-closure/mode"] = []string{"overlay", "bind"}[i%2]
+			a["nix-closure/mode"] = modes[i%len(modes)]
 			config := podConfig(t, a)
 			logs = append(logs, filepath.Join(config.LogDirectory, "a.log"))
 			select {
@@ -115,9 +122,17 @@ func TestKilled(t *testing.T) {
 	}()
 
 	killed := map[string]int{}
-	for len(killed) == 0 || sum(killed) < kills {
-		time.Sleep(time.Duration(100+rand.IntN(300)) * time.Millisecond)
-		switch what := []string{"containerd", "shim", "hook", "hook", "plugin"}[rand.IntN(5)]; what {
+	without := func() (kinds []string) {
+		for _, what := range killable {
+			if killed[what] == 0 {
+				kinds = append(kinds, what)
+			}
+		}
+		return kinds
+	}
+	for tries := 0; tries < 5*kills && (sum(killed) < kills || len(without()) > 0); tries++ {
+		time.Sleep(time.Duration(100+random.IntN(300)) * time.Millisecond)
+		switch what := killable[random.IntN(len(killable))]; what {
 		case "containerd":
 			up.Lock()
 			_ = n.process.Process.Kill()
@@ -133,11 +148,11 @@ func TestKilled(t *testing.T) {
 			plugin = n.startPlugin(t)
 			killed[what]++
 		case "shim":
-			if killOne(t, "containerd-shim-runc-v2") {
+			if killOne(t, random, "containerd-shim-runc-v2") {
 				killed[what]++
 			}
 		case "hook":
-			if killOne(t, "nix-closure-hook") {
+			if killOne(t, random, "nix-closure-hook") {
 				killed[what]++
 			}
 		}
@@ -145,9 +160,12 @@ func TestKilled(t *testing.T) {
 	close(done)
 	workers.Wait()
 	t.Logf("killed: %v", killed)
+	if sum(killed) < kills || len(without()) > 0 {
+		t.Errorf("killed only %d times, and never %q", sum(killed), without())
+	}
 
-	saw := 0
-	for _, path := range logs {
+	saw := map[string]int{}
+	for i, path := range logs {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			continue // it did not start
@@ -160,13 +178,16 @@ func TestKilled(t *testing.T) {
 			}
 			if sum, _, _ := strings.Cut(said, " "); sum != want {
 				t.Errorf("%s: a container saw another store: %s", path, line)
+				continue
 			}
-			saw++
+			saw[modes[i%len(modes)]]++
 		}
 	}
-	t.Logf("%d containers ran, of %d pods", saw, len(logs))
-	if saw < 10 {
-		t.Errorf("only %d containers ran", saw)
+	t.Logf("containers that ran, of %d pods: %v", len(logs), saw)
+	for _, mode := range modes {
+		if saw[mode] < 5 {
+			t.Errorf("only %d containers ran in mode %s", saw[mode], mode)
+		}
 	}
 	n.removeAll(t)
 	// What no engine knows any more.
