@@ -98,8 +98,7 @@ func TestKilled(t *testing.T) {
 						_, _ = runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: created.ContainerId})
 						time.Sleep(200 * time.Millisecond)
 					}
-					_, _ = runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: got.PodSandboxId})
-					_, _ = runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: got.PodSandboxId})
+					_ = removeInTurn(ctx, runtime, got.PodSandboxId)
 				}
 				cancel()
 			}
@@ -218,6 +217,27 @@ func sum(counts map[string]int) (total int) {
 		total += n
 	}
 	return total
+}
+
+// removeInTurn removes a pod as a kubelet does, its containers first. A pod that still
+// has one can stop containerd (2.4) for good: RemovePodSandbox and, within it,
+// RemoveContainer take the same lock for reading, and a plugin that registers in
+// between waits for it, for writing.
+func removeInTurn(ctx context.Context, runtime cri.RuntimeServiceClient, pod string) error {
+	if _, err := runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		return err
+	}
+	got, err := runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: pod}})
+	if err != nil {
+		return err
+	}
+	for _, c := range got.Containers {
+		if _, err := runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: c.Id}); err != nil {
+			return err
+		}
+	}
+	_, err = runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod})
+	return err
 }
 
 // removeAll removes all pods, until there is none.
