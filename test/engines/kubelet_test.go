@@ -121,10 +121,20 @@ func (n *node) running(t *testing.T, pod string, except ...string) string {
 }
 
 // A static pod runs with its closure, again after its container ended, and leaves
-// nothing behind when it is gone.
+// nothing behind when it is gone. What names no RuntimeClass, as a static pod, has the
+// default one.
 func TestKubelet(t *testing.T) {
-	n := newNode(t, nodeOptions{})
-	n.startPlugin(t)
+	t.Run("wrapper", func(t *testing.T) {
+		testKubelet(t, newNode(t, nodeOptions{handlers: map[string]string{"runc": filepath.Join(*bin, "nix-closure-runtime")}}))
+	})
+	t.Run("plugin", func(t *testing.T) {
+		n := newNode(t, nodeOptions{})
+		n.startPlugin(t)
+		testKubelet(t, n)
+	})
+}
+
+func testKubelet(t *testing.T, n *node) {
 	manifests := n.startKubelet(t)
 	manifest := fmt.Sprintf(`apiVersion: v1
 kind: Pod
@@ -149,8 +159,7 @@ spec:
 	if got := n.sees(t, first); !slices.Equal(got, want) {
 		t.Errorf("%q\nwant %q", got, want)
 	}
-	// The container ends by itself, and the kubelet starts another.
-	if _, err := n.runtime.StopContainer(t.Context(), &cri.StopContainerRequest{ContainerId: first}); err != nil {
+	if err := syscall.Kill(n.pid(t, first), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	second := n.running(t, "web-node", first)

@@ -175,6 +175,14 @@ func TestPluginNotRequiredFailsOpen(t *testing.T) {
 	if got := n.sees(t, id); !slices.Contains(got, filepath.Base(store["foreign"])) {
 		t.Errorf("it does not fail open any more; mend the documents: %q", got)
 	}
+	// When there is one again, it says so.
+	plugin = n.startPlugin(t)
+	if _, metrics := plugin.get("/metrics"); !strings.Contains(metrics, "nix_closure_containers_without_closure 1\n") {
+		t.Errorf("metrics: %s", metrics)
+	}
+	if log := readFile(t, plugin.log); !strings.Contains(log, "runs without the closure that it asks for") || !strings.Contains(log, "id="+id) {
+		t.Errorf("the log does not name it: %s", log)
+	}
 }
 
 // It is the same without an answer: after two seconds containerd drops the plugin,

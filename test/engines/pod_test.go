@@ -57,9 +57,24 @@ func (p *pod) pid(t *testing.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return pidOf(t, got.Info)
+}
+
+// pid is a container's process.
+func (n *node) pid(t *testing.T, id string) int {
+	t.Helper()
+	got, err := n.runtime.ContainerStatus(t.Context(), &cri.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pidOf(t, got.Info)
+}
+
+func pidOf(t *testing.T, status map[string]string) int {
+	t.Helper()
 	var info struct{ Pid int }
-	if err := json.Unmarshal([]byte(got.Info["info"]), &info); err != nil || info.Pid <= 0 {
-		t.Fatalf("%v %s", err, got.Info)
+	if err := json.Unmarshal([]byte(status["info"]), &info); err != nil || info.Pid <= 0 {
+		t.Fatalf("%v %s", err, status)
 	}
 	return info.Pid
 }
