@@ -207,12 +207,16 @@ func TestPrecreate(t *testing.T) {
 	data := mount(h.dir+"/data", "/data")
 	for _, c := range []struct{ name, in, want, err string }{
 		{name: "nothing to take out", in: " " + config(roots, data), want: " " + config(roots, data)},
-		{name: "the store", in: config(roots, data+","+mount(h.store.Dir, h.store.Dir)+","+mount("/nowhere", h.store.Dir+"/x")),
+		{name: "the store", in: config(roots, data+","+mount(h.store.Dir, h.store.Dir)),
 			want: fmt.Sprintf(`{"annotations":{%s},"large":18446744073709551615,"mounts":[%s],"root":{"path":"/r"}}`, roots, data) + "\n"},
 		{name: "sandbox", in: config(roots+`,"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"x"`, mount("/", "/host")),
 			err: "nix-closure: a container: looking at the container's mounts: mount of / on /host: shows /"},
 		{name: "a claim to be a sandbox", in: config(roots+`,"io.kubernetes.cri.container-type":"sandbox"`, data),
 			err: "nix-closure: a container: reading the annotations: annotation io.kubernetes.cri.container-type: says that this container is a pod's sandbox"},
+		{name: "a store path on its own place", in: config(roots, mount(h.store.Path(named("hello")), h.store.Path(named("hello")))),
+			want: config(roots, mount(h.store.Path(named("hello")), h.store.Path(named("hello"))))},
+		{name: "inside the store", in: config(roots, mount("/nowhere", h.store.Dir+"/x")),
+			err: "nix-closure: a container: looking at the container's mounts: mount of /nowhere on " + h.store.Dir + "/x: lies inside the store directory"},
 		{name: "a mount that leaks", in: config(roots, data+","+mount(h.store.Dir, "/mnt")),
 			err: "nix-closure: a container: looking at the container's mounts: mount of " + h.store.Dir + " on /mnt: shows " + h.store.Dir},
 		{name: "a mount that cannot be looked at", in: config(roots, mount(h.config+"/x", "/mnt")),
