@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io/fs"
 	"time"
 
@@ -32,12 +31,6 @@ func ensureRegistration(ctx context.Context, c config.Config, dir *hook.RuntimeD
 	if err != nil {
 		return err
 	}
-	if infos, err = closure.Restrict(resolved, infos); err != nil {
-		if q.Info != "" {
-			err = fmt.Errorf("%s/registration: %w", c.Store().Path(q.Info), err)
-		}
-		return err
-	}
 	temporary := "." + name + "." + rand.Text()
 	defer func() {
 		if err := dir.Registrations.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) && Err == nil {
@@ -54,19 +47,23 @@ func ensureRegistration(ctx context.Context, c config.Config, dir *hook.RuntimeD
 	return dir.Registrations.Rename(temporary, name)
 }
 
-// pathInfos returns what is known of the paths of a closure: by the closure-info
-// that was asked for, by Nix's database, or, where that cannot be read, by Nix's
-// own program.
-func pathInfos(ctx context.Context, c config.Config, q closure.Query, resolved closure.Closure) ([]closure.PathInfo, error) {
+// pathInfos returns the registration of a closure: as the closure-info says that was
+// asked for, or Nix's database, or, if that cannot be read, Nix's own program.
+func pathInfos(
+	ctx context.Context, c config.Config, q closure.Query, resolved closure.Closure,
+) ([]closure.PathInfo, error) {
 	if q.Info != "" {
-		return closure.ReadRegistration(c.Store(), q.Info)
+		return closure.ReadRegistration(c.Store(), resolved, q.Info)
 	}
 	if snapshot, err := nixdb.Open(ctx, c.Store()); err == nil {
 		defer func() { _ = snapshot.Close() }()
 		infos, err := snapshot.Infos(ctx, resolved.Names)
-		if err == nil || !snapshot.Changed() {
-			return infos, err
+		if err == nil {
+			return closure.Restrict(resolved, infos)
+		}
+		if !snapshot.Changed() {
+			return nil, err
 		}
 	}
-	return closure.NixStore{Program: c.NixStore, Store: c.Store()}.Infos(ctx, resolved.Names)
+	return closure.NixStore{Program: c.NixStore, Store: c.Store()}.Infos(ctx, resolved)
 }
