@@ -71,7 +71,7 @@ func must(t *testing.T, err error) {
 
 // entry writes the lines of a path up to its references.
 func entry(w *bufio.Writer, path, deriver string, references int) {
-	fmt.Fprintf(w, "%s\n%s\n1\n%s\n%d\n", path, narHash, deriver, references)
+	_, _ = fmt.Fprintf(w, "%s\n%s\n1\n%s\n%d\n", path, narHash, deriver, references)
 }
 
 // allReferenceAll writes a registration in which every path references every path.
@@ -79,7 +79,7 @@ func allReferenceAll(h host, w *bufio.Writer) {
 	for _, n := range h.paths {
 		entry(w, h.store.Path(n), "", len(h.paths))
 		for _, r := range h.paths {
-			fmt.Fprintln(w, h.store.Path(r))
+			_, _ = fmt.Fprintln(w, h.store.Path(r))
 		}
 	}
 }
@@ -90,7 +90,7 @@ func honest(h host, w *bufio.Writer) {
 		first := max(0, i-12)
 		entry(w, h.store.Path(n), fmt.Sprintf("%s/%032d-some-package-1.2.3.drv", h.store.Dir, i), i-first)
 		for _, r := range h.paths[first:i] {
-			fmt.Fprintln(w, h.store.Path(r))
+			_, _ = fmt.Fprintln(w, h.store.Path(r))
 		}
 	}
 }
@@ -102,7 +102,7 @@ func otherPaths(h host, w *bufio.Writer) {
 	for i := range 400_000 {
 		other := fmt.Sprintf("%s/%032d-x", h.store.Dir, i)
 		entry(w, other, other, 1)
-		fmt.Fprintln(w, other)
+		_, _ = fmt.Fprintln(w, other)
 	}
 }
 
@@ -110,7 +110,7 @@ func otherPaths(h host, w *bufio.Writer) {
 func otherReferences(h host, w *bufio.Writer) {
 	entry(w, h.store.Path(h.paths[0]), "", 1_500_000)
 	for i := range 1_500_000 {
-		fmt.Fprintf(w, "%s/%032d-x\n", h.store.Dir, i)
+		_, _ = fmt.Fprintf(w, "%s/%032d-x\n", h.store.Dir, i)
 	}
 }
 
