@@ -29,18 +29,14 @@ type plugin struct {
 	log          *slog.Logger
 	metrics      *metrics
 	connected    atomic.Bool
-	pending      chan struct{} // as long as there are answers being worked out
+	pending      pending
 }
 
 // After the request's time, two seconds if nobody says otherwise, an engine makes the
 // container without the plugin. An answer takes some milliseconds, but for a mount
 // whose source is on a file system that does not answer: then the plugin refuses,
 // before the engine goes on.
-const (
-	answerTime = time.Second
-	// mostPending bounds what waits for such file systems, a thread each.
-	mostPending = 100
-)
+const answerTime = time.Second
 
 // watched is a connection that says when it has ended.
 type watched struct {
@@ -138,7 +134,7 @@ func (p *plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, c *ap
 	var a *api.ContainerAdjustment
 	var err error
 	if annotations := annotationsOf(pod, c); spec.Annotated(annotations) {
-		a, err = p.inTime(ctx, func() (*api.ContainerAdjustment, error) { return p.adjust(pod, c, annotations) })
+		a, err = p.inTime(ctx, pod, func() (*api.ContainerAdjustment, error) { return p.adjust(pod, c, annotations) })
 	}
 	p.metrics.count(a != nil, err, time.Since(began))
 	if err != nil {
@@ -149,16 +145,18 @@ func (p *plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, c *ap
 	return a, nil, nil
 }
 
-// inTime calls f, and waits for it as long as there is time to answer.
-func (p *plugin) inTime(ctx context.Context, f func() (*api.ContainerAdjustment, error)) (*api.ContainerAdjustment, error) {
+// inTime calls f for a container of the pod, and waits for it as long as there is time to
+// answer.
+func (p *plugin) inTime(
+	ctx context.Context, pod *api.PodSandbox, f func() (*api.ContainerAdjustment, error),
+) (*api.ContainerAdjustment, error) {
 	limit := answerTime
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline)/2)
 	}
-	select {
-	case p.pending <- struct{}{}:
-	default:
-		return nil, fmt.Errorf("%d answers wait for file systems that do not answer", mostPending)
+	end, err := p.pending.begin(pod)
+	if err != nil {
+		return nil, err
 	}
 	type answer struct {
 		a   *api.ContainerAdjustment
@@ -167,7 +165,7 @@ func (p *plugin) inTime(ctx context.Context, f func() (*api.ContainerAdjustment,
 	done := make(chan answer, 1)
 	go func() {
 		a, err := f()
-		<-p.pending
+		end()
 		done <- answer{a, err}
 	}()
 	select {
