@@ -139,16 +139,16 @@ func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names,
 }
 
 func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (listed, pins []BaseName, _ error) {
-	listed, err := ReadInfo(m.Store, q.Info)
+	listed, err := ReadInfo(m.Store, q.Info, max)
+	if tooLarge := (*TooLargeError)(nil); errors.As(err, &tooLarge) {
+		return nil, nil, tooLarge
+	}
 	if err != nil {
 		// That it is not valid says more, and such a one may be fetched.
 		if _, asked := r.Registrations(ctx, []BaseName{q.Info}); errors.Is(asked, ErrNotValid) {
 			err = asked
 		}
 		return nil, nil, err
-	}
-	if len(listed) > max {
-		return nil, nil, &TooLargeError{max}
 	}
 	// The closure-info's own closure keeps what it references alive, and has
 	// itself in addition to what it lists.

@@ -68,7 +68,7 @@ func TestAdmittedWithClosureInfo(t *testing.T) {
 	want := both(t, store["env"], foreign)
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		c := container{runtime: runtime, mode: mode, flags: []string{
-			"--annotation", "nix-closure/closure-info=" + store["info"], "-v", foreign + ":" + foreign,
+			"--annotation", "nix-closure/closure-info=" + store["closureInfo"], "-v", foreign + ":" + foreign,
 		}}
 		got := strings.Fields(c.mustRun(t, store["env"]+"/bin/python3", "-B", "-c", listStore))
 		if !slices.Equal(got, want) {
