@@ -29,6 +29,7 @@ test)
 crun crun
 newuidmap uidmap
 mkfs.ext4 e2fsprogs
+fuse-overlayfs fuse-overlayfs
 qemu-system-x86_64 qemu-system-x86
 shellcheck shellcheck
 strace strace
