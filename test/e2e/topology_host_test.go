@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/test/machine"
+)
+
+// seedStore is a /nix that hosts of the topology test are made of.
+type seedStore struct {
+	dir   string
+	token string            // the secret
+	paths map[string]string // store paths by name
+}
+
+// secretFile is what a file with the secret is called.
+func (s *seedStore) secretFile() string { return "secret-" + s.token }
+
+// newSeedStore builds testdata/topology.nix in a /nix of its own, and puts the secret
+// in the places that no container may see.
+func newSeedStore(dir, prober, token string) (*seedStore, error) {
+	s := &seedStore{dir: dir, token: token, paths: map[string]string{}}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	expression, err := filepath.Abs("testdata/topology.nix")
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("/bin/sh", "-ec", `mount --bind "$1" /nix
+		nix-build --no-out-link --quiet --argstr prober "$2" "$3"`, "sh", dir, prober, expression)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("building the store of the topologies: %w\n%s", err, errs.String())
+	}
+	for path := range strings.FieldsSeq(string(out)) {
+		_, name, _ := strings.Cut(filepath.Base(path), "-")
+		s.paths[name] = path
+	}
+	if len(s.paths) != 5 {
+		return nil, fmt.Errorf("the store of the topologies has %q", s.paths)
+	}
+	return s, s.hide()
+}
+
+// hide puts the secret where it must not be seen. The database has it in a field
+// that says nothing about references.
+func (s *seedStore) hide() error {
+	inStore := func(name string) string { return filepath.Join(s.dir, "store", filepath.Base(s.paths[name])) }
+	state := filepath.Join(s.dir, "var/nix")
+	links := filepath.Join(s.dir, "store/.links")
+	for _, dir := range []string{state + "/profiles", state + "/daemon-socket", links} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{inStore("foreign"), inStore("later"), state, state + "/db", state + "/profiles"} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, s.secretFile()), []byte(s.token+"\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	if err := os.Link(filepath.Join(inStore("foreign"), s.secretFile()), links+"/0link"); err != nil {
+		return err
+	}
+	if err := syscall.Mknod(state+"/daemon-socket/socket", syscall.S_IFSOCK|0o666, 0); err != nil {
+		return err
+	}
+	const update = `import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.execute("update ValidPaths set deriver = ? where path = ?", sys.argv[2:])
+db.commit()
+db.execute("pragma wal_checkpoint(truncate)")`
+	text, err := exec.Command("/usr/bin/python3", "-c", update, state+"/db/db.sqlite",
+		"/nix/store/"+s.token+".drv", s.paths["foreign"]).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("writing the secret to the database: %w\n%s", err, text)
+	}
+	return nil
+}
+
+// layout is how a host has its /nix: commands before the new host's root becomes /,
+// when it is $R, and after that. $SEED is the seed store's directory.
+type layout struct {
+	name          string
+	before, after string
+	depth         int      // of overlays, of the store
+	depthNix      int      // and of /nix
+	backing       []string // directories and files that have the store in them
+	device        string   // the command that prints the block device with the store
+	image         string   // and the file that it is of
+}
+
+const rootDevice = "findmnt -no SOURCE -M /"
+
+// layouts are the layouts of /nix. What is mounted before has names in its options
+// that lead nowhere, as on a host that an initrd started.
+var layouts = []layout{
+	{name: "plain", before: `cp -a $SEED $R/nix`, device: rootDevice},
+	{
+		name: "bind", before: `mkdir -p $R/srv/other $R/nix; cp -a $SEED $R/srv/other/nix`,
+		after: `mount --bind /srv/other/nix /nix`, device: rootDevice,
+		backing: []string{"/srv/other/nix", "/srv/other/nix/store", "/srv/other", "/srv", "/srv/other/nix/var/nix"},
+	},
+	{
+		name: "other disk", before: `mkdir $R/nix $R/disks; truncate -s 24M $R/disks/nix; mkfs.ext4 -q -d $SEED $R/disks/nix`,
+		after: `mount -o loop /disks/nix /nix`, device: "findmnt -no SOURCE -M /nix",
+		backing: []string{"/disks/nix", "/disks"}, image: "/disks/nix",
+	},
+	{
+		name:   "store on other disk",
+		before: `cp -a $SEED $R/nix; mkdir $R/disks; truncate -s 24M $R/disks/store; mkfs.ext4 -q -d $SEED/store $R/disks/store; rm -rf $R/nix/store/*`,
+		after:  `mount -o loop /disks/store /nix/store`, device: "findmnt -no SOURCE -M /nix/store",
+		backing: []string{"/disks/store", "/disks"}, image: "/disks/store",
+	},
+	{
+		name: "store bound read-only", before: `cp -a $SEED $R/nix`, device: rootDevice,
+		after: `mount --bind /nix/store /nix/store; mount -o remount,bind,ro /nix/store`,
+	},
+	{
+		name:   "overlay",
+		before: `mkdir -p $R/layers/upper $R/layers/work; cp -a $SEED $R/nix; mv $R/nix/store $R/layers/lower; mkdir $R/nix/store; mv $R/layers/lower/*-later $R/layers/upper/`,
+		after:  `mount -t overlay overlay -o lowerdir=/layers/lower,upperdir=/layers/upper,workdir=/layers/work /nix/store`,
+		depth:  1, device: rootDevice, backing: []string{"/layers/lower", "/layers/upper", "/layers"},
+	},
+	{
+		name:   "overlay of lower layers",
+		before: `mkdir -p $R/layers/upper; cp -a $SEED $R/nix; mv $R/nix/store $R/layers/lower; mkdir $R/nix/store; mv $R/layers/lower/*-later $R/layers/upper/`,
+		after:  `cd /layers; mount -t overlay overlay -o lowerdir=upper:lower /nix/store; cd /; mv /layers /below`,
+		depth:  1, device: rootDevice, backing: []string{"/below/lower", "/below/upper", "/below"},
+	},
+	{
+		name:   "all of /nix an overlay",
+		before: `mkdir -p $R/layers/upper $R/layers/work $R/nix; cp -a $SEED $R/layers/lower`,
+		after:  `mount -t overlay overlay -o lowerdir=/layers/lower,upperdir=/layers/upper,workdir=/layers/work /nix`,
+		depth:  1, depthNix: 1, device: rootDevice, backing: []string{"/layers/lower", "/layers/lower/store", "/layers", "/layers/lower/var/nix"},
+	},
+	{
+		name:   "overlay of overlay",
+		before: `mkdir -p $R/layers/upper $R/layers/work $R/layers/upper2 $R/layers/work2 $R/layers/merged; cp -a $SEED $R/nix; mv $R/nix/store $R/layers/lower; mkdir $R/nix/store; mv $R/layers/lower/*-later $R/layers/upper2/`,
+		after: `mount -t overlay overlay -o lowerdir=/layers/lower,upperdir=/layers/upper,workdir=/layers/work /layers/merged
+			mount -t overlay overlay -o lowerdir=/layers/merged,upperdir=/layers/upper2,workdir=/layers/work2 /nix/store`,
+		depth: 2, device: rootDevice, backing: []string{"/layers/lower", "/layers/merged", "/layers/upper2", "/layers"},
+	},
+	{
+		name: "live system",
+		before: `mkdir $R/iso; cp -a $SEED $R/nix; rm -rf $R/nix/store/*-later; truncate -s 24M $R/iso/store
+			mkfs.ext4 -q -d $R/nix/store $R/iso/store; rm -rf $R/nix/store/* $R/nix/store/.links; mkdir $R/nix/.ro-store $R/nix/.rw-store
+			mount -o loop,ro $R/iso/store $R/nix/.ro-store; mount -t tmpfs tmpfs $R/nix/.rw-store
+			mkdir $R/nix/.rw-store/store $R/nix/.rw-store/work; cp -a $SEED/store/*-later $R/nix/.rw-store/store/
+			mount -t overlay overlay -o lowerdir=$R/nix/.ro-store,upperdir=$R/nix/.rw-store/store,workdir=$R/nix/.rw-store/work $R/nix/store`,
+		depth: 1, device: "findmnt -no SOURCE -M /nix/.ro-store", image: "/iso/store",
+		backing: []string{"/nix/.ro-store", "/nix/.rw-store/store", "/nix/.rw-store", "/iso/store", "/iso"},
+	},
+	{
+		name: "live system, layers moved",
+		before: `mkdir $R/iso $R/media; cp -a $SEED $R/nix; rm -rf $R/nix/store/*-later; truncate -s 24M $R/iso/store
+			mkfs.ext4 -q -d $R/nix/store $R/iso/store; rm -rf $R/nix/store/* $R/nix/store/.links; mkdir $R/nix/.ro-store $R/nix/.rw-store
+			mount -o loop,ro $R/iso/store $R/nix/.ro-store; mount -t tmpfs tmpfs $R/nix/.rw-store
+			mkdir $R/nix/.rw-store/store $R/nix/.rw-store/work; cp -a $SEED/store/*-later $R/nix/.rw-store/store/
+			mount -t overlay overlay -o lowerdir=$R/nix/.ro-store,upperdir=$R/nix/.rw-store/store,workdir=$R/nix/.rw-store/work $R/nix/store`,
+		after: `mkdir /media/a /media/b; mount --move /nix/.ro-store /media/a; mount --move /nix/.rw-store /media/b; umount -l /media/b`,
+		depth: 1, device: "findmnt -no SOURCE -M /media/a", image: "/iso/store",
+		backing: []string{"/media/a", "/media", "/iso/store"},
+	},
+}
+
+// simulated is a host of the topology test: a mount namespace with a root directory
+// of its own, on a disk of its own.
+type simulated struct {
+	layout layout
+	seed   *seedStore
+	device string // the block device with the store
+	image  string // the disk
+	holder *exec.Cmd
+	quit   io.Closer
+	ns     int
+	seen   int64 // how much of the log was read
+}
+
+// hostScript makes a host. What is mounted in it, it alone has.
+const hostScript = `set -e
+export R=$1/root
+mkdir $R
+truncate -s 128M $1/disk
+mkfs.ext4 -q -N 20000 $1/disk
+mount -o loop $1/disk $R
+cd $R
+mkdir -p usr etc proc sys dev run tmp var/log var/lib var/tmp root w old images/plain/bin ."$BIN"
+for d in bin lib lib32 lib64 libx32 sbin; do
+	if [ -L /$d ]; then cp -a /$d $d; elif [ -d /$d ]; then mkdir $d; mount --bind /$d $d; fi
+done
+mount --bind "$BIN" ."$BIN"
+for d in usr etc proc sys dev; do mount --rbind /$d $d; done
+mount -t tmpfs tmpfs run
+cp $PROBER prober
+%s
+pivot_root . old
+umount -l /old
+rmdir /old
+mkdir -m 0700 /run/nix-closure
+echo $TOKEN >/run/nix-closure/secret-$TOKEN
+%s
+cd /
+echo "ready $(%s)"
+read -r line || : # until this is closed
+`
+
+// newHost makes a host in a directory.
+func newHost(dir string, l layout, seed *seedStore, prober string) (_ *simulated, Err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	h := &simulated{layout: l, seed: seed, image: dir + "/disk"}
+	h.holder = exec.Command("/bin/sh", "-c", fmt.Sprintf(hostScript, l.before, l.after, l.device), "sh", dir)
+	h.holder.Env = []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
+		"BIN=" + *bin, "PROBER=" + prober, "SEED=" + seed.dir, "TOKEN=" + seed.token,
+	}
+	h.holder.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	var errs strings.Builder
+	h.holder.Stderr = &errs
+	stdin, err := h.holder.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := h.holder.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := h.holder.Start(); err != nil {
+		return nil, err
+	}
+	h.quit = stdin
+	line, _ := bufio.NewReader(stdout).ReadString('\n')
+	device, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
+	if !ok {
+		err := h.holder.Wait()
+		return nil, fmt.Errorf("making a host, %s: %w\n%s", l.name, err, errs.String())
+	}
+	h.device = device
+	h.ns, err = unix.Open(fmt.Sprintf("/proc/%d/ns/mnt", h.holder.Process.Pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	return h, err
+}
+
+// close ends the host, and with it all that is mounted there.
+func (h *simulated) close() error {
+	return errors.Join(h.quit.Close(), h.holder.Wait(), unix.Close(h.ns), os.RemoveAll(filepath.Dir(h.image)))
+}
+
+// inHost calls f in the host's mount namespace. The calling goroutine must keep its
+// thread, and share its directories with no other (inOwnThread).
+func (h *simulated) inHost(f func() error) (Err error) {
+	home, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(home)
+	if err := unix.Setns(h.ns, unix.CLONE_NEWNS); err != nil {
+		return os.NewSyscallError("setns", err)
+	}
+	defer func() { Err = errors.Join(Err, os.NewSyscallError("setns", unix.Setns(home, unix.CLONE_NEWNS))) }()
+	return f()
+}
+
+// inOwnThread calls f on a thread that may change its namespaces, and ends with f.
+func inOwnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			done <- os.NewSyscallError("unshare", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// left is what containers left on the host that ends with none of them.
+func (h *simulated) left() ([]string, error) {
+	var all []string
+	for _, dir := range []string{runtimeDir + "/containers", gcRoots} {
+		names, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		for _, n := range names {
+			all = append(all, filepath.Join(dir, n.Name()))
+		}
+	}
+	return all, nil
+}
+
+// layoutNames says which layouts there are.
+func layoutNames() string {
+	var names []string
+	for _, l := range layouts {
+		names = append(names, l.name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// topologyDir is where the topology test has its files.
+func topologyDir() string { return filepath.Join(machine.Dir(), "topologies") }
