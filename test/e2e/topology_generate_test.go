@@ -18,6 +18,7 @@ type topology struct {
 	steps   []string // shell commands of the host, before the container
 	undo    []string // and after it, where its mount namespace's end does not do
 	late    []string // commands for when the container runs
+	again   string   // a command that takes back what late did
 	meet    string   // a directory of the container that the host sees too, for that
 	mounts  []object // of config.json
 	volumes []string // or podman's options
@@ -27,6 +28,7 @@ type topology struct {
 	runtime string
 	mode    string // empty: no annotation for it
 	admin   bool   // CAP_SYS_ADMIN
+	userns  bool   // a user namespace, of the host's ids
 	device  bool   // may read block devices
 	readonly,
 	listing bool
@@ -49,6 +51,10 @@ type generator struct {
 	n    int // for names
 	// What there is one of: a directory in memory, and mounts on these.
 	memory, named, onNix bool
+	// linked tells whether /link of the image leads elsewhere and is not used yet.
+	linked bool
+	// used are destinations, and nesting those in which there may be others.
+	used, nesting []string
 }
 
 // generate makes the topology that belongs to a seed, in a directory of a host.
@@ -56,8 +62,9 @@ func generate(host *simulated, seed1, seed2 uint64, dir string) *topology {
 	g := &generator{Rand: rand.New(rand.NewPCG(seed1, seed2)), host: host, t: &topology{dir: dir, listing: true}}
 	t := g.t
 	t.runtime = pick(g, runtimes)
-	t.podman = g.IntN(12) == 0
-	t.admin = g.IntN(3) > 0
+	t.podman = g.IntN(9) == 0
+	t.admin = g.IntN(8) > 0
+	t.userns = !t.podman && g.IntN(8) == 0
 	t.readonly = g.IntN(4) == 0
 	if g.IntN(5) == 0 {
 		t.mode = "bind"
@@ -154,8 +161,8 @@ func escape(s string) string { return strings.NewReplacer(`\`, `\\`, ":", `\:`, 
 
 // oddNames are those that parsers trip over.
 var oddNames = []string{
-	"with space", "co:lon", "com,ma", `back\slash`, "new\nline", "tab\tbed", `quo"te`, "apos'trophe", `\040`, "a,lowerdir=b",
-	"#hash", "ümlaut", "x - overlay overlay rw", "-", "e,upperdir=f", "trailing ", `end\`,
+	"with space", "co:lon", "com,ma", `back\slash`, "new\nline", "tab\tbed", `quo"te`, "apos'trophe", `\040`,
+	"a,lowerdir=b", "#hash", "ümlaut", "x - overlay overlay rw", "-", "e,upperdir=f", "trailing ", `end\`,
 }
 
 // chooseImage makes more of the image, or nothing.
@@ -173,22 +180,54 @@ func (g *generator) chooseImage() {
 		image("own /nix", "mkdir -p nix/var/nix/profiles; echo image >nix/var/nix/profiles/mine"),
 		image("/nix is a link to /etc", "mkdir -p etc; ln -s /etc nix"),
 	)
+	if g.IntN(10) == 0 {
+		to := pick(g, []string{storeDir, "/nix", "/nix/var/nix"})
+		image("/link leads to "+to, "mkdir -p ."+to+"; ln -s "+to+" link")()
+		g.linked = true
+	}
 }
 
 // plainMount adds a mount that is nobody's trouble.
 func (g *generator) plainMount() {
 	if g.t.podman || g.IntN(2) == 0 {
-		dir := g.freshDir()
-		g.bind(spot{path: dir}, g.destination())
+		s := spot{path: g.freshDir()}
+		g.bind(s, g.destination(s))
 		return
 	}
-	g.mount(object{"destination": g.destination(), "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "size=1m"}})
+	d := g.destination(spot{})
+	g.nesting = append(g.nesting, d)
+	options := []string{"nosuid", "size=1m"}
+	g.mount(object{"destination": d, "type": "tmpfs", "source": "tmpfs", "options": options})
 }
 
 // destination is where something is mounted that is not about the store.
-func (g *generator) destination() string {
+func (g *generator) destination(s spot) string {
+	d := g.newDestination()
+	switch {
+	case s.file: // would be in the way of directories
+		return d
+	case g.linked && g.IntN(3) == 0:
+		g.linked = false
+		g.kind("its destination is a link")
+		return "/link"
+	case g.t.podman:
+	case len(g.used) > 0 && g.t.meet == "" && g.IntN(8) == 0:
+		g.kind("stacked in the container")
+		return pick(g, g.used)
+	case len(g.nesting) > 0 && g.IntN(4) == 0:
+		g.kind("in another mount of the container")
+		d = pick(g, g.nesting) + d
+	}
+	g.used = append(g.used, d)
+	return d
+}
+
+// destinations are numbered.
+var destinations = []string{"/x", "/mnt/y", "/var/lib/z", "/tmp/t", "/opt/with space", "/host"}
+
+func (g *generator) newDestination() string {
 	g.n++
-	return fmt.Sprintf("%s%d", pick(g, []string{"/x", "/mnt/y", "/var/lib/z", "/tmp/t", "/opt/with space", "/host"}), g.n)
+	return fmt.Sprintf("%s%d", pick(g, destinations), g.n)
 }
 
 // mount adds a mount to config.json.
@@ -304,7 +343,10 @@ func (g *generator) data() spot {
 // innocentMount adds a mount that shows no secret, however it is made.
 func (g *generator) innocentMount() {
 	named := spot{path: g.host.seed.paths["named"]}
-	ordinary := func() { g.bind(g.transform(g.data(), g.IntN(3)), g.destination()) }
+	ordinary := func() {
+		s := g.transform(g.data(), g.IntN(3))
+		g.bind(s, g.destination(s))
+	}
 	g.choose(
 		ordinary, ordinary, ordinary, ordinary, ordinary,
 		g.plainMount,
@@ -318,7 +360,7 @@ func (g *generator) innocentMount() {
 		},
 		func() {
 			g.kind("a store path by name")
-			destination := g.destination()
+			destination := g.destination(named)
 			if !g.named && g.IntN(2) == 0 {
 				g.named, destination = true, named.path
 			}
@@ -328,7 +370,8 @@ func (g *generator) innocentMount() {
 			g.kind("a store path by an alias")
 			alias := g.freshDir()
 			g.step("mount --bind %s %s", named.path, alias)
-			g.bind(spot{path: alias, depth: named.depth}, g.destination(), "bind", "ro")
+			s := spot{path: alias}
+			g.bind(s, g.destination(s), "bind", "ro")
 		},
 		func() {
 			if g.onNix {
@@ -365,7 +408,8 @@ func (g *generator) bases() []spot {
 		{path: state + "/db", depth: l.depthNix}, {path: state + "/profiles", depth: l.depthNix},
 		{path: state + "/daemon-socket", depth: l.depthNix}, {path: storeDir + "/.links", depth: l.depth},
 		{path: state + "/daemon-socket/socket", file: true}, {path: state + "/db/db.sqlite", file: true},
-		{path: runtimeDir}, {path: "/run", tree: true}, {path: "/", tree: true, above: true}, {path: "/", tree: true, above: true},
+		{path: "/", tree: true, above: true}, {path: "/", tree: true, above: true},
+		{path: runtimeDir}, {path: "/run", tree: true},
 		{path: runtimeDir + "/" + g.host.seed.secretFile(), file: true},
 	}
 	for _, p := range l.backing {
@@ -381,9 +425,10 @@ func (g *generator) bases() []spot {
 // secretMount adds one mount that shows a secret.
 func (g *generator) secretMount() {
 	bound := func() {
-		base := pick(g, g.bases())
-		g.kind("secret: %s", base.path)
-		g.bind(g.transform(base, g.IntN(4)), g.destination())
+		s := pick(g, g.bases())
+		g.kind("secret: %s", s.path)
+		s = g.transform(s, g.IntN(4))
+		g.bind(s, g.destination(s))
 	}
 	kinds := []func(){
 		bound, bound, bound, bound, bound, bound,
@@ -393,7 +438,9 @@ func (g *generator) secretMount() {
 			g.lateMount("mount --bind " + pick(g, []string{storeDir, "/nix", "/nix/var/nix"}) + " %s")
 		},
 		func() {
-			s := g.transform(pick(g, []spot{{path: storeDir, depth: g.host.layout.depth}, {path: "/nix", depth: g.host.layout.depthNix, tree: true}}), g.IntN(2))
+			l := g.host.layout
+			from := []spot{{path: storeDir, depth: l.depth}, {path: "/nix", depth: l.depthNix, tree: true}}
+			s := g.transform(pick(g, from), g.IntN(2))
 			g.kind("secret: on the store directory")
 			g.bind(s, pick(g, []string{storeDir, "/nix"}), "rbind", "rprivate")
 		},
@@ -425,13 +472,13 @@ func (g *generator) secretDisk() {
 			if !strings.HasPrefix(g.host.layout.name, "live") {
 				options = []string{"rw"}
 			}
-			g.mount(object{"destination": g.destination(), "type": "ext4", "source": g.host.device, "options": options})
+			g.mount(object{"destination": g.newDestination(), "type": "ext4", "source": g.host.device, "options": options})
 		},
 		func() {
 			g.kind("secret: the store's block device")
 			g.t.device = true
-			s := spot{path: g.host.device, file: true}
-			g.bind(g.transform(s, g.IntN(2)), g.destination(), "bind")
+			s := g.transform(spot{path: g.host.device, file: true}, g.IntN(2))
+			g.bind(s, g.destination(s), "bind")
 		},
 	)
 }
@@ -452,7 +499,7 @@ func (g *generator) secretRoot() {
 		func() {
 			if depth > 1 {
 				g.kind("secret: root is an overlay of the host")
-				g.rootOverlay("/images/plain:/")
+				g.rootOverlay("/run/image:/") // layers must not overlap
 				return
 			}
 			g.kind("secret: root is an overlay of the store")
@@ -479,10 +526,31 @@ func (g *generator) lateMount(command string) {
 		return
 	}
 	dir := g.freshDir()
-	g.step("mount --bind %[1]s %[1]s; mount --make-shared %[1]s; mkdir %[1]s/late", dir)
-	g.t.meet = g.destination()
+	g.t.meet = g.newDestination()
+	g.choose(
+		func() { g.step("mount --bind %[1]s %[1]s; mount --make-shared %[1]s", dir) },
+		func() {
+			g.kind("all of the host is shared")
+			g.step("mount --make-rshared /")
+		},
+		func() {
+			if g.t.root != "" || g.t.readonly {
+				g.step("mount --make-rshared /")
+				return
+			}
+			g.kind("in the container's root")
+			g.step("mount --make-rshared /")
+			dir = g.t.dir + "/b/rootfs/meet"
+			g.step("mkdir %s", dir)
+			g.t.meet = "/meet"
+		},
+	)
+	g.step("mkdir %s/late", dir)
 	g.t.late = []string{fmt.Sprintf(command, dir+"/late"), "touch " + dir + "/go"}
-	g.t.undo = append(g.t.undo, "rm -f "+dir+"/ready "+dir+"/go; umount "+dir+"/late")
+	g.t.again = fmt.Sprintf("rm -f %[1]s/ready %[1]s/go; umount %[1]s/late || :", dir)
+	if g.t.meet == "/meet" {
+		return
+	}
 	options := []string{"rbind", "rw"}
 	if p := pick(g, []string{"", "private", "rprivate"}); p != "" {
 		options = append(options, p)
@@ -496,7 +564,7 @@ func (g *generator) lateMount(command string) {
 // overlayMount adds an overlay to config.json.
 func (g *generator) overlayMount(s spot) {
 	if s.file || s.depth > 1 {
-		g.bind(s, g.destination())
+		g.bind(s, g.destination(s))
 		return
 	}
 	name := escape(s.path)
@@ -540,7 +608,7 @@ func (g *generator) overlayMount(s spot) {
 	if g.IntN(2) == 0 {
 		options = append(options, g.upper(s)...)
 	}
-	g.mount(object{"destination": g.destination(), "type": "overlay", "source": "overlay", "options": options})
+	g.mount(object{"destination": g.destination(s), "type": "overlay", "source": "overlay", "options": options})
 }
 
 // prepare makes some of an upper directory that is there in the store, too.

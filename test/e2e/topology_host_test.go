@@ -98,88 +98,103 @@ db.execute("pragma wal_checkpoint(truncate)")`
 	return nil
 }
 
-// layout is how a host has its /nix: commands before the new host's root becomes /,
-// when it is $R, and after that. $SEED is the seed store's directory.
+// layout is how a host has its /nix.
 type layout struct {
-	name          string
+	name string
+	// Commands from before the host's root becomes /, when it is $R, and from after
+	// that. What is mounted before has names in its options that lead nowhere, as on
+	// a host that an initrd started.
 	before, after string
 	depth         int      // of overlays, of the store
 	depthNix      int      // and of /nix
 	backing       []string // directories and files that have the store in them
-	device        string   // the command that prints the block device with the store
-	image         string   // and the file that it is of
+	disk          string   // where the disk with the store is mounted
+	image         string   // the file that this disk is of, if the host has it
 }
 
-const rootDevice = "findmnt -no SOURCE -M /"
+// Parts of layouts.
+const (
+	// All but one store path in a lower layer, and that one in an upper.
+	split = `mkdir -p $R/layers/upper $R/layers/work
+		cp -a $SEED $R/nix
+		mv $R/nix/store $R/layers/lower
+		mkdir $R/nix/store
+		mv $R/layers/lower/*-later $R/layers/upper/`
+	live = `mkdir $R/iso $R/media
+		cp -a $SEED $R/nix
+		rm -rf $R/nix/store/*-later
+		disk $R/nix/store $R/iso/store
+		rm -rf $R/nix/store
+		mkdir $R/nix/store $R/nix/.ro-store $R/nix/.rw-store
+		mount -o loop,ro $R/iso/store $R/nix/.ro-store
+		mount -t tmpfs tmpfs $R/nix/.rw-store
+		mkdir $R/nix/.rw-store/store $R/nix/.rw-store/work
+		cp -a $SEED/store/*-later $R/nix/.rw-store/store/
+		writable $R/nix/.ro-store $R/nix/.rw-store/store $R/nix/.rw-store/work $R/nix/store`
+)
 
-// layouts are the layouts of /nix. What is mounted before has names in its options
-// that lead nowhere, as on a host that an initrd started.
 var layouts = []layout{
-	{name: "plain", before: `cp -a $SEED $R/nix`, device: rootDevice},
+	{name: "plain", before: "cp -a $SEED $R/nix", disk: "/"},
 	{
-		name: "bind", before: `mkdir -p $R/srv/other $R/nix; cp -a $SEED $R/srv/other/nix`,
-		after: `mount --bind /srv/other/nix /nix`, device: rootDevice,
+		name: "bind", disk: "/",
+		before:  "mkdir -p $R/srv/other $R/nix; cp -a $SEED $R/srv/other/nix",
+		after:   "mount --bind /srv/other/nix /nix",
 		backing: []string{"/srv/other/nix", "/srv/other/nix/store", "/srv/other", "/srv", "/srv/other/nix/var/nix"},
 	},
 	{
-		name: "other disk", before: `mkdir $R/nix $R/disks; truncate -s 24M $R/disks/nix; mkfs.ext4 -q -d $SEED $R/disks/nix`,
-		after: `mount -o loop /disks/nix /nix`, device: "findmnt -no SOURCE -M /nix",
-		backing: []string{"/disks/nix", "/disks"}, image: "/disks/nix",
+		name: "other disk", disk: "/nix", image: "/disks/nix",
+		before:  "mkdir $R/nix $R/disks; disk $SEED $R/disks/nix",
+		after:   "mount -o loop /disks/nix /nix",
+		backing: []string{"/disks/nix", "/disks"},
 	},
 	{
-		name:   "store on other disk",
-		before: `cp -a $SEED $R/nix; mkdir $R/disks; truncate -s 24M $R/disks/store; mkfs.ext4 -q -d $SEED/store $R/disks/store; rm -rf $R/nix/store/*`,
-		after:  `mount -o loop /disks/store /nix/store`, device: "findmnt -no SOURCE -M /nix/store",
-		backing: []string{"/disks/store", "/disks"}, image: "/disks/store",
+		name: "store on other disk", disk: storeDir, image: "/disks/store",
+		before:  "cp -a $SEED $R/nix; mkdir $R/disks; disk $SEED/store $R/disks/store; rm -rf $R/nix/store/*",
+		after:   "mount -o loop /disks/store /nix/store",
+		backing: []string{"/disks/store", "/disks"},
 	},
 	{
-		name: "store bound read-only", before: `cp -a $SEED $R/nix`, device: rootDevice,
-		after: `mount --bind /nix/store /nix/store; mount -o remount,bind,ro /nix/store`,
+		name: "store bound read-only", disk: "/",
+		before: "cp -a $SEED $R/nix",
+		after:  "mount --bind /nix/store /nix/store; mount -o remount,bind,ro /nix/store",
 	},
 	{
-		name:   "overlay",
-		before: `mkdir -p $R/layers/upper $R/layers/work; cp -a $SEED $R/nix; mv $R/nix/store $R/layers/lower; mkdir $R/nix/store; mv $R/layers/lower/*-later $R/layers/upper/`,
-		after:  `mount -t overlay overlay -o lowerdir=/layers/lower,upperdir=/layers/upper,workdir=/layers/work /nix/store`,
-		depth:  1, device: rootDevice, backing: []string{"/layers/lower", "/layers/upper", "/layers"},
+		name: "overlay", disk: "/", depth: 1,
+		before:  split,
+		after:   "writable /layers/lower /layers/upper /layers/work /nix/store",
+		backing: []string{"/layers/lower", "/layers/upper", "/layers"},
 	},
 	{
-		name:   "overlay of lower layers",
-		before: `mkdir -p $R/layers/upper; cp -a $SEED $R/nix; mv $R/nix/store $R/layers/lower; mkdir $R/nix/store; mv $R/layers/lower/*-later $R/layers/upper/`,
-		after:  `cd /layers; mount -t overlay overlay -o lowerdir=upper:lower /nix/store; cd /; mv /layers /below`,
-		depth:  1, device: rootDevice, backing: []string{"/below/lower", "/below/upper", "/below"},
+		name: "overlay of lower layers", disk: "/", depth: 1,
+		before: split,
+		after: `cd /layers; mount -t overlay overlay -o lowerdir=upper:lower /nix/store
+			cd /; mv /layers /below`,
+		backing: []string{"/below/lower", "/below/upper", "/below"},
 	},
 	{
-		name:   "all of /nix an overlay",
-		before: `mkdir -p $R/layers/upper $R/layers/work $R/nix; cp -a $SEED $R/layers/lower`,
-		after:  `mount -t overlay overlay -o lowerdir=/layers/lower,upperdir=/layers/upper,workdir=/layers/work /nix`,
-		depth:  1, depthNix: 1, device: rootDevice, backing: []string{"/layers/lower", "/layers/lower/store", "/layers", "/layers/lower/var/nix"},
+		name: "all of /nix an overlay", disk: "/", depth: 1, depthNix: 1,
+		before:  "mkdir -p $R/layers/upper $R/layers/work $R/nix; cp -a $SEED $R/layers/lower",
+		after:   "writable /layers/lower /layers/upper /layers/work /nix",
+		backing: []string{"/layers/lower", "/layers/lower/store", "/layers", "/layers/lower/var/nix"},
 	},
 	{
-		name:   "overlay of overlay",
-		before: `mkdir -p $R/layers/upper $R/layers/work $R/layers/upper2 $R/layers/work2 $R/layers/merged; cp -a $SEED $R/nix; mv $R/nix/store $R/layers/lower; mkdir $R/nix/store; mv $R/layers/lower/*-later $R/layers/upper2/`,
-		after: `mount -t overlay overlay -o lowerdir=/layers/lower,upperdir=/layers/upper,workdir=/layers/work /layers/merged
-			mount -t overlay overlay -o lowerdir=/layers/merged,upperdir=/layers/upper2,workdir=/layers/work2 /nix/store`,
-		depth: 2, device: rootDevice, backing: []string{"/layers/lower", "/layers/merged", "/layers/upper2", "/layers"},
+		name: "overlay of overlay", disk: "/", depth: 2,
+		before: split + "; mkdir $R/layers/merged $R/layers/upper2 $R/layers/work2",
+		after: `writable /layers/lower /layers/upper /layers/work /layers/merged
+			writable /layers/merged /layers/upper2 /layers/work2 /nix/store`,
+		backing: []string{"/layers/lower", "/layers/upper", "/layers/merged", "/layers"},
 	},
 	{
-		name: "live system",
-		before: `mkdir $R/iso; cp -a $SEED $R/nix; rm -rf $R/nix/store/*-later; truncate -s 24M $R/iso/store
-			mkfs.ext4 -q -d $R/nix/store $R/iso/store; rm -rf $R/nix/store/* $R/nix/store/.links; mkdir $R/nix/.ro-store $R/nix/.rw-store
-			mount -o loop,ro $R/iso/store $R/nix/.ro-store; mount -t tmpfs tmpfs $R/nix/.rw-store
-			mkdir $R/nix/.rw-store/store $R/nix/.rw-store/work; cp -a $SEED/store/*-later $R/nix/.rw-store/store/
-			mount -t overlay overlay -o lowerdir=$R/nix/.ro-store,upperdir=$R/nix/.rw-store/store,workdir=$R/nix/.rw-store/work $R/nix/store`,
-		depth: 1, device: "findmnt -no SOURCE -M /nix/.ro-store", image: "/iso/store",
+		name: "live system", disk: "/nix/.ro-store", image: "/iso/store", depth: 1,
+		before:  live,
 		backing: []string{"/nix/.ro-store", "/nix/.rw-store/store", "/nix/.rw-store", "/iso/store", "/iso"},
 	},
 	{
-		name: "live system, layers moved",
-		before: `mkdir $R/iso $R/media; cp -a $SEED $R/nix; rm -rf $R/nix/store/*-later; truncate -s 24M $R/iso/store
-			mkfs.ext4 -q -d $R/nix/store $R/iso/store; rm -rf $R/nix/store/* $R/nix/store/.links; mkdir $R/nix/.ro-store $R/nix/.rw-store
-			mount -o loop,ro $R/iso/store $R/nix/.ro-store; mount -t tmpfs tmpfs $R/nix/.rw-store
-			mkdir $R/nix/.rw-store/store $R/nix/.rw-store/work; cp -a $SEED/store/*-later $R/nix/.rw-store/store/
-			mount -t overlay overlay -o lowerdir=$R/nix/.ro-store,upperdir=$R/nix/.rw-store/store,workdir=$R/nix/.rw-store/work $R/nix/store`,
-		after: `mkdir /media/a /media/b; mount --move /nix/.ro-store /media/a; mount --move /nix/.rw-store /media/b; umount -l /media/b`,
-		depth: 1, device: "findmnt -no SOURCE -M /media/a", image: "/iso/store",
+		name: "live system, layers moved", disk: "/media/a", image: "/iso/store", depth: 1,
+		before: live,
+		after: `mkdir /media/a /media/b
+			mount --move /nix/.ro-store /media/a
+			mount --move /nix/.rw-store /media/b; umount -l /media/b`,
 		backing: []string{"/media/a", "/media", "/iso/store"},
 	},
 }
@@ -197,9 +212,12 @@ type simulated struct {
 	seen   int64 // how much of the log was read
 }
 
-// hostScript makes a host. What is mounted in it, it alone has.
-const hostScript = `set -e
-export R=$1/root
+// script makes a host in the directory $1. What is mounted there, it alone has.
+func (l layout) script() string {
+	return `set -e
+disk() { truncate -s 24M $2; mkfs.ext4 -q -d $1 $2; }
+writable() { mount -t overlay overlay -o lowerdir=$1,upperdir=$2,workdir=$3 $4; }
+R=$1/root
 mkdir $R
 truncate -s 128M $1/disk
 mkfs.ext4 -q -N 20000 $1/disk
@@ -213,17 +231,20 @@ mount --bind "$BIN" ."$BIN"
 for d in usr etc proc sys dev; do mount --rbind /$d $d; done
 mount -t tmpfs tmpfs run
 cp $PROBER prober
-%s
+` + l.before + `
 pivot_root . old
 umount -l /old
 rmdir /old
 mkdir -m 0700 /run/nix-closure
 echo $TOKEN >/run/nix-closure/secret-$TOKEN
-%s
+cp -a /images/plain /run/image
+cp /prober /run/image/bin/
+` + l.after + `
 cd /
-echo "ready $(%s)"
-read -r line || : # until this is closed
+echo "ready $(findmnt -no SOURCE -M ` + l.disk + `)"
+read -r line || : # the end
 `
+}
 
 // newHost makes a host in a directory.
 func newHost(dir string, l layout, seed *seedStore, prober string) (_ *simulated, Err error) {
@@ -231,7 +252,7 @@ func newHost(dir string, l layout, seed *seedStore, prober string) (_ *simulated
 		return nil, err
 	}
 	h := &simulated{layout: l, seed: seed, image: dir + "/disk"}
-	h.holder = exec.Command("/bin/sh", "-c", fmt.Sprintf(hostScript, l.before, l.after, l.device), "sh", dir)
+	h.holder = exec.Command("/bin/sh", "-c", l.script(), "sh", dir)
 	h.holder.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
 		"BIN=" + *bin, "PROBER=" + prober, "SEED=" + seed.dir, "TOKEN=" + seed.token,

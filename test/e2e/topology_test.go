@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -23,13 +24,14 @@ import (
 	"time"
 )
 
-// To run one of a run's topologies again, give its seed and its number:
+// To run one of a run's topologies again, give its seed and its number, and all of it is
+// printed: its commands, what the container and the hook say, and the container's mounts.
 //
-//	go test -run TestTopologies ./e2e -args -bin DIR -topology-seed 1 -topology 137
+//	go test -v -run TestTopologies ./e2e -args -bin DIR -topology-seed 1 -topology 137
 var (
 	topologies   = flag.Int("topologies", 300, "how many mount topologies TestTopologies makes")
 	topologySeed = flag.Uint64("topology-seed", 1, "what TestTopologies makes them from")
-	topologyOnly = flag.Int("topology", -1, "the number of the only one to make; its commands are printed")
+	topologyOnly = flag.Int("topology", -1, "the number of the only topology to make")
 )
 
 // topologiesOfHost is how many containers a host of the test gets.
@@ -45,15 +47,19 @@ type outcome struct {
 	topology *topology
 	text     string // that describes it
 	started  bool
-	looked   report // of the container that started
-	truth    report // or of the one that was refused, without the hook
-	reason   string // of the refusal
-	why      error  // the topology is none, or the test itself failed
+	looked   report  // of the container that started
+	truth    report  // or of the one that was refused, without the hook
+	reason   string  // of the refusal
+	why      error   // the topology is none, or the test itself failed
+	again    []error // the same of those that had its number before
 }
+
+// find is a place where a secret is.
+type find struct{ Mount, Path, What string }
 
 // report is what ./prober prints.
 type report struct {
-	Finds     []struct{ Mount, Path, What string }
+	Finds     []find
 	Store     []string
 	Mounts    int
 	Unmounted int
@@ -94,15 +100,16 @@ func TestTopologies(t *testing.T) {
 	for range 2 {
 		wait.Go(func() {
 			for first := range numbers {
-				last := min(first+topologiesOfHost, *topologies)
-				if err := runHost(seed, prober, config, first, last, tally.add); err != nil {
-					t.Errorf("topologies %d to %d: %v", first, last-1, err)
+				if err := runHost(seed, prober, config, first, tally.add); err != nil {
+					t.Errorf("the host of the topologies from %d on: %v", first, err)
 				}
 			}
 		})
 	}
-	for first := 0; first < *topologies; first += topologiesOfHost {
-		if *topologyOnly < 0 || first <= *topologyOnly && *topologyOnly < first+topologiesOfHost {
+	if *topologyOnly >= 0 {
+		numbers <- *topologyOnly - *topologyOnly%topologiesOfHost
+	} else {
+		for first := 0; first < *topologies; first += topologiesOfHost {
 			numbers <- first
 		}
 	}
@@ -134,8 +141,8 @@ func specOf(t *testing.T) []byte {
 	return text
 }
 
-// runHost runs topologies on a host of theirs.
-func runHost(seed *seedStore, prober string, config []byte, first, last int, add func(outcome)) error {
+// runHost runs the topologies from a number on, on a host of theirs.
+func runHost(seed *seedStore, prober string, config []byte, first int, add func(outcome)) error {
 	number := first / topologiesOfHost
 	l := layouts[(number+int(*topologySeed))%len(layouts)]
 	h, err := newHost(fmt.Sprintf("%s/host%d", topologyDir(), number), l, seed, prober)
@@ -144,8 +151,8 @@ func runHost(seed *seedStore, prober string, config []byte, first, last int, add
 	}
 	err = inOwnThread(func() error {
 		return h.inHost(func() error {
-			for n := first; n < last; n++ {
-				if *topologyOnly < 0 || *topologyOnly == n {
+			for n := first; n < first+topologiesOfHost; n++ {
+				if *topologyOnly < 0 && n < *topologies || *topologyOnly == n {
 					add(h.try(config, n))
 				}
 			}
@@ -163,6 +170,7 @@ func runHost(seed *seedStore, prober string, config []byte, first, last int, add
 // another one of.
 func (h *simulated) try(config []byte, number int) outcome {
 	var o outcome
+	var again []error
 	for attempt := range 8 {
 		dir := fmt.Sprintf("/w/%d", number)
 		if attempt > 0 {
@@ -173,10 +181,9 @@ func (h *simulated) try(config []byte, number int) outcome {
 		if o.why == nil {
 			break
 		}
-		if *topologyOnly >= 0 || os.Getenv("TOPO_DEBUG") != "" {
-			fmt.Println("RETRY", number, dir, t.kinds, o.why)
-		}
+		again = append(again, o.why)
 	}
+	o.again = again
 	return o
 }
 
@@ -208,17 +215,41 @@ func (h *simulated) run(t *topology, config []byte, number int) (o outcome) {
 	if err != nil {
 		return fail(fmt.Errorf("making it: %w\n%s", err, said))
 	}
-	if o.started, err = readReport(t.dir+"/hooked", &o.looked); err != nil || o.started {
-		o.why = err
-	} else if ok, err := readReport(t.dir+"/truth", &o.truth); err != nil || !ok {
+	if o.started, err = readReport(t.dir+"/hooked", &o.looked); err != nil {
+		return fail(err)
+	}
+	if ok, err := readReport(t.dir+"/truth", &o.truth); err != nil || !ok {
 		text, _ := os.ReadFile(t.dir + "/truth.err")
-		o.why = errors.Join(fmt.Errorf("it does not start without the hook either: %s", text), err)
-	} else if o.reason == "" {
+		return fail(errors.Join(fmt.Errorf("it does not start without the hook either: %s", text), err))
+	}
+	if !o.started && o.reason == "" {
 		text, _ := os.ReadFile(t.dir + "/hooked.err")
 		o.reason = "no reason in the log: " + string(text)
 	}
+	if o.started {
+		o.looked.Finds = append(o.looked.Finds, h.more(t, o.looked.Store)...)
+	}
 	o.why = errors.Join(o.why, os.RemoveAll(t.dir))
 	return o
+}
+
+// more is what a store directory has that is not the container's closure.
+func (h *simulated) more(t *topology, names []string) []find {
+	var finds []find
+	closure := []string{"program", "data"}
+	for _, n := range names {
+		_, name, _ := strings.Cut(n, "-")
+		// What a mount asks for by name may be there as well.
+		if name != "named" && !slices.Contains(closure, name) {
+			finds = append(finds, find{storeDir, storeDir + "/" + n, "not in the closure"})
+		}
+	}
+	for _, name := range closure {
+		if t.listing && !slices.Contains(names, filepath.Base(h.seed.paths[name])) {
+			finds = append(finds, find{storeDir, h.seed.paths[name], "not there"})
+		}
+	}
+	return finds
 }
 
 // readReport reads what a container left: whether it ran to its end, and what it printed.
@@ -280,47 +311,52 @@ func (h *simulated) write(t *topology, spec []byte) error {
 		}
 	}
 	for name, hooked := range map[string]bool{"hooked": true, "truth": false} {
-		var c object
-		if err := json.Unmarshal(spec, &c); err != nil {
-			return err
-		}
-		process := c["process"].(object)
-		process["args"] = t.command(h, hooked)
-		process["cwd"] = "/"
-		capabilities := process["capabilities"].(object)
-		if t.admin || !hooked {
-			for _, set := range []string{"bounding", "effective", "permitted"} {
-				capabilities[set] = append(capabilities[set].([]any), "CAP_SYS_ADMIN")
-			}
-		}
-		root := object{"path": "rootfs", "readonly": t.readonly}
-		if t.root != "" {
-			root["path"] = t.root
-		}
-		c["root"] = root
-		for _, m := range t.mounts {
-			c["mounts"] = append(c["mounts"].([]any), m)
-		}
-		if t.device {
-			c["linux"].(object)["resources"] = object{"devices": []object{{"allow": true, "access": "rwm"}}}
-		}
-		if hooked {
-			c["annotations"] = t.annotations(h)
-			b := bundle{}
-			c["hooks"] = object{
-				"createRuntime": []object{b.hook("nix-closure-hook", "createRuntime")},
-				"poststop":      []object{b.hook("nix-closure-hook", "poststop")},
-			}
-		}
-		text, err := json.Marshal(c)
+		config, err := h.config(t, spec, hooked)
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(t.dir+"/b/"+name+".json", text, 0o644); err != nil {
+		if err := os.WriteFile(t.dir+"/b/"+name+".json", config, 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// config is the config.json of a topology, made from a runtime's own.
+func (h *simulated) config(t *topology, spec []byte, hooked bool) ([]byte, error) {
+	var c object
+	if err := json.Unmarshal(spec, &c); err != nil {
+		return nil, err
+	}
+	process, linux := c["process"].(object), c["linux"].(object)
+	process["args"] = t.command(h, hooked)
+	if t.admin || !hooked {
+		capabilities := process["capabilities"].(object)
+		for _, set := range []string{"bounding", "effective", "permitted"} {
+			capabilities[set] = append(capabilities[set].([]any), "CAP_SYS_ADMIN")
+		}
+	}
+	c["root"] = object{"path": cmp.Or(t.root, "rootfs"), "readonly": t.readonly}
+	for _, m := range t.mounts {
+		c["mounts"] = append(c["mounts"].([]any), m)
+	}
+	if t.device {
+		linux["resources"] = object{"devices": []object{{"allow": true, "access": "rwm"}}}
+	}
+	if t.userns {
+		ids := []object{{"containerID": 0, "hostID": 0, "size": 65536}}
+		linux["namespaces"] = append(linux["namespaces"].([]any), object{"type": "user"})
+		linux["uidMappings"], linux["gidMappings"] = ids, ids
+	}
+	if hooked {
+		c["annotations"] = t.annotations(h)
+		hooks, b := object{}, bundle{}
+		for _, stage := range []string{"createRuntime", "poststop"} {
+			hooks[stage] = []object{b.hook("nix-closure-hook", stage)}
+		}
+		c["hooks"] = hooks
+	}
+	return json.Marshal(c)
 }
 
 // command is the container's: the prober, out of the closure if it has one.
@@ -368,7 +404,7 @@ func (t *topology) script(h *simulated) string {
 	line("cd b")
 	for _, name := range []string{"hooked", "truth"} {
 		if name == "truth" {
-			line("[ $status != 0 ] || exit 0")
+			line("%s", cmp.Or(t.again, ":"))
 		}
 		if len(t.late) > 0 {
 			line("(until [ -e $(dirname %s)/ready ]; do sleep 0.01; done", strings.Fields(t.late[len(t.late)-1])[1])
@@ -391,7 +427,8 @@ func (t *topology) run(h *simulated, name string) string {
 		return fmt.Sprintf("%s run --bundle %s/b %s", t.runtime, t.dir, id)
 	}
 	args := []string{
-		"podman", "--root", "/var/lib/podman", "--runroot", "/run/podman", "--tmpdir", "/run/podman-tmp", "--runtime", t.runtime,
+		"podman", "--root", "/var/lib/podman", "--runroot", "/run/podman", "--tmpdir", "/run/podman-tmp",
+		"--runtime", t.runtime,
 	}
 	if name == "hooked" {
 		args = append(args, "--hooks-dir", filepath.Join(*bin, "hooks.d"))
@@ -427,11 +464,12 @@ func (t *topology) describe(h *simulated) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, "\t"+format+"\n", args...) }
 	line("# %s", strings.Join(t.kinds, "; "))
-	line("# /nix: %s; $R is the host's root before it is /, $SEED a /nix to copy", h.layout.name)
-	for text := range strings.Lines(h.layout.before + "\n" + "pivot_root $R …\n" + h.layout.after) {
-		line("%s", strings.TrimSpace(text))
+	line("# /nix: %s. The host, in a mount namespace of its own and an empty directory $1;", h.layout.name)
+	line("# SEED=%s, a /nix to copy; PROBER is test/e2e/prober", h.seed.dir)
+	for text := range strings.Lines(h.layout.script()) {
+		line("%s", strings.TrimSuffix(text, "\n"))
 	}
-	line("# the topology; /prober mount is mount(2), see test/e2e/prober")
+	line("# the topology, in a mount namespace of its own, in %s", t.dir)
 	for text := range strings.Lines(t.script(h)) {
 		line("%s", strings.TrimSuffix(text, "\n"))
 	}
@@ -439,7 +477,8 @@ func (t *topology) describe(h *simulated) string {
 		mounts, _ := json.Marshal(t.mounts)
 		line("# mounts in config.json: %s", mounts)
 	}
-	line("# CAP_SYS_ADMIN %v, root %q, read-only %v, annotations %v", t.admin, t.root, t.readonly, t.annotations(h))
+	line("# CAP_SYS_ADMIN %v, user namespace %v, root %q, read-only %v", t.admin, t.userns, t.root, t.readonly)
+	line("# annotations %v", t.annotations(h))
 	return b.String()
 }
 
@@ -455,9 +494,9 @@ func (t *tally) add(o outcome) {
 	t.all = append(t.all, o)
 }
 
-// hidden says what a refused container would have shown but for what the view takes
-// the place of.
-func (o outcome) hidden() []string {
+// shown is what the container shows without the hook, but for what the view takes the
+// place of.
+func (o outcome) shown() []string {
 	var paths []string
 	for _, f := range o.truth.Finds {
 		if f.Mount == "/nix" || f.Mount == storeDir {
@@ -473,58 +512,69 @@ func (o outcome) hidden() []string {
 // judge fails the test for each container that shows a secret, and counts the others.
 func (t *tally) judge(test *testing.T, took time.Duration) {
 	slices.SortFunc(t.all, func(a, b outcome) int { return a.number - b.number })
-	var started, refused, needless, leaks, impossible int
-	reasons, shows := map[string][]string{}, []string{}
+	var started, show, replaced, needless, again int
+	var leaks []string
+	reasons := map[string][]string{}
 	for _, o := range t.all {
+		name := fmt.Sprintf("-topology-seed %d -topology %d", *topologySeed, o.number)
+		again += len(o.again)
 		kinds := strings.Join(o.topology.kinds, "; ")
-		again := fmt.Sprintf("-topology-seed %d -topology %d", *topologySeed, o.number)
+		what := fmt.Sprintf("%d (%s, %s): %s", o.number, o.layout, o.topology.runtime, kinds)
+		if o.why != nil {
+			test.Errorf("%s: cannot be made: %v\n%s", name, o.why, o.text)
+			continue
+		}
+		if len(o.truth.Finds) > 0 {
+			show++
+		}
 		switch {
-		case o.why != nil:
-			impossible++
-			test.Errorf("%s: cannot be made: %v\n%s", again, o.why, o.text)
 		case o.started && len(o.looked.Finds) > 0:
-			leaks++
 			started++
-			if leaks > maxDescribed {
+			if leaks = append(leaks, what); len(leaks) > maxDescribed {
 				o.text = ""
 			}
-			test.Errorf("%s: the container shows\n\t%+v\n%s", again, o.looked.Finds, o.text)
-			shows = append(shows, fmt.Sprintf("%d (%s): %s", o.number, o.layout, kinds))
+			test.Errorf("%s: the container shows\n\t%+v\n%s", name, o.looked.Finds, o.text)
 		case o.started:
 			started++
-		case len(o.hidden()) == 0:
-			refused++
+			if len(o.truth.Finds) > 0 {
+				replaced++
+			}
+		case len(o.shown()) == 0:
 			needless++
 			reason := anonymous(o.reason)
-			reasons[reason] = append(reasons[reason], fmt.Sprintf("%d (%s): %s", o.number, o.layout, kinds))
-		default:
-			refused++
+			reasons[reason] = append(reasons[reason], what)
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d topologies from seed %d in %v: %d started, of them %d show a secret; %d refused, of them %d needlessly (%.1f %%)\n",
-		len(t.all), *topologySeed, took.Round(time.Second), started, leaks, refused, needless, 100*float64(needless)/float64(max(1, len(t.all))))
-	for _, s := range shows {
-		fmt.Fprintf(&b, "  shows a secret: %s\n", s)
+	fmt.Fprintf(&b, "%d topologies from seed %d in %v, %d made anew because no runtime starts them\n",
+		len(t.all), *topologySeed, took.Round(time.Second), again)
+	fmt.Fprintf(&b, "%d show a secret without the hook\n", show)
+	fmt.Fprintf(&b, "%d started, %d of them show a secret\n", started, len(leaks))
+	for _, l := range leaks {
+		fmt.Fprintf(&b, "        %s\n", l)
 	}
+	fmt.Fprintf(&b, "  %d show none because the view is in its place, or because they lack CAP_SYS_ADMIN\n", replaced)
+	refused := len(t.all) - started
+	fmt.Fprintf(&b, "%d refused, %d of them needlessly: %.1f %% of all\n",
+		refused, needless, 100*float64(needless)/float64(max(1, len(t.all))))
 	for _, r := range sorted(reasons) {
-		fmt.Fprintf(&b, "%3d × %s\n", len(reasons[r]), r)
+		fmt.Fprintf(&b, "  %3d × %s\n", len(reasons[r]), r)
 		for _, k := range reasons[r] {
 			fmt.Fprintf(&b, "        %s\n", k)
 		}
 	}
-	test.Log(b.String())
 	fmt.Print(b.String())
 }
 
 var (
+	hostRoot     = regexp.MustCompile(`/[^ ]*/host\d+/root/`)
 	ownName      = regexp.MustCompile(`mount of .*? on `)
 	ownContainer = regexp.MustCompile(`container [^ ]+: `)
-	destinations = regexp.MustCompile(`(/x|/mnt/y|/var/lib/z|/tmp/t|/opt/with space|/host)\d+`)
+	ownPlace     = regexp.MustCompile(`(` + strings.Join(destinations, "|") + `)\d+`)
 )
 
 // anonymous is a reason without what differs from container to container.
 func anonymous(reason string) string {
-	reason = ownContainer.ReplaceAllString(reason, "")
-	return destinations.ReplaceAllString(ownName.ReplaceAllString(reason, "mount of … on "), "…")
+	reason = ownContainer.ReplaceAllString(hostRoot.ReplaceAllString(reason, "$$R/"), "")
+	return ownPlace.ReplaceAllString(ownName.ReplaceAllString(reason, "mount of … on "), "…")
 }

@@ -30,9 +30,9 @@ func (g *generator) transformOnce(s spot) spot {
 		g.renamedParent,
 	}
 	if s.depth < 2 {
-		all = append(all, g.overlay, g.overlay, g.overlay, g.overlay, g.overlay, g.partOfOverlay)
+		all = append(all, g.overlay, g.overlay, g.overlay, g.overlay, g.overlay, g.partOfOverlay, g.redirected)
 	}
-	if _, err := exec.LookPath("fuse-overlayfs"); err == nil && s.depth == 0 {
+	if _, err := exec.LookPath("fuse-overlayfs"); err == nil {
 		all = append(all, g.fuse)
 	}
 	if s.path == storeDir || s.path == "/nix" {
@@ -82,6 +82,12 @@ func cover(point string) string {
 	return fmt.Sprintf("mount --make-rprivate %[1]s; mount -t tmpfs tmpfs %[1]s", point)
 }
 
+// unmount takes off what is mounted somewhere. If it were shared, what is mounted below
+// would go where it is an alias of, too.
+func unmount(point string) string {
+	return fmt.Sprintf("mount --make-rprivate %[1]s; umount -l %[1]s", point)
+}
+
 // stacked is a directory with two mounts on it, of which the upper is the spot.
 func (g *generator) stacked(s spot) spot {
 	dir := g.freshDir()
@@ -116,8 +122,8 @@ func (g *generator) odd(s spot) spot {
 // vanishedAlias is an alias of an alias whose file system is not mounted any more.
 func (g *generator) vanishedAlias(s spot) spot {
 	between, dir := g.freshDir(), g.freshDir()
-	g.step("mount -t tmpfs tmpfs %[1]s; mkdir %[1]s/in; %[2]s; mount --rbind %[1]s/in %[3]s; umount -l %[1]s",
-		between, bindOf(s, between+"/in"), dir)
+	g.step("mount -t tmpfs tmpfs %[1]s; mkdir %[1]s/in; %[2]s; mount --rbind %[1]s/in %[3]s; %[4]s",
+		between, bindOf(s, between+"/in"), dir, unmount(between))
 	g.kind("alias of what is unmounted")
 	s.path = dir
 	return s
@@ -137,7 +143,7 @@ func (g *generator) diskAgain(spot) spot {
 	dir := g.freshDir()
 	g.step("mount -t ext4 %s %s || mount -t ext4 -o ro %[1]s %[2]s", g.host.device, dir)
 	g.kind("its disk mounted again")
-	return spot{path: dir, above: g.host.layout.device == rootDevice}
+	return spot{path: dir, above: g.host.layout.disk == "/"}
 }
 
 func (g *generator) fuse(s spot) spot {
@@ -180,7 +186,7 @@ func (g *generator) overlay(s spot) spot {
 		"odd, relative": func() layer { o := g.odd(s).path; return layer{in: path.Dir(o), name: path.Base(o)} },
 		"unmounted": func() layer {
 			p := g.alias(s).path
-			return layer{name: p, after: "umount -l " + p}
+			return layer{name: p, after: unmount(p)}
 		},
 		"moved": func() layer {
 			p, to := g.alias(s).path, g.freshDir()
@@ -200,7 +206,7 @@ func (g *generator) overlay(s spot) spot {
 		},
 		"unmounted, and another there": func() layer {
 			p := g.alias(s).path
-			return layer{name: p, after: fmt.Sprintf("umount -l %[1]s; echo >%[1]s/file", p)}
+			return layer{name: p, after: fmt.Sprintf("%s; echo >%s/file", unmount(p), p)}
 		},
 	}
 	how := pick(g, sorted(named))
@@ -249,6 +255,22 @@ func (g *generator) partOfOverlay(s spot) spot {
 	part := g.freshDir()
 	g.step("mount --bind %s %s; umount %[3]s", quote(whole+"/"+path.Base(s.path)), part, whole)
 	g.kind("part of an overlay")
+	return spot{path: part, depth: s.depth + 1}
+}
+
+// redirected is a directory of an overlay that is in none of its lower layers, and shows
+// one of theirs by another name.
+func (g *generator) redirected(s spot) spot {
+	name := path.Base(g.host.seed.paths["foreign"])
+	if s.path != storeDir && !strings.HasSuffix(s.path, "/store") && !strings.HasPrefix(s.path, "/layers/lower") {
+		return g.overlay(s)
+	}
+	whole, part, upper := g.freshDir(), g.freshDir(), g.freshDir()
+	g.step("mkdir -p %[1]s/sub/x %[1]s.work; /prober xattr %[1]s/sub/x trusted.overlay.redirect /%s", upper, name)
+	g.step("/prober mount overlay %s overlay %s", whole,
+		quote(fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%[2]s.work,redirect_dir=on", escape(s.path), upper)))
+	g.step("mount --bind %[1]s/sub %s; umount %[1]s", whole, part)
+	g.kind("redirected in an overlay")
 	return spot{path: part, depth: s.depth + 1}
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -20,9 +21,10 @@ import (
 // report is what the prober prints.
 type report struct {
 	Finds     []find
-	Mounts    int  // in the first look
-	Unmounted int  // how often something could be unmounted
-	Truncated bool // whether a bound was met before all was seen
+	Store     []string // what is in /nix/store
+	Mounts    int      // in the first look
+	Unmounted int      // how often something could be unmounted
+	Truncated bool     // whether a bound was met before all was seen
 }
 
 // find is a place where the secret is.
@@ -57,6 +59,7 @@ func (s *search) lookAtAll() error {
 	if err != nil {
 		return err
 	}
+	fmt.Fprintf(os.Stderr, "%s\n", mountinfo) // for who runs one topology alone
 	s.points = nil
 	var look []string
 	for line := range strings.Lines(string(mountinfo)) {

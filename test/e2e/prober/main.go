@@ -53,6 +53,11 @@ func look(backwards string, options []string) error {
 	token := []byte(backwards)
 	slices.Reverse(token)
 	s := &search{token: token, seen: map[file]bool{}}
+	// One that is not listed is no error.
+	names, _ := os.ReadDir("/nix/store")
+	for _, n := range names {
+		s.Store = append(s.Store, n.Name())
+	}
 	if err := s.lookAtAll(); err != nil {
 		return err
 	}

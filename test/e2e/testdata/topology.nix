@@ -16,7 +16,9 @@ let
 
 in rec {
   # What containers ask for, and what it references.
-  program = run "program" "mkdir -p $out/bin; cp $prober $out/bin/prober; ln -s $data $out/data" { inherit prober data; };
+  program = run "program" "mkdir -p $out/bin; cp $prober $out/bin/prober; ln -s $data $out/data" {
+    inherit prober data;
+  };
   data = run "data" "echo data > $out" { };
 
   # What some ask for by a mount.
