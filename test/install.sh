@@ -28,6 +28,7 @@ test)
 	needed="$needed
 crun crun
 newuidmap uidmap
+fuse-overlayfs fuse-overlayfs
 mkfs.ext4 e2fsprogs
 fuse-overlayfs fuse-overlayfs
 qemu-system-x86_64 qemu-system-x86
