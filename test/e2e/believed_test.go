@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/nix-closure/nix-closure/test/machine"
+)
+
+// The annotations by which containerd and CRI-O say what a container is.
+const (
+	criType       = "io.kubernetes.cri.container-type"
+	criID         = "io.kubernetes.cri.sandbox-id"
+	criName       = "io.kubernetes.cri.container-name"
+	criNamespace  = "io.kubernetes.cri.sandbox-namespace"
+	crioType      = "io.kubernetes.cri-o.ContainerType"
+	crioID        = "io.kubernetes.cri-o.SandboxID"
+	crioName      = "io.kubernetes.container.name"
+	crioNamespace = "io.kubernetes.pod.namespace"
+)
+
+// What becomes of a container that asks for env and mounts the host's whole store.
+const (
+	itsOwn  = "env"     // it has the closure of env
+	foreign = "foreign" // it has a closure that only one container of a pod asks for
+	refused = "refused" // it does not start, and the reason names one of the claim's keys
+)
+
+// annotations are what an image or a user says of a container.
+type annotations = map[string]string
+
+// claim is something that an image or a user says and only some engine may say.
+type claim struct {
+	name   string
+	says   annotations
+	config string            // config.toml
+	want   map[string]string // by the engine that the hook is told; "*" is any other
+	reason string            // what a refusal may say in place of a key; empty: nothing
+}
+
+func (c claim) outcome(engine string) string {
+	if want, ok := c.want[engine]; ok {
+		return want
+	}
+	return c.want["*"]
+}
+
+// claims has every annotation that says what a container is, in both dialects.
+func claims() []claim {
+	const (
+		forTeam  = "[[allow]]\nnamespaces = [\"team-a\"]\nroots = [\"/nix/store/*-test-env\"]\n"
+		forAll   = "[[allow]]\nroots = [\"/nix/store/*-test-env\"]\n"
+		webRoots = "web.nix-closure/roots"
+	)
+	path := store["foreign"]
+	never := map[string]string{"*": refused}
+	always := map[string]string{"*": itsOwn}
+	// somebody is a container's ID, but no container here has it.
+	somebody := strings.Repeat("5eed", 16)
+	return []claim{
+		{name: "sandbox, containerd", says: annotations{criType: "sandbox"}, want: never},
+		{name: "sandbox, CRI-O", says: annotations{crioType: "sandbox"}, want: never},
+		{name: "sandbox, both", says: annotations{criType: "sandbox", crioType: "sandbox"}, want: never},
+		{name: "sandbox of another ID, containerd", says: annotations{criType: "sandbox", criID: somebody}, want: never},
+		{name: "sandbox of another ID, CRI-O", says: annotations{crioType: "sandbox", crioID: somebody}, want: never},
+		{name: "sandbox of no ID", says: annotations{criType: "sandbox", criID: "", crioType: "sandbox", crioID: ""}, want: never},
+		{name: "sandbox and container", says: annotations{criType: "sandbox", crioType: "container"}, want: never},
+		{name: "container", says: annotations{criType: "container", crioType: "container"}, want: always},
+
+		{name: "name, containerd", says: annotations{criName: "web", webRoots: path},
+			want: map[string]string{"*": refused, "containerd": foreign}},
+		{name: "name, CRI-O", says: annotations{crioName: "web", webRoots: path},
+			want: map[string]string{"*": refused, "cri-o": foreign}},
+		{name: "name, both", says: annotations{criName: "web", crioName: "web", webRoots: path}, want: never},
+		{name: "no name", says: annotations{webRoots: path}, want: never},
+		{name: "empty name", says: annotations{criName: "", crioName: "", webRoots: path}, want: never},
+		{name: "name alone, containerd", says: annotations{criName: "web"},
+			want: map[string]string{"*": refused, "containerd": itsOwn, "": itsOwn}},
+		{name: "name alone, CRI-O", says: annotations{crioName: "web"},
+			want: map[string]string{"*": refused, "cri-o": itsOwn, "": itsOwn}},
+
+		{name: "namespace, containerd", says: annotations{criNamespace: "team-a"}, config: forTeam,
+			want: map[string]string{"*": refused, "containerd": itsOwn}},
+		{name: "namespace, CRI-O", says: annotations{crioNamespace: "team-a"}, config: forTeam,
+			want: map[string]string{"*": refused, "cri-o": itsOwn}},
+		{name: "namespaces that differ", says: annotations{criNamespace: "team-b", crioNamespace: "team-a"}, config: forTeam,
+			want: map[string]string{"*": refused, "cri-o": itsOwn}, reason: `namespace "team-b"`},
+		{name: "namespace without need", says: annotations{criNamespace: "team-a", crioNamespace: "team-b"}, config: forAll,
+			want: always},
+	}
+}
+
+// seen is what a container could do, or why it did not start.
+type seen struct {
+	stdout, stderr string
+	err            error
+	said           string // the newest error that was logged meanwhile
+}
+
+// probe is a script for busybox. It prints each path of the host's store that exists
+// in the container, also where the store cannot be listed.
+func probe(t *testing.T) string {
+	t.Helper()
+	entries, err := os.ReadDir(storeDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var paths strings.Builder
+	for _, e := range entries {
+		fmt.Fprintf(&paths, " %s/%s", storeDir, e.Name())
+	}
+	return "echo started; for p in" + paths.String() + "; do if [ -e $p ] || [ -L $p ]; then echo $p; fi; done; " +
+		"if /bin/busybox ls /nix/store >/tmp/names 2>&1; then echo listed; fi; " +
+		"if /bin/busybox touch /nix/store/added 2>/tmp/names; then echo written; fi; " +
+		"if [ -e /nix/var/nix/db/db.sqlite ]; then echo registered; fi"
+}
+
+// lines are what the probe printed: store paths without their directory, sorted, and words.
+func (s seen) lines() (names, words []string) {
+	for line := range strings.Lines(s.stdout) {
+		line = strings.TrimSuffix(line, "\n")
+		if name, ok := strings.CutPrefix(line, storeDir+"/"); ok {
+			names = append(names, name)
+		} else if line != "started" {
+			words = append(words, line)
+		}
+	}
+	slices.Sort(names)
+	return names, words
+}
+
+// isRefused fails if a container started, or if the reason names none of these.
+func (s seen) isRefused(t *testing.T, reasons ...string) {
+	t.Helper()
+	if s.err == nil || s.stdout != "" {
+		names, words := s.lines()
+		t.Errorf("it started, and sees %q %q", names, words)
+		return
+	}
+	if !slices.ContainsFunc(reasons, func(r string) bool { return strings.Contains(s.said, r) }) {
+		t.Errorf("it is refused, but the reason has none of %q:\n%s\n%s", reasons, s.said, s.stderr)
+	}
+}
+
+// has fails unless a container started, and sees exactly the closure of an attribute of the store.
+func (s seen) has(t *testing.T, attribute string) {
+	t.Helper()
+	names, _ := s.lines()
+	if want := closureOf(t, store[attribute]); s.err != nil || !slices.Equal(names, want) {
+		t.Errorf("%v: it sees %q\nwant %q\n%s\n%s", s.err, names, want, s.said, s.stderr)
+	}
+}
+
+// check fails if a container got more or less than it may.
+func (c claim) check(t *testing.T, engine string, s seen) {
+	t.Helper()
+	if want := c.outcome(engine); want != refused {
+		s.has(t, want)
+		return
+	}
+	reasons := slices.Collect(maps.Keys(c.says))
+	if c.reason != "" {
+		reasons = append(reasons, c.reason)
+	}
+	s.isRefused(t, reasons...)
+}
+
+// plainImage has a busybox, and no annotation.
+const plainImage = "localhost/plain:latest"
+
+// annotatedImages has what was built, by name.
+var annotatedImages = map[string]bool{}
+
+// annotatedImage builds an image whose manifest has annotations.
+func annotatedImage(t *testing.T, says annotations) string {
+	t.Helper()
+	name, from := plainImage, "FROM scratch\nCOPY busybox /bin/busybox\nCOPY empty /tmp/\n"
+	args := []string{"build", "--quiet", "--isolation=chroot", "--format", "oci"}
+	if len(says) > 0 {
+		name = fmt.Sprintf("localhost/says-%.8x:latest", sha256.Sum256(fmt.Append(nil, says)))
+		from = "FROM " + annotatedImage(t, nil) + "\n"
+	}
+	if annotatedImages[name] {
+		return name
+	}
+	for _, key := range slices.Sorted(maps.Keys(says)) {
+		args = append(args, "--annotation", key+"="+says[key])
+	}
+	dir := t.TempDir()
+	busybox, err := os.ReadFile("/bin/busybox")
+	err = errors.Join(err, os.WriteFile(dir+"/busybox", busybox, 0o755), os.Mkdir(dir+"/empty", 0o755),
+		os.WriteFile(dir+"/Containerfile", []byte(from), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, "podman", append(args, "--tag", name, dir)...)
+	annotatedImages[name] = true
+	return name
+}
+
+// flags are podman's for annotations of the user's.
+func flags(says annotations) []string {
+	var all []string
+	for _, key := range slices.Sorted(maps.Keys(says)) {
+		all = append(all, "--annotation", key+"="+says[key])
+	}
+	return all
+}
+
+// Before version 4.5.1, podman puts an image's annotations on the container, and the
+// user's win. Where it does not, the tests of what an image says show nothing.
+func TestPodmanCopiesAnnotations(t *testing.T) {
+	image := annotatedImage(t, annotations{criType: "sandbox", criName: "web"})
+	id := strings.TrimSpace(must(t, "podman", "create", "--annotation", criName+"=db", image, "/bin/busybox"))
+	defer remove(t, id)
+	var got []struct{ Config struct{ Annotations annotations } }
+	if err := json.Unmarshal([]byte(must(t, "podman", "inspect", id)), &got); err != nil {
+		t.Fatal(err)
+	}
+	if a := got[0].Config.Annotations; a[criType] != "sandbox" || a[criName] != "db" {
+		t.Fatalf("this podman does not: test with one that does; the container has %v", a)
+	}
+}
+
+// way is how a container of podman's comes to the hook.
+type way struct {
+	name      string
+	engine    string    // that the hook is told; empty: none
+	container container // runtime and hooks
+	asks      []string  // flags by which the user asks for env
+	config    string    // config.toml
+	user      *ordinary // nil: root
+}
+
+// emptyHooks is a directory of no hook files, which everybody can read.
+func emptyHooks(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "no-hooks-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeAll(t, dir) })
+	return dir
+}
+
+// ways are all that podman has. The device is one of writeDevices.
+func ways(t *testing.T) []way {
+	alice := user(t, "alice")
+	none := emptyHooks(t)
+	byAnnotation, byDevice := flags(roots(store["env"])), []string{"--device", "nix-closure/closure=env"}
+	hooks := func(runtime string) container { return container{runtime: runtime} }
+	device := func(runtime string) container { return container{runtime: runtime, hooks: none} }
+	wrapped := container{runtime: wrapper(), hooks: none}
+	without := container{runtime: "runc", hooks: hooksWithout(t, "precreate")}
+	return []way{
+		{"hook files, runc", "podman", hooks("runc"), byAnnotation, "", nil},
+		{"hook files, crun", "podman", hooks("crun"), byAnnotation, "", nil},
+		{"hook files without precreate", "podman", without, byAnnotation, "", nil},
+		{"rootless, runc", "podman", hooks("runc"), byAnnotation, "", alice},
+		{"wrapper, runc", "", wrapped, byAnnotation, "runtime = \"runc\"\n", nil},
+		{"wrapper, crun", "", wrapped, byAnnotation, "runtime = \"crun\"\n", nil},
+		{"device, runc", "", device("runc"), byDevice, "", nil},
+		{"device, crun", "", device("crun"), byDevice, "", nil},
+		{"rootless device, crun", "", device("crun"), byDevice, "", alice},
+	}
+}
+
+func (w way) log(t *testing.T) []logLine {
+	t.Helper()
+	if w.user != nil {
+		return w.user.log(t)
+	}
+	return readLog(t)
+}
+
+// run runs the probe in a container of an image.
+func (w way) run(t *testing.T, image string, more ...string) seen {
+	t.Helper()
+	c := w.container
+	c.image, c.flags = image, slices.Concat(w.asks, more)
+	before := len(w.log(t))
+	run := c.run
+	if w.user != nil {
+		w.user.loadImage(t, image)
+		run = func(command ...string) (string, string, error) { return w.user.run(c, command...) }
+	}
+	var s seen
+	s.stdout, s.stderr, s.err = run("/bin/busybox", "sh", "-c", probe(t))
+	for _, l := range w.log(t)[before:] {
+		if strings.EqualFold(l.Level, "error") {
+			s.said = l.Msg
+		}
+	}
+	if w.user != nil {
+		w.user.nothingLeft(t)
+	} else {
+		nothingLeft(t)
+	}
+	return s
+}
+
+// loadImage gives the user's podman an image of root's, with its annotations.
+func (u *ordinary) loadImage(t *testing.T, image string) {
+	t.Helper()
+	if _, _, err := u.call("podman", "image", "exists", image); err == nil {
+		return
+	}
+	file := u.home + "/annotated.tar"
+	defer removeAll(t, file)
+	must(t, "podman", "save", "--quiet", "--format", "oci-archive", "--output", file, image)
+	must(t, "chown", u.name, file)
+	u.must(t, "podman", "load", "--quiet", "--input", file)
+}
+
+// writeDevices writes the CDI specification of this host, with these devices' annotations,
+// for the length of a test. Every user can run its hook.
+func writeDevices(t *testing.T, devices map[string]annotations) {
+	t.Helper()
+	user(t, "alice") // has installed the programs
+	program := machine.Dir() + "/local/bin/nix-closure-hook"
+	var all []object
+	for name, says := range devices {
+		var hooks []object
+		for _, stage := range []string{"createRuntime", "poststop"} {
+			args := append(append([]string{"nix-closure-hook"}, flags(says)...), stage)
+			hooks = append(hooks, object{"hookName": stage, "path": program, "args": args, "env": []string{"LC_ALL=C"}})
+		}
+		all = append(all, object{"name": name, "containerEdits": object{"hooks": hooks}})
+	}
+	text, err := json.Marshal(object{"cdiVersion": "0.5.0", "kind": "nix-closure/closure", "devices": all})
+	const file = "/etc/cdi/nix-closure.json"
+	err = errors.Join(err, os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, text, 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeAll(t, file) })
+}
+
+var wholeStore = []string{"-v", storeDir + ":" + storeDir + ":ro"}
+
+// What only an engine may say does not get a container more than its user asked for,
+// whether its image says it, its user, or both.
+func TestBelieved(t *testing.T) {
+	nixDaemon(t)
+	writeDevices(t, map[string]annotations{"env": roots(store["env"])})
+	for _, w := range ways(t) {
+		t.Run(w.name, func(t *testing.T) {
+			writeConfig(t, w.config)
+			w.run(t, annotatedImage(t, nil), wholeStore...).has(t, itsOwn) // or the others show nothing
+			for _, c := range claims() {
+				writeConfig(t, w.config+c.config)
+				image, plain, says := annotatedImage(t, c.says), annotatedImage(t, nil), flags(c.says)
+				for who, run := range map[string]func(t *testing.T) seen{
+					"image": func(t *testing.T) seen { return w.run(t, image, wholeStore...) },
+					"user":  func(t *testing.T) seen { return w.run(t, plain, slices.Concat(wholeStore, says)...) },
+					"both":  func(t *testing.T) seen { return w.run(t, image, slices.Concat(wholeStore, says)...) },
+				} {
+					t.Run(c.name+"/"+who, func(t *testing.T) { c.check(t, w.engine, run(t)) })
+				}
+			}
+		})
+	}
+}
