@@ -25,7 +25,9 @@ func imageAsks() []asks {
 	const roots, info, mode = "nix-closure/roots", "nix-closure/closure-info", "nix-closure/mode"
 	const listing, registration, writable = "nix-closure/listing", "nix-closure/registration", "nix-closure/writable"
 	path, closureInfo := store["foreign"], store["closureInfo"]
-	both := func(name string, image, user annotations, want ...string) asks { return asks{name, image, user, want, want} }
+	both := func(name string, image, user annotations, want ...string) asks {
+		return asks{name, image, user, want, want}
+	}
 	return []asks{
 		{"roots", annotations{roots: path}, nil, []string{itsOwn, "listed"}, []string{refused, roots}},
 		{"the same roots", annotations{roots: store["env"]}, nil, []string{itsOwn, "listed"}, []string{itsOwn, "listed"}},

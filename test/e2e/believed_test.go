@@ -223,7 +223,9 @@ func TestPodmanCopiesAnnotations(t *testing.T) {
 	image := annotatedImage(t, annotations{criType: "sandbox", criName: "web"})
 	id := strings.TrimSpace(must(t, "podman", "create", "--annotation", criName+"=db", image, "/bin/busybox"))
 	defer remove(t, id)
-	var got []struct{ Config struct{ Annotations annotations } }
+	var got []struct {
+		Config struct{ Annotations annotations }
+	}
 	if err := json.Unmarshal([]byte(must(t, "podman", "inspect", id)), &got); err != nil {
 		t.Fatal(err)
 	}
