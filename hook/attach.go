@@ -26,8 +26,8 @@ type attachment struct {
 	store    closure.Store
 	host     *spec.Host
 	replaced []int // positions in bundle.Mounts
-	view     view.View
-	pidStart uint64 // see Record
+	view     view.View // nil: none, see spec.Request.Sandbox
+	pidStart uint64    // see Record; 0: not known
 	// registration goes on the state directory; nil: none is asked for.
 	registration view.View
 	// owner is whose the directories are that are made in the container's root;
@@ -58,7 +58,7 @@ func (a attachment) attach(stage string) error {
 	}
 	return inMountNamespace(a.state.Pid, func() error {
 		// By its number it was found: it is still the one that it was.
-		if now, err := startTime(a.state.Pid); err != nil || now != a.pidStart {
+		if now, err := startTime(a.state.Pid); err != nil || a.pidStart != 0 && now != a.pidStart {
 			return errors.Join(fmt.Errorf("process %d has ended meanwhile", a.state.Pid), err)
 		}
 		return a.attachHere()
@@ -146,7 +146,10 @@ func (a attachment) attachHere() error {
 		return err
 	}
 	// Where all goes is looked at before any of it is attached.
-	places := []place{{dir: a.store.Dir, view: a.view}}
+	var places []place
+	if a.view != nil {
+		places = append(places, place{dir: a.store.Dir, view: a.view})
+	}
 	if a.registration != nil {
 		places = append(places, place{dir: a.store.StateDir, view: a.registration})
 	}

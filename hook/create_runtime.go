@@ -22,12 +22,13 @@ import (
 // create gives a container its closure: the stages createRuntime, prestart and
 // createContainer. On an error it has removed what it made on the host; what it
 // attached goes with the container.
-func create(ctx context.Context, c config.Config, configPath, stage string, state spec.State, log *slog.Logger) (Err error) {
+func create(ctx context.Context, c config.Config, call Call, state spec.State, log *slog.Logger) (Err error) {
+	configPath, stage := call.Config, call.Stage
 	began := time.Now()
 	fail := func(doing string, err error) error { return &failure{state.ID, doing, err} }
 	store := c.Store()
 
-	request, err := spec.ParseAnnotations(store, state.Annotations)
+	request, err := spec.ParseAnnotations(store, call.Engine, state.ID, state.Annotations)
 	if err != nil {
 		return fail("reading the annotations", err)
 	}
@@ -36,6 +37,9 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	}
 	allowed := func(paths []closure.BaseName) error {
 		if err := c.CheckAllowed(request.Namespace, paths); err != nil {
+			if request.IgnoredNamespace != "" {
+				err = fmt.Errorf("%w; annotation %s was not believed, because an image or a user may have set it", err, request.IgnoredNamespace)
+			}
 			return fail("checking what is allowed here", err)
 		}
 		return nil
@@ -54,6 +58,14 @@ func create(ctx context.Context, c config.Config, configPath, stage string, stat
 	replaced, err := classify(host, state.Bundle, bundle.Mounts)
 	if err != nil {
 		return fail("looking at the container's mounts", err)
+	}
+
+	if request.Sandbox {
+		a := attachment{state: state, bundle: bundle, store: store, host: host, replaced: replaced}
+		if err := a.attach(stage); err != nil {
+			return fail("looking at what is mounted in the pod's sandbox", err)
+		}
+		return nil
 	}
 
 	dir, err := OpenRuntimeDir(c)

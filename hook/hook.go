@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,26 +36,63 @@ const (
 	fetchMargin = 15 * time.Second
 )
 
+// Call is how the hook is called.
+type Call struct {
+	Stage  string
+	Config string // path of the configuration
+	// Engine is who has it called.
+	Engine spec.Engine
+	// Annotations are added to what the container carries. They are of who wrote
+	// the call, such as a CDI specification's author.
+	Annotations map[string]string
+}
+
+// add returns the container's annotations with those of the call. One that has
+// another value in each is an error: neither can be meant without the other.
+func (c Call) add(annotations map[string]string) (map[string]string, error) {
+	if len(c.Annotations) == 0 {
+		return annotations, nil
+	}
+	all := maps.Clone(annotations)
+	if all == nil {
+		all = map[string]string{}
+	}
+	for _, key := range slices.Sorted(maps.Keys(c.Annotations)) {
+		if own, ok := all[key]; ok && own != c.Annotations[key] {
+			return annotations, fmt.Errorf("annotation %s: the container has %q, and the hook was called with %q, "+
+				"as for a device; ask for one of them", key, own, c.Annotations[key])
+		}
+		all[key] = c.Annotations[key]
+	}
+	return all, nil
+}
+
 // Run does what there is to do for a container at a stage: in has the OCI state,
 // or for precreate the config.json, and out takes what precreate rewrote.
 //
 // A container without an annotation is left alone. For one with an annotation,
 // an error means that it must not start. An error has one line, which names the
 // container, and is in the log too.
-func Run(stage, configPath string, in io.Reader, out io.Writer) error {
+func Run(call Call, in io.Reader, out io.Writer) error {
+	stage, configPath := call.Stage, call.Config
 	if stage == "precreate" {
-		return precreate(configPath, in, out)
+		return precreate(call, in, out)
 	}
 	text, err := spec.ReadLimited(in, spec.MaxConfig)
 	if err != nil {
 		return &failure{"", "reading the OCI state from standard input", err}
 	}
 	state, err := spec.ParseState(text)
-	if !errors.Is(err, spec.ErrNoState) && !spec.Annotated(state.Annotations) {
+	if !errors.Is(err, spec.ErrNoState) && !spec.Annotated(state.Annotations) && len(call.Annotations) == 0 {
 		return nil
 	}
 	if err != nil {
 		err = &failure{state.ID, "reading the OCI state", err}
+		logError(logFor(configPath, stage, state.ID), err)
+		return err
+	}
+	if state.Annotations, err = call.add(state.Annotations); err != nil && stage != "poststop" {
+		err = &failure{state.ID, "reading the annotations", err}
 		logError(logFor(configPath, stage, state.ID), err)
 		return err
 	}
@@ -86,7 +125,7 @@ func Run(stage, configPath string, in io.Reader, out io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if err := create(ctx, c, configPath, stage, state, log); err != nil {
+	if err := create(ctx, c, call, state, log); err != nil {
 		logError(log, err)
 		return err
 	}

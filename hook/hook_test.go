@@ -125,7 +125,7 @@ func TestNotAnnotated(t *testing.T) {
 			in = "\n {\"root\": {\"path\":\"x\"},\n\"mounts\":[{\"source\":\"/\",\"destination\":\"/host\",\"type\":\"bind\"}] }\n"
 		}
 		var out bytes.Buffer
-		if err := Run(stage, dir+"/nowhere.toml", strings.NewReader(in), &out); err != nil {
+		if err := Run(Call{Stage: stage, Config: dir + "/nowhere.toml"}, strings.NewReader(in), &out); err != nil {
 			t.Errorf("%s: %v", stage, err)
 		}
 		want := ""
@@ -168,7 +168,7 @@ func TestRefusedEarly(t *testing.T) {
 		}
 		for _, stage := range []string{"createRuntime", "prestart", "createContainer"} {
 			var out bytes.Buffer
-			err := Run(stage, h.config, strings.NewReader(c.in), &out)
+			err := Run(Call{Stage: stage, Config: h.config}, strings.NewReader(c.in), &out)
 			if err == nil || !strings.HasPrefix(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s: %s:\n%v\nwant\n%s", c.name, stage, err, c.want)
 			}
@@ -209,8 +209,10 @@ func TestPrecreate(t *testing.T) {
 		{name: "nothing to take out", in: " " + config(roots, data), want: " " + config(roots, data)},
 		{name: "the store", in: config(roots, data+","+mount(h.store.Dir, h.store.Dir)+","+mount("/nowhere", h.store.Dir+"/x")),
 			want: fmt.Sprintf(`{"annotations":{%s},"large":18446744073709551615,"mounts":[%s],"root":{"path":"/r"}}`, roots, data) + "\n"},
-		{name: "sandbox", in: config(roots+`,"io.kubernetes.cri.container-type":"sandbox"`, mount("/", "/host")),
-			want: config(roots+`,"io.kubernetes.cri.container-type":"sandbox"`, mount("/", "/host"))},
+		{name: "sandbox", in: config(roots+`,"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"x"`, mount("/", "/host")),
+			err: "nix-closure: a container: looking at the container's mounts: mount of / on /host: shows /"},
+		{name: "a claim to be a sandbox", in: config(roots+`,"io.kubernetes.cri.container-type":"sandbox"`, data),
+			err: "nix-closure: a container: reading the annotations: annotation io.kubernetes.cri.container-type: says that this container is a pod's sandbox"},
 		{name: "a mount that leaks", in: config(roots, data+","+mount(h.store.Dir, "/mnt")),
 			err: "nix-closure: a container: looking at the container's mounts: mount of " + h.store.Dir + " on /mnt: shows " + h.store.Dir},
 		{name: "a mount that cannot be looked at", in: config(roots, mount(h.config+"/x", "/mnt")),
@@ -224,7 +226,7 @@ func TestPrecreate(t *testing.T) {
 		{name: "nothing", in: "", err: "nix-closure: a container: reading config.json from standard input: not of the expected form: "},
 	} {
 		var out bytes.Buffer
-		err := Run("precreate", h.config, strings.NewReader(c.in), &out)
+		err := Run(Call{Stage: "precreate", Config: h.config}, strings.NewReader(c.in), &out)
 		if (err == nil) != (c.err == "") || err != nil && (!strings.HasPrefix(err.Error(), c.err) || strings.Contains(err.Error(), "\n")) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.err)
 		}
@@ -233,7 +235,7 @@ func TestPrecreate(t *testing.T) {
 			t.Errorf("%s: wrote\n%s\nwant\n%s", c.name, &out, c.want)
 		}
 	}
-	err := Run("precreate", h.config, strings.NewReader(config(roots, data)), brokenPipe{})
+	err := Run(Call{Stage: "precreate", Config: h.config}, strings.NewReader(config(roots, data)), brokenPipe{})
 	if err == nil || err.Error() != "nix-closure: a container: writing config.json to standard output: broken pipe" {
 		t.Errorf("a runtime that does not listen: %v", err)
 	}
@@ -276,6 +278,34 @@ func TestLinksNoDatabase(t *testing.T) {
 				t.Errorf("links %s", p)
 				break
 			}
+		}
+	}
+}
+
+// What the call adds counts as the container's own, and takes the place of nothing.
+func TestCallAnnotations(t *testing.T) {
+	h := newHost(t)
+	roots := h.store.Path(named("hello"))
+	config := func(annotations string) string {
+		return fmt.Sprintf(`{"root":{"path":"/r"},"annotations":{%s},"mounts":[{"type":"bind","source":%q,"destination":%q}]}`, annotations, h.store.Dir, h.store.Dir)
+	}
+	call := Call{Stage: "precreate", Config: h.config, Annotations: map[string]string{"nix-closure/roots": roots}}
+	for own, want := range map[string]string{
+		"":            "",
+		`"other":"x"`: "",
+		fmt.Sprintf(`"nix-closure/roots":%q`, roots): "",
+		`"nix-closure/mode":"bind"`:                  "",
+		`"nix-closure/roots":"/nix/store/x"`:         `annotation nix-closure/roots: the container has "/nix/store/x", and the hook was called with `,
+		`"nix-closure/closure-info":"` + roots + `"`: "both nix-closure/roots and nix-closure/closure-info are given",
+	} {
+		var out bytes.Buffer
+		err := Run(call, strings.NewReader(config(own)), &out)
+		if want != "" {
+			if err == nil || !strings.Contains(err.Error(), want) || out.Len() > 0 {
+				t.Errorf("%s: %v %s", own, err, &out)
+			}
+		} else if err != nil || !strings.Contains(out.String(), `"mounts":[]`) {
+			t.Errorf("%s: %v %s", own, err, &out)
 		}
 	}
 }

@@ -3,6 +3,7 @@
 package hook
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"os"
@@ -12,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -43,11 +45,16 @@ func Install(configPath, container, bundle, program string) error {
 	if err != nil {
 		return &failure{"", readingConfig, err}
 	}
+	c, err := config.Read(configPath)
+	if err != nil {
+		return &failure{"", "reading the configuration", err}
+	}
+	engine := cmp.Or(spec.EngineOfBundle(absolute, container), spec.Engine(c.Engine))
 	var hooks []spec.StageHook
 	for _, stage := range []string{"createRuntime", "poststop"} {
-		hooks = append(hooks, spec.StageHook{Stage: stage, Hook: specs.Hook{Path: program, Args: []string{"nix-closure-hook", stage}, Env: []string{"LC_ALL=C"}}})
+		hooks = append(hooks, spec.StageHook{Stage: stage, Hook: specs.Hook{Path: program, Args: HookArgs(config.Path, engine, stage), Env: []string{"LC_ALL=C"}}})
 	}
-	text, err = rewrite(configPath, runtimeStage, container, absolute, readingConfig, text, hooks...)
+	text, err = rewrite(configPath, runtimeStage, Container{ID: container, Engine: engine, Bundle: absolute}, readingConfig, text, hooks)
 	if err != nil || text == nil {
 		return err
 	}
@@ -58,6 +65,20 @@ func Install(configPath, container, bundle, program string) error {
 		return &failure{"", "writing config.json", err}
 	}
 	return nil
+}
+
+// HookArgs are the arguments of an entry for the hook in a container's config.json.
+// Every way that adds one writes them alike, so that a container that comes by two
+// ways has one.
+func HookArgs(configPath string, engine spec.Engine, stage string) []string {
+	args := []string{"nix-closure-hook"}
+	if configPath != config.Path {
+		args = append(args, "--config", configPath)
+	}
+	if engine != spec.UnknownEngine {
+		args = append(args, "--engine", string(engine))
+	}
+	return append(args, stage)
 }
 
 // Carries tells whether the config.json in file has an annotation of this program.

@@ -14,24 +14,25 @@ import (
 // precreate copies a config.json from in to out, without the mounts that the
 // view replaces. It refuses a container with a mount that leaks the store, and
 // one whose annotations are not understood, before there is a container.
-func precreate(configPath string, in io.Reader, out io.Writer) error {
+func precreate(call Call, in io.Reader, out io.Writer) error {
 	const doing = "reading config.json from standard input"
 	text, err := spec.ReadLimited(in, spec.MaxConfig)
 	if err != nil {
 		return &failure{"", doing, err}
 	}
 	annotations, err := spec.ParseConfigAnnotations(text)
-	if err == nil && spec.Annotated(annotations) {
-		var rewritten []byte
+	if err != nil {
+		err = &failure{"", doing, err}
+	} else if annotations, err = call.add(annotations); err == nil && spec.Annotated(annotations) {
 		// Engines write absolute sources: the bundle is not known at this stage.
-		if rewritten, err = rewrite(configPath, "precreate", "", "/", doing, text); rewritten != nil {
+		c := Container{Engine: call.Engine, Bundle: "/", Annotations: annotations}
+		var rewritten []byte
+		if rewritten, err = rewrite(call.Config, "precreate", c, doing, text, nil); rewritten != nil {
 			text = rewritten
 		}
-	} else if err != nil {
-		err = &failure{"", doing, err}
 	}
 	if err != nil {
-		logError(logFor(configPath, "precreate", ""), err)
+		logError(logFor(call.Config, "precreate", ""), err)
 		return err
 	}
 	if _, err := out.Write(text); err != nil {
@@ -41,14 +42,19 @@ func precreate(configPath string, in io.Reader, out io.Writer) error {
 }
 
 // rewrite takes the mounts that the view replaces out of a config.json, and adds hooks.
-// It returns nil for a container that asks for nothing, as a pod's sandbox. reading says
-// in a message what was read; stage and container are for the log.
-func rewrite(configPath, stage, container, bundle, reading string, text []byte, hooks ...spec.StageHook) ([]byte, error) {
+// It returns nil for a container that asks for nothing. container lacks what text has;
+// its annotations are the text's if it has none. reading says in a message what was
+// read; stage is for the log.
+func rewrite(configPath, stage string, container Container, reading string, text []byte, hooks []spec.StageHook) ([]byte, error) {
 	parsed, err := spec.ParseConfig(text)
 	if err != nil {
 		return nil, &failure{"", reading, err}
 	}
-	request, replaced, err := Inspect(configPath, bundle, parsed.Annotations, parsed.Mounts)
+	container.Mounts = parsed.Mounts
+	if container.Annotations == nil {
+		container.Annotations = parsed.Annotations
+	}
+	request, replaced, err := CheckContainer(configPath, container)
 	if err != nil || request == nil {
 		return nil, err
 	}
@@ -59,7 +65,7 @@ func rewrite(configPath, stage, container, bundle, reading string, text []byte, 
 	if len(replaced) == 0 {
 		return text, nil
 	}
-	log := logFor(configPath, stage, container)
+	log := logFor(configPath, stage, container.ID)
 	for _, i := range replaced {
 		log.Info("taken out of the mount list", "destination", parsed.Mounts[i].Destination, "source", parsed.Mounts[i].Source)
 	}

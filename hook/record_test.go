@@ -194,7 +194,7 @@ func TestPoststop(t *testing.T) {
 	stop := func(id, bundle, annotation string) {
 		t.Helper()
 		in := fmt.Sprintf(`{"id":%q,"pid":0,"bundle":%q,"annotations":{%q:"wrong"}}`, id, bundle, annotation)
-		if err := Run("poststop", h.config, strings.NewReader(in), nil); err != nil {
+		if err := Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(in), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -300,7 +300,7 @@ func TestPoststopWithoutRecord(t *testing.T) {
 	h := newHost(t)
 	must(t, h.store.GCRoots().Add(h.store, "web", []closure.BaseName{named("hello")}))
 	in := `{"id":"web","pid":0,"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`
-	must(t, Run("poststop", h.config, strings.NewReader(in), nil))
+	must(t, Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(in), nil))
 	if _, err := os.Lstat(h.store.GCRoots().Of("web")); err != nil {
 		t.Error(err)
 	}

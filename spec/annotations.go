@@ -48,9 +48,15 @@ type Request struct {
 	Registration bool
 	// Writable: whether store paths may be added inside, in memory.
 	Writable bool
+	// Sandbox: this is a pod's sandbox, which gets no closure. Of the other fields
+	// none is set.
+	Sandbox bool
 	// Namespace is the pod's namespace, as the engine says it; empty: this is no
 	// container of Kubernetes.
 	Namespace string
+	// IgnoredNamespace is an annotation that names a namespace and is not believed,
+	// because an image or a user may have set it; empty: none.
+	IgnoredNamespace string
 }
 
 // Asked are the store paths that the container names.
@@ -59,57 +65,6 @@ func (r *Request) Asked() []closure.BaseName {
 		return []closure.BaseName{r.ClosureInfo}
 	}
 	return r.Roots
-}
-
-// annotations that engines add, with which a pod's sandbox (the pause container)
-// and the containers in it are told apart.
-const (
-	criContainerType   = "io.kubernetes.cri.container-type"
-	criContainerName   = "io.kubernetes.cri.container-name"
-	criNamespace       = "io.kubernetes.cri.sandbox-namespace"
-	crioContainerType  = "io.kubernetes.cri-o.ContainerType"
-	crioContainerName  = "io.kubernetes.container.name"
-	crioNamespace      = "io.kubernetes.pod.namespace"
-	containerTypeOfPod = "sandbox"
-)
-
-// SetContainer says of a container, which is no sandbox, what its engine says, where
-// the annotations do not have it.
-func SetContainer(annotations map[string]string, name, namespace string) {
-	if isSandbox(annotations) {
-		annotations[criContainerType] = "container"
-	}
-	for _, a := range []struct{ cri, crio, value string }{
-		{criContainerName, crioContainerName, name}, {criNamespace, crioNamespace, namespace},
-	} {
-		if annotations[a.cri] == "" && annotations[a.crio] == "" && a.value != "" {
-			annotations[a.cri] = a.value
-		}
-	}
-}
-
-// isSandbox tells whether this is a pod's sandbox. The engine sets one of the
-// annotations on every container, and the other may be a pod's author's: where
-// they disagree, it is a container.
-func isSandbox(annotations map[string]string) bool {
-	sandbox := false
-	for _, key := range []string{criContainerType, crioContainerType} {
-		switch annotations[key] {
-		case "":
-		case containerTypeOfPod:
-			sandbox = true
-		default:
-			return false
-		}
-	}
-	return sandbox
-}
-
-// Matters tells whether an annotation has a say in what a container gets: it is of
-// this program, or says which container this is.
-func Matters(annotation string) bool {
-	_, _, ok := splitKey(annotation)
-	return ok || slices.Contains([]string{criContainerType, criContainerName, criNamespace, crioContainerType, crioContainerName, crioNamespace}, annotation)
 }
 
 // Annotated tells whether any annotation is of this program, known or not.
@@ -133,21 +88,25 @@ func splitKey(annotation string) (container, key string, ok bool) {
 }
 
 // ParseAnnotations returns what the annotations ask for, or nil if they ask for
-// nothing, as a pod's sandbox never does. What is not understood in full is an
-// error: a typing mistake must not weaken the isolation.
-func ParseAnnotations(store closure.Store, annotations map[string]string) (*Request, error) {
-	if !Annotated(annotations) || isSandbox(annotations) {
+// nothing. engine says whose word they are, and id is the container's, or empty
+// where it is not known yet. What is not understood in full is an error: a typing
+// mistake must not weaken the isolation.
+func ParseAnnotations(store closure.Store, engine Engine, id string, annotations map[string]string) (*Request, error) {
+	if !Annotated(annotations) {
 		return nil, nil
 	}
-	own, err := ofContainer(annotations)
-	if err != nil || len(own) == 0 {
-		return nil, err
-	}
-	namespace, err := said(annotations, "namespace", criNamespace, crioNamespace)
+	p, err := podOf(engine, id, annotations)
 	if err != nil {
 		return nil, err
 	}
-	request := &Request{Listing: true, Namespace: namespace}
+	if p.sandbox {
+		return &Request{Sandbox: true}, nil
+	}
+	own, err := ofContainer(p, annotations)
+	if err != nil || len(own) == 0 {
+		return nil, err
+	}
+	request := &Request{Listing: true, Namespace: p.namespace, IgnoredNamespace: p.ignoredNamespace}
 	// Sorted, so that the same mistakes give the same message each time.
 	for _, key := range slices.Sorted(maps.Keys(own)) {
 		if err := request.set(store, key, own[key].value); err != nil {
@@ -172,11 +131,7 @@ type setting struct{ annotation, value string }
 // ofContainer returns the settings, by key, that are for this container: the
 // pod-wide ones, and its own in their place. What the container says of its
 // roots or closure-info takes the place of both.
-func ofContainer(annotations map[string]string) (map[string]setting, error) {
-	name, err := said(annotations, "name", criContainerName, crioContainerName)
-	if err != nil {
-		return nil, err
-	}
+func ofContainer(p pod, annotations map[string]string) (map[string]setting, error) {
 	everyone, own := map[string]setting{}, map[string]setting{}
 	for annotation, value := range annotations {
 		container, key, ok := splitKey(annotation)
@@ -186,9 +141,12 @@ func ofContainer(annotations map[string]string) (map[string]setting, error) {
 			return nil, fmt.Errorf("annotation %s: no container's name before the dot", annotation)
 		case container == "":
 			everyone[key] = setting{annotation, value}
-		case name == "":
+		case p.name == "" && p.ignoredName != "":
+			return nil, fmt.Errorf("annotation %s: is for one container of a pod, and the one that says which this is, %s, may be an image's or a user's; "+
+				"leave out %q, or call the hook with --engine where the engine sets it", annotation, p.ignoredName, container+".")
+		case p.name == "":
 			return nil, fmt.Errorf("annotation %s: is for one container of a pod, and the engine does not say which one this is; leave out %q", annotation, container+".")
-		case container == name:
+		case container == p.name:
 			own[key] = setting{annotation, value}
 		case !slices.Contains(keys, key):
 			return nil, fmt.Errorf("annotation %s: %w", annotation, errUnknownKey())
@@ -202,20 +160,6 @@ func ofContainer(annotations map[string]string) (map[string]setting, error) {
 	}
 	maps.Copy(everyone, own)
 	return everyone, nil
-}
-
-// said is what the engine says of a container, in one of two annotations. It sets
-// the one on every container, and the other may be a pod's author's: where they
-// disagree, nobody is believed.
-func said(annotations map[string]string, what, cri, crio string) (string, error) {
-	a, b := annotations[cri], annotations[crio]
-	if a != "" && b != "" && a != b {
-		return "", fmt.Errorf("annotations %s and %s disagree on the container's %s: %q, %q", cri, crio, what, a, b)
-	}
-	if a == "" {
-		a = b
-	}
-	return a, nil
 }
 
 var errEmpty = errors.New("is empty; name at least one store path")
@@ -275,5 +219,6 @@ func parseBool(value string, to *bool) error {
 	return fmt.Errorf("%q is neither true nor false", value)
 }
 
-// isSeparator tells white space and commas, which separate roots.
-func isSeparator(r rune) bool { return strings.ContainsRune(" \t\r\n\v\f,", r) }
+// isSeparator tells what separates roots: colons, which survive podman's CSV, a
+// quadlet's and a shell's quoting and are in no store path, white space and commas.
+func isSeparator(r rune) bool { return strings.ContainsRune(": \t\r\n\v\f,", r) }

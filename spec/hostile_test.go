@@ -106,18 +106,3 @@ func TestLayersOfTheStore(t *testing.T) {
 		}
 	}
 }
-
-// A pod's author marks the container as a sandbox in the words of the other
-// engine.
-func TestSandboxOfTheOtherEngine(t *testing.T) {
-	a := storePath("a")
-	for _, in := range []map[string]string{
-		annotations("nix-closure/roots", a, crioContainerType, "container", criContainerType, "sandbox"),
-		annotations("nix-closure/roots", a, criContainerType, "container", crioContainerType, "sandbox"),
-		annotations("nix-closure/roots", a, criContainerName, "web", criContainerType, "container", crioContainerType, "sandbox"),
-	} {
-		if got, err := ParseAnnotations(nixStore, in); got == nil && err == nil {
-			t.Errorf("%q: skipped", in)
-		}
-	}
-}

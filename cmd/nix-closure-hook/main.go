@@ -13,9 +13,10 @@ import (
 	"github.com/nix-closure/nix-closure/hook"
 	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/internal/version"
+	"github.com/nix-closure/nix-closure/spec"
 )
 
-const usage = `Usage: nix-closure-hook [--config FILE] STAGE
+const usage = `Usage: nix-closure-hook [--config FILE] [--engine NAME] [--annotation KEY=VALUE]... STAGE
 
 An OCI hook: gives a container with a nix-closure annotation exactly its closure
 in /nix/store, or keeps it from starting. Called by podman, CRI-O or an OCI
@@ -24,8 +25,11 @@ standard input.
 
 STAGE is one of %s.
 
-  --config FILE   the configuration, instead of %s
-  --version       print the version
+  --config FILE            the configuration, instead of %s
+  --engine NAME            who calls it, and so which annotations of pods are
+                           believed: podman, docker, containerd or cri-o
+  --annotation KEY=VALUE   add to the container's annotations; may be repeated
+  --version                print the version
 
 By hand, to see whether annotations and mounts are accepted:
   echo '{"annotations":{"nix-closure/roots":"/nix/store/..."},"root":{"path":"rootfs"}}' |
@@ -33,7 +37,7 @@ By hand, to see whether annotations and mounts are accepted:
 `
 
 func main() {
-	path, args := config.Path, os.Args[1:]
+	args := os.Args[1:]
 	if len(args) == 1 && (args[0] == "--help" || args[0] == "-h") {
 		fmt.Printf(usage, strings.Join(hook.Stages, ", "), config.Path)
 		return
@@ -42,19 +46,55 @@ func main() {
 		fmt.Println("nix-closure-hook", version.Version)
 		return
 	}
-	if len(args) > 1 && args[0] == "--config" {
-		path, args = args[1], args[2:]
-	}
-	if len(args) != 1 || !slices.Contains(hook.Stages, args[0]) {
-		fmt.Fprintf(os.Stderr, "nix-closure: %q: not [--config FILE] and one of %s; see --help\n",
-			os.Args[1:], strings.Join(hook.Stages, ", "))
+	call, err := parse(args)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "nix-closure: %v; see --help\n", err)
 		os.Exit(1)
 	}
-	if err := hook.Run(args[0], path, os.Stdin, os.Stdout); err != nil {
+	if err := hook.Run(call, os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		if args[0] == "poststop" {
+		if call.Stage == "poststop" {
 			return // a container's removal never fails for this
 		}
 		os.Exit(1)
 	}
+}
+
+// parse reads the command line. Package flag costs more at start than the three
+// options are worth.
+func parse(args []string) (hook.Call, error) {
+	call := hook.Call{Config: config.Path}
+	for len(args) > 1 {
+		name, value, inline := strings.Cut(args[0], "=")
+		args = args[1:]
+		if !inline {
+			value, args = args[0], args[1:]
+		}
+		switch name {
+		case "--config":
+			call.Config = value
+		case "--engine":
+			engine, err := spec.ParseEngine(value)
+			if err != nil {
+				return call, err
+			}
+			call.Engine = engine
+		case "--annotation":
+			key, value, ok := strings.Cut(value, "=")
+			if _, there := call.Annotations[key]; !ok || there || !spec.Annotated(map[string]string{key: value}) {
+				return call, fmt.Errorf("--annotation %q: not KEY=VALUE with a key of this program, each once", key)
+			}
+			if call.Annotations == nil {
+				call.Annotations = map[string]string{}
+			}
+			call.Annotations[key] = value
+		default:
+			return call, fmt.Errorf("%q: not an option", name)
+		}
+	}
+	if len(args) != 1 || !slices.Contains(hook.Stages, args[0]) {
+		return call, fmt.Errorf("%q: the last argument is not one of %s", args, strings.Join(hook.Stages, ", "))
+	}
+	call.Stage = args[0]
+	return call, nil
 }

@@ -18,7 +18,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/nix-closure/nix-closure/hook"
-	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -30,6 +29,24 @@ type plugin struct {
 	metrics      *metrics
 	connected    atomic.Bool
 	pending      chan struct{} // as long as there are answers being worked out
+	isCRIO       atomic.Bool   // whether the engine is CRI-O, and not containerd
+}
+
+// Configure is told which engine this is. It asks for every event that there is a
+// method for.
+//
+//nolint:unparam // NRI's interface
+func (p *plugin) Configure(_ context.Context, _, runtime, _ string) (api.EventMask, error) {
+	p.isCRIO.Store(runtime == string(spec.CRIO))
+	return 0, nil
+}
+
+// engine is the one that the plugin is connected to.
+func (p *plugin) engine() spec.Engine {
+	if p.isCRIO.Load() {
+		return spec.CRIO
+	}
+	return spec.Containerd
 }
 
 // After the request's time, two seconds if nobody says otherwise, an engine makes the
@@ -106,15 +123,15 @@ func (p *plugin) Synchronize(ctx context.Context, pods []*api.PodSandbox, contai
 	var without float64
 	for _, c := range containers {
 		pod := byID[c.GetPodSandboxId()]
-		annotations := annotationsOf(pod, c)
+		annotations := annotationsOf(p.engine(), pod, c)
 		if c.GetState() != api.ContainerState_CONTAINER_RUNNING || !spec.Annotated(annotations) {
 			continue
 		}
-		lacks, err := hook.Lacks(p.config, c.GetId(), annotations)
+		missing, err := hook.MissingView(p.config, p.engine(), c.GetId(), annotations)
 		if err != nil {
 			p.log.Error("looking for what has no closure", "error", err)
 		}
-		if lacks {
+		if missing {
 			without++
 			p.log.Warn("runs without the closure that it asks for: it was started while there was no plugin; remove it",
 				"pod", pod.GetName(), "namespace", pod.GetNamespace(), "container", c.GetName(), "id", c.GetId())
@@ -137,7 +154,7 @@ func (p *plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, c *ap
 	began := time.Now()
 	var a *api.ContainerAdjustment
 	var err error
-	if annotations := annotationsOf(pod, c); spec.Annotated(annotations) {
+	if annotations := annotationsOf(p.engine(), pod, c); spec.Annotated(annotations) {
 		a, err = p.inTime(ctx, func() (*api.ContainerAdjustment, error) { return p.adjust(pod, c, annotations) })
 	}
 	p.metrics.count(a != nil, err, time.Since(began))
@@ -179,8 +196,9 @@ func (p *plugin) inTime(ctx context.Context, f func() (*api.ContainerAdjustment,
 }
 
 // annotationsOf is what a container asks for. What the engine passes on to the
-// container need not have what the pod's author wrote.
-func annotationsOf(pod *api.PodSandbox, c *api.Container) map[string]string {
+// container need not have what the pod's author wrote. Which container this is, the
+// engine says outside of the annotations, and that counts.
+func annotationsOf(engine spec.Engine, pod *api.PodSandbox, c *api.Container) map[string]string {
 	annotations := maps.Clone(c.GetAnnotations())
 	if annotations == nil {
 		annotations = map[string]string{}
@@ -191,7 +209,7 @@ func annotationsOf(pod *api.PodSandbox, c *api.Container) map[string]string {
 		}
 	}
 	if spec.Annotated(annotations) {
-		spec.SetContainer(annotations, c.GetName(), pod.GetNamespace())
+		spec.SetContainer(annotations, engine, c.GetName(), pod.GetNamespace())
 	}
 	return annotations
 }
@@ -202,7 +220,9 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container, annotations map[s
 	for _, m := range c.GetMounts() {
 		mounts = append(mounts, specs.Mount{Destination: m.GetDestination(), Type: m.GetType(), Source: m.GetSource(), Options: m.GetOptions()})
 	}
-	request, replaced, err := hook.Inspect(p.config, "/", annotations, mounts)
+	request, replaced, err := hook.CheckContainer(p.config, hook.Container{
+		ID: c.GetId(), Engine: p.engine(), Bundle: "/", Annotations: annotations, Mounts: mounts,
+	})
 	if err != nil || request == nil {
 		return nil, err
 	}
@@ -223,12 +243,7 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container, annotations map[s
 		}
 	}
 	entry := func(stage string) []*api.Hook {
-		args := []string{"nix-closure-hook"}
-		// As nix-closure-runtime writes it, which then leaves it at one hook.
-		if p.config != config.Path {
-			args = append(args, "--config", p.config)
-		}
-		return []*api.Hook{{Path: p.hook, Args: append(args, stage), Env: []string{"LC_ALL=C"}}}
+		return []*api.Hook{{Path: p.hook, Args: hook.HookArgs(p.config, p.engine(), stage), Env: []string{"LC_ALL=C"}}}
 	}
 	hooks := &api.Hooks{Poststop: entry("poststop")}
 	if isGVisor {

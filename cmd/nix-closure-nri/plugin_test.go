@@ -50,7 +50,7 @@ func TestAdjust(t *testing.T) {
 		return &api.Mount{Source: source, Destination: destination, Type: "bind", Options: []string{"rbind", "ro"}}
 	}
 	hook := func(stage string) []*api.Hook {
-		return []*api.Hook{{Path: "/opt/hook", Args: []string{"nix-closure-hook", "--config", p.config, stage}, Env: []string{"LC_ALL=C"}}}
+		return []*api.Hook{{Path: "/opt/hook", Args: []string{"nix-closure-hook", "--config", p.config, "--engine", "containerd", stage}, Env: []string{"LC_ALL=C"}}}
 	}
 	const noOverlay = "nix-closure: container app: nix-closure-nri: gVisor calls hooks in a user namespace, where the kernel makes no overlay that shows the closure; ask for mode bind or auto, and not for a writable store"
 	for _, c := range []struct {
@@ -70,9 +70,12 @@ func TestAdjust(t *testing.T) {
 		{name: "the container's", pod: map[string]string{"app.nix-closure/roots": root},
 			passedOn: map[string]string{"app.nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
 		{name: "another container's", pod: map[string]string{"db.nix-closure/roots": root}, nothing: true},
-		{name: "the engine says who it is", pod: map[string]string{"nix-closure/roots": root},
-			own:      map[string]string{"io.kubernetes.container.name": "app", "io.kubernetes.pod.namespace": "team"},
-			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.container.name": "app", "io.kubernetes.pod.namespace": "team"}},
+		{name: "the pod's author says who it is", pod: map[string]string{"nix-closure/roots": root},
+			own:      map[string]string{"io.kubernetes.cri.container-name": "db", "io.kubernetes.cri.sandbox-namespace": "other"},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
+		{name: "the pod's author says who it is in the other engine's words", pod: map[string]string{"nix-closure/roots": root},
+			own:   map[string]string{"io.kubernetes.container.name": "db"},
+			fails: "nix-closure: container app: reading the annotations: annotation io.kubernetes.container.name: says which container of a pod this is, and containerd never sets it; an image or a user may have: take it out"},
 		// An engine tells of annotations that are not in config.json.
 		{name: "on the container itself", own: map[string]string{"nix-closure/roots": root, "a": "b"},
 			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
@@ -93,8 +96,9 @@ func TestAdjust(t *testing.T) {
 		{name: "a typing mistake", pod: map[string]string{"nix-closure/root": root},
 			fails: "nix-closure: container app: reading the annotations: annotation nix-closure/root: unknown; the keys are roots, closure-info, mode, registration, listing, writable"},
 		{name: "another namespace than the engine's", pod: map[string]string{"nix-closure/roots": root},
-			own:   map[string]string{"io.kubernetes.cri.sandbox-namespace": "team", "io.kubernetes.pod.namespace": "other"},
-			fails: `nix-closure: container app: reading the annotations: annotations io.kubernetes.cri.sandbox-namespace and io.kubernetes.pod.namespace disagree on the container's namespace: "team", "other"`},
+			own: map[string]string{"io.kubernetes.cri.sandbox-namespace": "other", "io.kubernetes.pod.namespace": "other"},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team",
+				"io.kubernetes.pod.namespace": "other"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			pod := &api.PodSandbox{Name: "web", Namespace: "team", Annotations: c.pod, RuntimeHandler: c.handler}
@@ -131,8 +135,18 @@ func TestAdjust(t *testing.T) {
 			}
 		})
 	}
+	// CRI-O says it in annotations of its own.
+	if _, err := p.Configure(t.Context(), "", "cri-o", "1.34"); err != nil {
+		t.Fatal(err)
+	}
+	got := annotationsOf(p.engine(), &api.PodSandbox{Namespace: "team", Annotations: map[string]string{"nix-closure/roots": root}},
+		&api.Container{Name: "app", Annotations: map[string]string{"io.kubernetes.pod.namespace": "other"}})
+	want := map[string]string{"nix-closure/roots": root, "io.kubernetes.container.name": "app", "io.kubernetes.pod.namespace": "team"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("of CRI-O (-want +got)\n%s", diff)
+	}
 	// All of them were counted.
-	for _, want := range []string{"containers_seen_total 15", "containers_adjusted_total 8", "containers_refused_total 5", "create_container_seconds_count 15"} {
+	for _, want := range []string{"containers_seen_total 16", "containers_adjusted_total 9", "containers_refused_total 5", "create_container_seconds_count 16"} {
 		if got := metricsOf(p); !strings.Contains(got, "nix_closure_"+want+"\n") {
 			t.Errorf("metrics lack %s:\n%s", want, got)
 		}

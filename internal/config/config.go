@@ -38,6 +38,9 @@ type Config struct {
 	// container's memory limit, or a gibibyte where it has none.
 	WritableSize Size   `toml:"writable-size"`
 	Runtime      string `toml:"runtime"`
+	// Engine is the engine that calls nix-closure-runtime, where that cannot be seen:
+	// "cri-o", or empty.
+	Engine string `toml:"engine"`
 	// Rootless says that the user who runs this program is not the host's root,
 	// who owns /run. No key sets it.
 	Rootless bool   `toml:"-"`
@@ -139,6 +142,10 @@ func (c Config) check() error {
 	case "auto", "overlay", "bind":
 	default:
 		return fmt.Errorf("mode = %q: not one of auto, overlay, bind", c.Mode)
+	}
+	// The other engines are recognised, or say nothing that could be believed.
+	if c.Engine != "" && c.Engine != "cri-o" {
+		return fmt.Errorf("engine = %q: neither empty nor cri-o, the one engine that nix-closure-runtime cannot recognise", c.Engine)
 	}
 	if c.SubstituteTimeout < Duration(time.Second) || c.SubstituteTimeout > Duration(24*time.Hour) {
 		return fmt.Errorf("substitute-timeout = %q: not from 1s to 24h", time.Duration(c.SubstituteTimeout))

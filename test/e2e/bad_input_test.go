@@ -141,7 +141,7 @@ func badInputs(t *testing.T) []badInput {
 		{name: "a letter that is not of base 32", annotations: roots("/nix/store/e" + hash[1:] + "-x"), want: ann + `nix-closure/roots: "/nix/store/e` + hash[1:] + `-x": ` + badHash},
 		{name: "short hash", annotations: roots("/nix/store/" + hash[1:] + "-x"), want: ann + `nix-closure/roots: "/nix/store/` + hash[1:] + `-x": ` + badHash},
 		{name: "no name", annotations: roots("/nix/store/" + hash + "-"), want: ann + `nix-closure/roots: "/nix/store/` + hash + `-": ` + badName},
-		{name: "a colon in the name", annotations: roots("/nix/store/" + hash + "-a:b"), want: ann + `nix-closure/roots: "/nix/store/` + hash + `-a:b": ` + badName},
+		{name: "a colon in the name", annotations: roots("/nix/store/" + hash + "-a:b"), want: ann + `nix-closure/roots: "b": not below the store directory /nix/store`},
 		{name: "long name", annotations: roots("/nix/store/" + hash + "-" + strings.Repeat("x", 212)), want: ann + `nix-closure/roots: "/nix/store/` + hash + "-" + strings.Repeat("x", 212) + `": ` + badName},
 		{name: "control characters", annotations: roots("/nix/store/\x1b[2J"), want: ann + `nix-closure/roots: "/nix/store/\x1b[2J": ` + badHash},
 		{name: "one bad path among good ones", annotations: roots(env + " /nix/store/x"), want: ann + `nix-closure/roots: "/nix/store/x": ` + badHash},
@@ -412,9 +412,28 @@ func TestBadHookInput(t *testing.T) {
 			t.Errorf("poststop of %q: %v %s", stdin, err, stderr)
 		}
 	}
-	for _, args := range [][]string{{}, {"start"}, {"--config"}, {"--config", "/x"}, {"createRuntime", "poststop"}, {"--help", "x"}} {
+	const stages = "the last argument is not one of precreate, prestart, createRuntime, createContainer, poststop"
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "[]: " + stages},
+		{[]string{"start"}, `["start"]: ` + stages},
+		{[]string{"--config"}, `["--config"]: ` + stages},
+		{[]string{"--config", "/x"}, "[]: " + stages},
+		{[]string{"createRuntime", "poststop"}, `"createRuntime": not an option`},
+		{[]string{"--help", "x"}, `"--help": not an option`},
+		{[]string{"--engine", "Podman", "createRuntime"}, `engine "Podman": not one of podman, docker, containerd, cri-o`},
+		{[]string{"--engine=", "createRuntime"}, `engine "": not one of podman, docker, containerd, cri-o`},
+		{[]string{"--annotation", "nix-closure/roots", "createRuntime"}, `--annotation "nix-closure/roots": not KEY=VALUE with a key of this program, each once`},
+		{[]string{"--annotation", "roots=x", "createRuntime"}, `--annotation "roots": not KEY=VALUE with a key of this program, each once`},
+		{
+			[]string{"--annotation", "nix-closure/mode=bind", "--annotation=nix-closure/mode=bind", "createRuntime"},
+			`--annotation "nix-closure/mode": not KEY=VALUE with a key of this program, each once`,
+		},
+	} {
+		args, want := c.args, "nix-closure: "+c.want+"; see --help\n"
 		stdout, stderr, err := callHook("", args...)
-		want := fmt.Sprintf("nix-closure: %q: not [--config FILE] and one of precreate, prestart, createRuntime, createContainer, poststop; see --help\n", args)
 		if err == nil || stdout != "" || stderr != want {
 			t.Errorf("%q: %v %q, standard error is\n%s, want\n%s", args, err, stdout, stderr, want)
 		}
