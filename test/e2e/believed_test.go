@@ -117,11 +117,14 @@ func probe(t *testing.T) string {
 	}
 	var paths strings.Builder
 	for _, e := range entries {
+		if e.Name() == ".links" {
+			continue // is no store path
+		}
 		fmt.Fprintf(&paths, " %s/%s", storeDir, e.Name())
 	}
 	return "echo started; for p in" + paths.String() + "; do if [ -e $p ] || [ -L $p ]; then echo $p; fi; done; " +
-		"if /bin/busybox ls /nix/store >/tmp/names 2>&1; then echo listed; fi; " +
-		"if /bin/busybox touch /nix/store/added 2>/tmp/names; then echo written; fi; " +
+		"if [ \"$(/bin/busybox stat -c %a /nix/store)\" != 111 ]; then echo listed; fi; " +
+		"if /bin/busybox touch /nix/store/added 2>/tmp/error; then echo written; fi; " +
 		"if [ -e /nix/var/nix/db/db.sqlite ]; then echo registered; fi"
 }
 
@@ -301,17 +304,22 @@ func (w way) run(t *testing.T, image string, more ...string) seen {
 	}
 	var s seen
 	s.stdout, s.stderr, s.err = run("/bin/busybox", "sh", "-c", probe(t))
-	for _, l := range w.log(t)[before:] {
-		if strings.EqualFold(l.Level, "error") {
-			s.said = l.Msg
-		}
-	}
+	s.said = newestError(w.log(t)[before:])
 	if w.user != nil {
 		w.user.nothingLeft(t)
 	} else {
 		nothingLeft(t)
 	}
 	return s
+}
+
+func newestError(lines []logLine) string {
+	for _, l := range slices.Backward(lines) {
+		if strings.EqualFold(l.Level, "error") {
+			return l.Msg
+		}
+	}
+	return ""
 }
 
 // loadImage gives the user's podman an image of root's, with its annotations.
