@@ -233,14 +233,14 @@ func TestBelievedInPods(t *testing.T) {
 			writeConfig(t, w.config)
 			w.run(t, annotatedImage(t, nil), wholeStore...).has(t, itsOwn)
 			for _, c := range claims() {
-				t.Run(c.name, func(t *testing.T) {
-					writeConfig(t, w.config+c.config)
-					s := w.run(t, annotatedImage(t, c.says), wholeStore...)
+				t.Run(c.Name, func(t *testing.T) {
+					writeConfig(t, w.config+c.Config)
+					s := w.run(t, annotatedImage(t, c.Says), wholeStore...)
 					if s.err == nil {
 						s.has(t, itsOwn)
 						return
 					}
-					c.check(t, w.engine, s)
+					check(t, c, w.engine, s)
 				})
 			}
 		})
@@ -278,8 +278,8 @@ func play(t *testing.T, runtime, hooks, image string, says annotations) (names [
 func TestBelievedPlayed(t *testing.T) {
 	makePods(t)
 	some := []string{"sandbox, both", "name, CRI-O", "namespace, CRI-O"}
-	all := slices.DeleteFunc(claims(), func(c claim) bool { return !slices.Contains(some, c.name) })
-	nothing := claim{want: map[string]string{"*": itsOwn}}
+	all := slices.DeleteFunc(claims(), func(c claim) bool { return !slices.Contains(some, c.Name) })
+	nothing := claim{Want: map[string]string{"*": itsOwn}}
 	hooks := emptyHooks(t)
 	for _, w := range []struct{ name, engine, runtime, hooks, config string }{
 		{"hook files, runc", "podman", "runc", *bin + "/hooks.d", ""},
@@ -288,16 +288,16 @@ func TestBelievedPlayed(t *testing.T) {
 	} {
 		test := func(name string, image annotations, c claim) {
 			t.Run(w.name+"/"+name, func(t *testing.T) {
-				writeConfig(t, w.config+c.config)
+				writeConfig(t, w.config+c.Config)
 				before := len(readLog(t))
-				names, stderr, err := play(t, w.runtime, w.hooks, annotatedImage(t, image), asking(c.says))
+				names, stderr, err := play(t, w.runtime, w.hooks, annotatedImage(t, image), asking(c.Says))
 				for _, name := range names {
 					s := seen{stderr: stderr, err: err}
 					if s.err == nil {
 						s.stdout, _, s.err = call("podman", "exec", name, "/bin/busybox", "sh", "-c", probe(t))
 					}
 					s.said = newestError(readLog(t)[before:])
-					c.check(t, w.engine, s)
+					check(t, c, w.engine, s)
 				}
 				removePod(t, "played")
 				nothingLeft(t)
@@ -306,8 +306,8 @@ func TestBelievedPlayed(t *testing.T) {
 		test("nothing", nil, nothing)
 		for _, c := range all {
 			if w.runtime == "runc" {
-				test(c.name+"/image", c.says, nothing)
-				test(c.name+"/pod", nil, c)
+				test(c.Name+"/image", c.Says, nothing)
+				test(c.Name+"/pod", nil, c)
 			}
 		}
 	}

@@ -77,10 +77,10 @@ func TestBelievedEngines(t *testing.T) {
 	for _, runtime := range runtimes {
 		for _, engine := range engines {
 			for _, c := range claims() {
-				t.Run(strings.Join([]string{runtime, "engine " + engine, c.name}, "/"), func(t *testing.T) {
-					writeConfig(t, c.config)
-					b := believing(t, engine, asking(c.says), bindOf(storeDir, storeDir))
-					c.check(t, engine, b.see(t, runtime, newID()))
+				t.Run(strings.Join([]string{runtime, "engine " + engine, c.Name}, "/"), func(t *testing.T) {
+					writeConfig(t, c.Config)
+					b := believing(t, engine, asking(c.Says), bindOf(storeDir, storeDir))
+					check(t, c, engine, b.see(t, runtime, newID()))
 				})
 			}
 		}
@@ -175,16 +175,16 @@ func TestBelievedByWrapper(t *testing.T) {
 		{"another plugin's name that ends alike", state + "/my-io.containerd.runtime.v2.task/k8s.io/ID", "", ""},
 	} {
 		for i, c := range claims() {
-			t.Run(p.name+"/"+c.name, func(t *testing.T) {
-				writeConfig(t, p.config+fmt.Sprintf("runtime = %q\n", runtimes[i%2])+c.config)
+			t.Run(p.name+"/"+c.Name, func(t *testing.T) {
+				writeConfig(t, p.config+fmt.Sprintf("runtime = %q\n", runtimes[i%2])+c.Config)
 				id := newID()
-				b := newBundle(t, asking(c.says), probe(t))
+				b := newBundle(t, asking(c.Says), probe(t))
 				b.addMount(bindOf(storeDir, storeDir))
 				if err := os.Mkdir(b.dir+"/rootfs/tmp", 0o777); err != nil {
 					t.Fatal(err)
 				}
 				b.at(t, strings.ReplaceAll(p.dir, "ID", id))
-				c.check(t, p.engine, b.see(t, wrapper(), id))
+				check(t, c, p.engine, b.see(t, wrapper(), id))
 			})
 		}
 	}

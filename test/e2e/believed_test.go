@@ -14,91 +14,24 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nix-closure/nix-closure/test/host"
 	"github.com/nix-closure/nix-closure/test/machine"
 )
 
-// The annotations by which containerd and CRI-O say what a container is.
+// What engines say, and what may come of it if somebody else does.
 const (
-	criType       = "io.kubernetes.cri.container-type"
-	criID         = "io.kubernetes.cri.sandbox-id"
-	criName       = "io.kubernetes.cri.container-name"
-	criNamespace  = "io.kubernetes.cri.sandbox-namespace"
-	crioType      = "io.kubernetes.cri-o.ContainerType"
-	crioID        = "io.kubernetes.cri-o.SandboxID"
-	crioName      = "io.kubernetes.container.name"
-	crioNamespace = "io.kubernetes.pod.namespace"
+	criType, criID, criName, criNamespace     = host.CRIType, host.CRIID, host.CRIName, host.CRINamespace
+	crioType, crioID, crioName, crioNamespace = host.CRIOType, host.CRIOID, host.CRIOName, host.CRIONamespace
+
+	itsOwn, foreign, refused = host.ItsOwn, host.Foreign, host.Refused
 )
 
-// What becomes of a container that asks for env and mounts the host's whole store.
-const (
-	itsOwn  = "env"     // it has the closure of env
-	foreign = "foreign" // it has a closure that only one container of a pod asks for
-	refused = "refused" // it does not start, and the reason names one of the claim's keys
+type (
+	annotations = map[string]string // what an image or a user says of a container
+	claim       = host.Claim
 )
 
-// annotations are what an image or a user says of a container.
-type annotations = map[string]string
-
-// claim is something that an image or a user says and only some engine may say.
-type claim struct {
-	name   string
-	says   annotations
-	config string            // config.toml
-	want   map[string]string // by the engine that the hook is told; "*" is any other
-	reason string            // what a refusal may say in place of a key; empty: nothing
-}
-
-func (c claim) outcome(engine string) string {
-	if want, ok := c.want[engine]; ok {
-		return want
-	}
-	return c.want["*"]
-}
-
-// claims has every annotation that says what a container is, in both dialects.
-func claims() []claim {
-	const (
-		forTeam  = "[[allow]]\nnamespaces = [\"team-a\"]\nroots = [\"/nix/store/*-test-env\"]\n"
-		forAll   = "[[allow]]\nroots = [\"/nix/store/*-test-env\"]\n"
-		webRoots = "web.nix-closure/roots"
-	)
-	path := store["foreign"]
-	never := map[string]string{"*": refused}
-	always := map[string]string{"*": itsOwn}
-	// somebody is a container's ID, but no container here has it.
-	somebody := strings.Repeat("5eed", 16)
-	return []claim{
-		{name: "sandbox, containerd", says: annotations{criType: "sandbox"}, want: never},
-		{name: "sandbox, CRI-O", says: annotations{crioType: "sandbox"}, want: never},
-		{name: "sandbox, both", says: annotations{criType: "sandbox", crioType: "sandbox"}, want: never},
-		{name: "sandbox of another ID, containerd", says: annotations{criType: "sandbox", criID: somebody}, want: never},
-		{name: "sandbox of another ID, CRI-O", says: annotations{crioType: "sandbox", crioID: somebody}, want: never},
-		{name: "sandbox of no ID", says: annotations{criType: "sandbox", criID: "", crioType: "sandbox", crioID: ""}, want: never},
-		{name: "sandbox and container", says: annotations{criType: "sandbox", crioType: "container"}, want: never},
-		{name: "container", says: annotations{criType: "container", crioType: "container"}, want: always},
-
-		{name: "name, containerd", says: annotations{criName: "web", webRoots: path},
-			want: map[string]string{"*": refused, "containerd": foreign}},
-		{name: "name, CRI-O", says: annotations{crioName: "web", webRoots: path},
-			want: map[string]string{"*": refused, "cri-o": foreign}},
-		{name: "name, both", says: annotations{criName: "web", crioName: "web", webRoots: path}, want: never},
-		{name: "no name", says: annotations{webRoots: path}, want: never},
-		{name: "empty name", says: annotations{criName: "", crioName: "", webRoots: path}, want: never},
-		{name: "name alone, containerd", says: annotations{criName: "web"},
-			want: map[string]string{"*": refused, "containerd": itsOwn, "": itsOwn}},
-		{name: "name alone, CRI-O", says: annotations{crioName: "web"},
-			want: map[string]string{"*": refused, "cri-o": itsOwn, "": itsOwn}},
-
-		{name: "namespace, containerd", says: annotations{criNamespace: "team-a"}, config: forTeam,
-			want: map[string]string{"*": refused, "containerd": itsOwn}},
-		{name: "namespace, CRI-O", says: annotations{crioNamespace: "team-a"}, config: forTeam,
-			want: map[string]string{"*": refused, "cri-o": itsOwn}},
-		{name: "namespaces that differ", says: annotations{criNamespace: "team-b", crioNamespace: "team-a"}, config: forTeam,
-			want: map[string]string{"*": refused, "cri-o": itsOwn}, reason: `namespace "team-b"`},
-		{name: "namespace without need", says: annotations{criNamespace: "team-a", crioNamespace: "team-b"}, config: forAll,
-			want: always},
-	}
-}
+func claims() []claim { return host.Claims(store["foreign"]) }
 
 // seen is what a container could do, or why it did not start.
 type seen struct {
@@ -165,17 +98,13 @@ func (s seen) has(t *testing.T, attribute string) {
 }
 
 // check fails if a container got more or less than it may.
-func (c claim) check(t *testing.T, engine string, s seen) {
+func check(t *testing.T, c claim, engine string, s seen) {
 	t.Helper()
-	if want := c.outcome(engine); want != refused {
+	if want := c.Outcome(engine); want != refused {
 		s.has(t, want)
 		return
 	}
-	reasons := slices.Collect(maps.Keys(c.says))
-	if c.reason != "" {
-		reasons = append(reasons, c.reason)
-	}
-	s.isRefused(t, reasons...)
+	s.isRefused(t, c.Reasons()...)
 }
 
 // plainImage has a busybox, and no annotation.
@@ -371,14 +300,14 @@ func TestBelieved(t *testing.T) {
 			writeConfig(t, w.config)
 			w.run(t, annotatedImage(t, nil), wholeStore...).has(t, itsOwn) // or the others show nothing
 			for _, c := range claims() {
-				writeConfig(t, w.config+c.config)
-				image, plain, says := annotatedImage(t, c.says), annotatedImage(t, nil), flags(c.says)
+				writeConfig(t, w.config+c.Config)
+				image, plain, says := annotatedImage(t, c.Says), annotatedImage(t, nil), flags(c.Says)
 				for who, run := range map[string]func(t *testing.T) seen{
 					"image": func(t *testing.T) seen { return w.run(t, image, wholeStore...) },
 					"user":  func(t *testing.T) seen { return w.run(t, plain, slices.Concat(wholeStore, says)...) },
 					"both":  func(t *testing.T) seen { return w.run(t, image, slices.Concat(wholeStore, says)...) },
 				} {
-					t.Run(c.name+"/"+who, func(t *testing.T) { c.check(t, w.engine, run(t)) })
+					t.Run(c.Name+"/"+who, func(t *testing.T) { check(t, c, w.engine, run(t)) })
 				}
 			}
 		})
