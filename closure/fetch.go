@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -35,7 +36,7 @@ func (n NixStore) Fetch(ctx context.Context, names []BaseName, rootsDir string, 
 	if rootsDir != "" {
 		args = append(args, "--indirect", "--add-root", rootsDir+"/fetched")
 	}
-	_, err := n.watch(ctx, func(line string) {
+	err := n.watch(ctx, io.Discard, func(line string) {
 		p.note(line)
 		report(line)
 	}, append(args, n.paths(names)...)...)

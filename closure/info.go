@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,38 +16,40 @@ import (
 const maxStorePathsFile = 64 << 20
 
 // ReadInfo reads the `store-paths` of a closure-info, the output of nixpkgs'
-// closureInfo, and returns the store paths that it lists.
+// closureInfo, and returns the store paths that it lists. It fails with
+// TooLargeError for more than most.
 //
 // A closure-info is made by whoever may add to the store, so it is hostile: its
 // own directory and the file in it are opened without following a symbolic
 // link, the file must be a regular one, and every line must be a store path and
 // nothing below one.
-func ReadInfo(store Store, info BaseName) ([]BaseName, error) {
-	return readInfo(store, info, "store-paths", maxStorePathsFile, ParseStorePaths)
+func ReadInfo(store Store, info BaseName, most int) ([]BaseName, error) {
+	return readInfo(store, info, "store-paths", maxStorePathsFile, func(text io.Reader) ([]BaseName, error) {
+		return ParseStorePaths(store, text, most)
+	})
 }
 
-// readInfo reads a file of a closure-info, of at most max bytes, and lets parse
-// make of it what it is.
-func readInfo[T any](store Store, info BaseName, file string, max int64, parse func(Store, string) ([]T, error)) ([]T, error) {
+// readInfo reads a file of a closure-info, of at most max bytes, with parse.
+func readInfo[T any](
+	store Store, info BaseName, file string, max int64, parse func(io.Reader) ([]T, error),
+) ([]T, error) {
 	f, err := openInfo(store, info, file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	size := int64(0)
-	var text strings.Builder // what it holds becomes a string without a copy
 	st, err := f.Stat()
-	if err == nil && st.Size() <= max {
-		text.Grow(int(st.Size()))
-		size, err = io.Copy(&text, io.LimitReader(f, max+1)) // whatever its size was
-	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", f.Name(), err)
 	}
-	if max < size || max < st.Size() {
+	text := &io.LimitedReader{R: f, N: max + 1} // whatever its size was
+	var parsed []T
+	if st.Size() <= max {
+		parsed, err = parse(text)
+	}
+	if st.Size() > max || text.N == 0 {
 		return nil, fmt.Errorf("%s: larger than %d MiB", f.Name(), max>>20)
 	}
-	parsed, err := parse(store, text.String())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
@@ -86,22 +87,36 @@ func openInfo(store Store, info BaseName, file string) (*os.File, error) {
 	return f, nil
 }
 
-// ParseStorePaths parses the text of a `store-paths` file: a store path a line.
-// No line may be empty or name something below a store path, and there is at
-// least one. That a list was cut off in the middle of a name is not seen here,
-// but where the paths are looked up.
-func ParseStorePaths(store Store, text string) ([]BaseName, error) {
-	if text == "" {
-		return nil, errors.New("lists no store path")
-	}
-	text = strings.TrimSuffix(text, "\n")
-	names := make([]BaseName, 0, strings.Count(text, "\n")+1)
-	for line := range strings.SplitSeq(text, "\n") {
-		base, err := store.ParseExact(line)
-		if err != nil {
-			return nil, fmt.Errorf("line %d: %w", len(names)+1, err)
+// ParseStorePaths reads the text of a `store-paths` file: a store path a line. No
+// line may be empty or name something below a store path, and there is at least
+// one. ParseStorePaths does not notice a list that was cut off in the middle of a
+// name: a look-up of the paths does.
+func ParseStorePaths(store Store, text io.Reader, most int) ([]BaseName, error) {
+	var names []BaseName
+	lines := newLineReader(text)
+	for {
+		line, err := lines.next()
+		last := errors.Is(err, io.EOF)
+		if last && len(line) == 0 {
+			break
 		}
-		names = append(names, base)
+		if last {
+			err = nil
+		}
+		var name BaseName
+		if err == nil {
+			name, err = store.ParseExact(string(line))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", lines.number, err)
+		}
+		if len(names) == most {
+			return nil, &TooLargeError{most}
+		}
+		names = append(names, name)
+	}
+	if names == nil {
+		return nil, errors.New("lists no store path")
 	}
 	return names, nil
 }

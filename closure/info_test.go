@@ -39,8 +39,10 @@ func TestParseStorePaths(t *testing.T) {
 		{name: "NUL", text: a + "\x00" + b + "\n", err: "line 1: "},
 		{name: "comment", text: a + "\n# " + b + "\n", err: "line 2: "},
 		{name: "two on a line", text: a + " " + b + "\n", err: "line 1: "},
+		{name: "long line", text: a + "\n" + strings.Repeat("a", longestLine+1), err: "line 2: longer than 4096 bytes"},
+		{name: "too many", text: a + "\n" + b + "\n" + a + "\n", err: "the closure has more than 2 store paths"},
 	} {
-		got, err := ParseStorePaths(nixStore, c.text)
+		got, err := ParseStorePaths(nixStore, strings.NewReader(c.text), 2)
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
@@ -111,7 +113,7 @@ func TestReadInfoOfAHostileStore(t *testing.T) {
 			}
 			done := make(chan result, 1)
 			go func() {
-				names, err := ReadInfo(store, name)
+				names, err := ReadInfo(store, name, 1)
 				done <- result{names, err}
 			}()
 			var r result
@@ -144,7 +146,7 @@ func FuzzStorePaths(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		names, err := ParseStorePaths(nixStore, s)
+		names, err := ParseStorePaths(nixStore, strings.NewReader(s), 1000)
 		if err != nil {
 			if names != nil {
 				t.Errorf("%q: %q with an error", s, names)

@@ -18,7 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Query is what a container asks for: roots, or a closure-info.
+// Query is what a container asks for: roots, a closure-info, or both: a closure-info
+// by an annotation, and roots by mounts.
 type Query struct {
 	Roots []BaseName
 	Info  BaseName // empty: none

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"slices"
 	"strings"
@@ -63,7 +64,7 @@ func (n NixStore) Closure(ctx context.Context, names []BaseName, max int) ([]Bas
 		if err != nil {
 			return nil, err
 		}
-		part, err := ParseStorePaths(n.Store, out)
+		part, err := ParseStorePaths(n.Store, strings.NewReader(out), max)
 		if err != nil {
 			return nil, fmt.Errorf("the output of nix-store: %w", err)
 		}
@@ -76,22 +77,20 @@ func (n NixStore) Closure(ctx context.Context, names []BaseName, max int) ([]Bas
 	return all, nil
 }
 
-// Infos is `nix-store --dump-db`. It knows less than the database: neither
-// signatures nor when a path was registered.
-func (n NixStore) Infos(ctx context.Context, names []BaseName) ([]PathInfo, error) {
-	var all []PathInfo
-	for chunk := range slices.Chunk(names, chunkSize) {
-		out, err := n.run(ctx, append([]string{"--dump-db"}, n.paths(chunk)...)...)
-		if err != nil {
+// Infos is `nix-store --dump-db`, as ParseRegistration reads it. It knows less than
+// the database: neither signatures nor when a path was registered.
+func (n NixStore) Infos(ctx context.Context, c Closure) ([]PathInfo, error) {
+	r := newRegistrationReader(n.Store, c)
+	for chunk := range slices.Chunk(c.Names, chunkSize) {
+		if err := n.stream(ctx, r.read, append([]string{"--dump-db"}, n.paths(chunk)...)...); err != nil {
 			return nil, err
 		}
-		part, err := ParseRegistration(n.Store, out)
-		if err != nil {
-			return nil, fmt.Errorf("the output of nix-store --dump-db: %w", err)
-		}
-		all = append(all, part...)
 	}
-	return all, nil
+	infos, err := r.registration()
+	if err != nil {
+		return nil, fmt.Errorf("the output of nix-store --dump-db: %w", err)
+	}
+	return infos, nil
 }
 
 // Stamp is zero: what nix-store says is about the moment.
@@ -135,15 +134,38 @@ func (n NixStore) paths(names []BaseName) []string {
 
 // run runs nix-store, and returns what it prints.
 func (n NixStore) run(ctx context.Context, args ...string) (string, error) {
-	return n.watch(ctx, nil, args...)
+	var out bytes.Buffer
+	if err := n.watch(ctx, &out, nil, args...); err != nil {
+		return "", err
+	}
+	return out.String(), nil
 }
 
-// watch is run; each line that nix-store writes to its standard error is
-// reported while it runs.
-func (n NixStore) watch(ctx context.Context, report func(line string), args ...string) (string, error) {
+// stream runs nix-store, and has read read what it prints.
+func (n NixStore) stream(ctx context.Context, read func(io.Reader) error, args ...string) error {
+	out, in := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := read(out)
+		// nix-store goes on to its end: its own error says more.
+		_, _ = io.Copy(io.Discard, out)
+		done <- err
+	}()
+	err := n.watch(ctx, in, nil, args...)
+	_ = in.Close() // returns nil
+	readErr := <-done
+	if err == nil && readErr != nil {
+		err = fmt.Errorf("the output of nix-store %s: %w", args[0], readErr)
+	}
+	return err
+}
+
+// watch runs nix-store, which prints to out. Each line that it writes to its
+// standard error is reported while it runs.
+func (n NixStore) watch(ctx context.Context, out io.Writer, report func(line string), args ...string) error {
 	program, err := n.program()
 	if err != nil {
-		return "", err
+		return err
 	}
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = []string{
@@ -157,9 +179,8 @@ func (n NixStore) watch(ctx context.Context, report func(line string), args ...s
 		cmd.Env = append(cmd.Env, "XDG_CACHE_HOME="+n.Cache)
 	}
 	cmd.Dir = "/"
-	var out bytes.Buffer
 	errs := lines{report: report}
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.Stdout, cmd.Stderr = out, &errs
 	// Nix ends in order when it is asked to: it releases its locks, and removes
 	// what it did not finish.
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
@@ -177,11 +198,11 @@ func (n NixStore) watch(ctx context.Context, report func(line string), args ...s
 			err = ctx.Err()
 		}
 		if said != "" {
-			return "", fmt.Errorf("%s: %w: %s", program, err, said)
+			return fmt.Errorf("%s: %w: %s", program, err, said)
 		}
-		return "", fmt.Errorf("%s: %w", program, err)
+		return fmt.Errorf("%s: %w", program, err)
 	}
-	return out.String(), nil
+	return nil
 }
 
 // lines takes what a program writes apart into lines.
@@ -191,9 +212,6 @@ type lines struct {
 	last   string
 	error  string // the first: what comes after it follows from it
 }
-
-// longestLine bounds what is kept of a line, in bytes.
-const longestLine = 4096
 
 func (l *lines) Write(text []byte) (int, error) {
 	for _, b := range text {

@@ -5,10 +5,14 @@ package closure
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestLines(t *testing.T) {
@@ -77,12 +81,13 @@ func TestNixStoreWatch(t *testing.T) {
 	} {
 		n := NixStore{Program: script(t, c.script), Store: nixStore}
 		var reported []string
-		out, err := n.watch(t.Context(), func(line string) { reported = append(reported, line) })
-		said := ""
+		var printed strings.Builder
+		err := n.watch(t.Context(), &printed, func(line string) { reported = append(reported, line) })
+		said, out := "", printed.String()
 		if err != nil {
 			said = strings.TrimPrefix(err.Error(), n.Program)
 		}
-		if out != c.out || said != c.err || !slices.Equal(reported, c.reported) {
+		if err == nil && out != c.out || said != c.err || !slices.Equal(reported, c.reported) {
 			t.Errorf("%s: %q, %q, reported %q", c.name, out, said, reported)
 		}
 	}
@@ -98,8 +103,50 @@ func TestNixStoreWatchMeanwhile(t *testing.T) {
 	n := NixStore{Program: script(t, "echo one >&2\nuntil [ -e "+fifo+" ]; do sleep 0.01; done\n"), Store: nixStore}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if _, err := n.watch(ctx, func(string) { write(t, fifo, "") }); err != nil {
+	if err := n.watch(ctx, io.Discard, func(string) { write(t, fifo, "") }); err != nil {
 		t.Errorf("the line is not reported: %v", err)
+	}
+}
+
+// The output of --dump-db is read while nix-store runs, a part after the other.
+func TestNixStoreInfos(t *testing.T) {
+	names := make([]BaseName, chunkSize+1)
+	for i := range names {
+		names[i] = named(fmt.Sprintf("p%05d", i))
+	}
+	c := New(nixStore, names)
+	const each = `shift; for p; do printf '%s\n'` + " \"$p\" " + hexHash + ` 1 '' 1 "$p"; done`
+	last := nixStore.Path(names[chunkSize])
+	for _, of := range []struct{ name, script, err string }{
+		{"whole", each, ""},
+		{"fails after it", each + "; echo error: no >&2; exit 1", ": exit status 1: no"},
+		{"a path is missing", "case $2 in " + last + ") exec printf '%s\\n' " + last + "x; esac; " + each,
+			"the output of nix-store --dump-db: line 1: " + last + "x is registered, but not in the closure"},
+		{"a path again", each + `; printf '%s\n'` + " $1 " + hexHash + " 1 '' 0",
+			fmt.Sprintf("the output of nix-store --dump-db: line %d: %s is registered a second time",
+				6*chunkSize+1, nixStore.Path(names[0]))},
+		{"nothing", "", "the output of nix-store --dump-db: registers no store path"},
+		{"not what was asked for", "yes | head -c 10000000",
+			`the output of nix-store --dump-db: line 1: "y": not below`},
+		{"no answer", "exit 3", ": exit status 3"},
+	} {
+		n := NixStore{Program: script(t, of.script), Store: nixStore}
+		infos, err := n.Infos(t.Context(), c)
+		if of.err != "" {
+			if err == nil || !strings.HasPrefix(strings.TrimPrefix(err.Error(), n.Program), of.err) || infos != nil {
+				t.Errorf("%s: %v, want %q", of.name, err, of.err)
+			}
+			continue
+		}
+		if err != nil || len(infos) != len(names) {
+			t.Errorf("%s: %d, %v", of.name, len(infos), err)
+		}
+		for i, info := range infos {
+			want := PathInfo{Name: names[i], NarHash: dbHash, NarSize: 1, References: names[i : i+1]}
+			if diff := cmp.Diff(want, info); diff != "" {
+				t.Fatalf("%s (-want +got):\n%s", of.name, diff)
+			}
+		}
 	}
 }
 

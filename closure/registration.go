@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,132 +37,219 @@ type Output struct {
 // registration has. The file `schema` beside the database says it.
 const RegistrationSchema = "10"
 
-// maxRegistrationFile bounds what is read of a `registration` file, in bytes:
-// a million and a half references of common length.
-const maxRegistrationFile = 256 << 20
+// maxRegistrationFile bounds a `registration` file, in bytes: fifty thousand
+// paths with twenty-five references each, of common length.
+const maxRegistrationFile = 96 << 20
 
-// ReadRegistration reads the `registration` of a closure-info, with the care
-// that ReadInfo takes. What it says is a claim of whoever made the closure-info,
-// see RegistrationName.
-func ReadRegistration(store Store, info BaseName) ([]PathInfo, error) {
-	return readInfo(store, info, "registration", maxRegistrationFile, ParseRegistration)
+// ReadRegistration reads the `registration` of a closure-info, with the care that
+// ReadInfo takes: see ParseRegistration. What the file says is a claim of whoever
+// made the closure-info, see RegistrationName.
+func ReadRegistration(store Store, c Closure, info BaseName) ([]PathInfo, error) {
+	return readInfo(store, info, "registration", maxRegistrationFile, func(text io.Reader) ([]PathInfo, error) {
+		return ParseRegistration(store, c, text)
+	})
 }
 
-// ParseRegistration parses what `nix-store --load-db` reads and `nix-store
-// --dump-db` writes. Each store path has these lines: itself, the SHA-256 of its
-// NAR, the size of that, the deriver or nothing, the number of references, the
-// references. It returns the paths in the order of the text, with references
-// sorted.
+// ParseRegistration reads the registration of a closure from what `nix-store
+// --load-db` reads and `nix-store --dump-db` writes. Each store path has these
+// lines: itself, the SHA-256 of its NAR, the size of the NAR, the deriver or
+// nothing, the number of references, the references. The result has the order of
+// the closure, with references sorted, and keeps no name from outside the closure:
+// it is what Restrict would return.
 //
-// The text is hostile. Every path in it must be a store path, each is there
-// once, and nothing is left out, cut off or left over; an error has the number
-// of the line. That references lead to paths of the text is not looked at here,
-// but in Restrict. What is kept in memory is in proportion to the text, whatever
-// numbers are in it.
-func ParseRegistration(store Store, text string) ([]PathInfo, error) {
-	if text == "" {
-		return nil, errors.New("registers no store path")
+// The text is hostile. It must register every path of the closure exactly once,
+// each reference must be in the closure, and nothing may be cut off or left over;
+// an error about a line has its number. The text is read line by line, and the
+// memory is in proportion to the closure and its references, whatever the length
+// of the text.
+func ParseRegistration(store Store, c Closure, text io.Reader) ([]PathInfo, error) {
+	r := newRegistrationReader(store, c)
+	if err := r.read(text); err != nil {
+		return nil, err
 	}
-	r := registration{store: store, rest: text, left: strings.Count(text, "\n")}
-	var infos []PathInfo
-	seen := make(map[BaseName]bool)
-	for r.rest != "" {
-		info, err := r.pathInfo(seen)
-		if err != nil {
-			return nil, fmt.Errorf("line %d: %w", r.number, err)
+	return r.registration()
+}
+
+// registrationReader reads the registration of a closure from one text or more.
+type registrationReader struct {
+	store   Store
+	closure Closure
+	index   map[BaseName]int // into closure.Names
+	infos   []PathInfo       // in the order of closure.Names; Name is empty before its lines are read
+	lines   lineReader
+	found   []int // the references of one path, as indexes
+}
+
+func newRegistrationReader(store Store, c Closure) *registrationReader {
+	r := &registrationReader{
+		store:   store,
+		closure: c,
+		index:   make(map[BaseName]int, len(c.Names)),
+		infos:   make([]PathInfo, len(c.Names)),
+	}
+	for i, name := range c.Names {
+		r.index[name] = i
+	}
+	return r
+}
+
+// read reads a whole text.
+func (r *registrationReader) read(text io.Reader) error {
+	r.lines = newLineReader(text)
+	for {
+		line, err := r.lines.next()
+		if errors.Is(err, io.EOF) && len(line) == 0 && r.lines.number > 0 {
+			return nil
 		}
-		infos = append(infos, info)
+		if errors.Is(err, io.EOF) && len(line) == 0 {
+			return errors.New("registers no store path")
+		}
+		if err = cutOff(line, err); err == nil {
+			err = r.pathInfo(line)
+		}
+		if err != nil {
+			return fmt.Errorf("line %d: %w", r.lines.number, err)
+		}
 	}
-	return infos, nil
 }
 
-// registration is a text that is read line by line.
-type registration struct {
-	store  Store
-	rest   string
-	number int // of the line last read
-	left   int // whole lines that are left
+// registration returns what was read. It fails if a path of the closure is missing.
+func (r *registrationReader) registration() ([]PathInfo, error) {
+	for i, name := range r.closure.Names {
+		if r.infos[i].Name == "" {
+			return nil, notRegistered(r.store, name)
+		}
+	}
+	return r.infos, nil
 }
 
-func (r *registration) pathInfo(seen map[BaseName]bool) (info PathInfo, err error) {
-	if info.Name, err = r.path(); err != nil {
-		return PathInfo{}, err
-	}
-	if seen[info.Name] {
-		return PathInfo{}, fmt.Errorf("%s is registered a second time", r.store.Path(info.Name))
-	}
-	seen[info.Name] = true
-	line, err := r.line()
+// pathInfo reads the lines of one path, of which the first was read.
+func (r *registrationReader) pathInfo(line []byte) error {
+	i, err := r.path(line)
 	if err != nil {
-		return PathInfo{}, err
+		return err
 	}
-	if info.NarHash, err = ParseNarHash(line); err != nil {
-		return PathInfo{}, err
+	if i < 0 {
+		return fmt.Errorf("%s is registered, but not in the closure", line)
+	}
+	info := PathInfo{Name: r.closure.Names[i]}
+	if r.infos[i].Name != "" {
+		return registeredTwice(r.store, info.Name)
+	}
+	if line, err = r.line(); err != nil {
+		return err
+	}
+	if info.NarHash, err = ParseNarHash(string(line)); err != nil {
+		return err
 	}
 	if info.NarSize, err = r.count(); err != nil {
-		return PathInfo{}, err
+		return err
 	}
-	if strings.HasPrefix(r.rest, "\n") {
-		_, _ = r.line() // no deriver
-	} else if info.Deriver, err = r.path(); err != nil {
-		return PathInfo{}, err
+	if line, err = r.line(); err != nil {
+		return err
 	}
-	references, err := r.count()
-	if err != nil {
-		return PathInfo{}, err
-	}
-	if references > int64(r.left) {
-		return PathInfo{}, fmt.Errorf("%d references, but %d lines are left", references, r.left)
-	}
-	for range references {
-		reference, err := r.path()
+	if len(line) > 0 {
+		deriver, err := r.path(line)
 		if err != nil {
-			return PathInfo{}, err
+			return err
 		}
-		info.References = append(info.References, reference)
-	}
-	slices.Sort(info.References)
-	for i, reference := range info.References {
-		if i > 0 && reference == info.References[i-1] {
-			return PathInfo{}, fmt.Errorf("%s references %s twice", r.store.Path(info.Name), r.store.Path(reference))
+		if deriver >= 0 {
+			info.Deriver = r.closure.Names[deriver]
 		}
 	}
-	return info, nil
-}
-
-func (r *registration) line() (string, error) {
-	r.number++
-	line, rest, ok := strings.Cut(r.rest, "\n")
-	switch {
-	case ok:
-		r.rest = rest
-		r.left--
-		return line, nil
-	case line == "":
-		return "", errors.New("missing: the text ends in the middle of a store path's lines")
-	default:
-		return "", fmt.Errorf("%q: without a line break at its end, so it may be cut off", line)
+	if info.References, err = r.references(info.Name); err != nil {
+		return err
 	}
+	r.infos[i] = info
+	return nil
 }
 
-func (r *registration) path() (BaseName, error) {
-	line, err := r.line()
+// references reads the number of references and the references, and sorts them.
+func (r *registrationReader) references(of BaseName) ([]BaseName, error) {
+	count, err := r.count()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return r.store.ParseExact(line)
+	if count > int64(len(r.closure.Names)) {
+		return nil, fmt.Errorf("%d references, but the closure has %d paths", count, len(r.closure.Names))
+	}
+	r.found = r.found[:0]
+	for range count {
+		line, err := r.line()
+		if err != nil {
+			return nil, err
+		}
+		i, err := r.path(line)
+		if err != nil {
+			return nil, err
+		}
+		if i < 0 {
+			return nil, fmt.Errorf("%s references %s, which is not in the closure", r.store.Path(of), line)
+		}
+		r.found = append(r.found, i)
+	}
+	if count == 0 {
+		return nil, nil
+	}
+	slices.Sort(r.found) // as the names are sorted
+	references := make([]BaseName, len(r.found))
+	for at, i := range r.found {
+		references[at] = r.closure.Names[i]
+		if at > 0 && i == r.found[at-1] {
+			return nil, fmt.Errorf("%s references %s twice", r.store.Path(of), r.store.Path(references[at]))
+		}
+	}
+	return references, nil
 }
 
-func (r *registration) count() (int64, error) {
+// line returns the next line of a path that is not the first.
+func (r *registrationReader) line() ([]byte, error) {
+	line, err := r.lines.next()
+	if errors.Is(err, io.EOF) && len(line) == 0 {
+		r.lines.number++
+		return nil, errors.New("missing: the text ends in the middle of a store path's lines")
+	}
+	return line, cutOff(line, err)
+}
+
+// cutOff explains the error of a line without a line break.
+func cutOff(line []byte, err error) error {
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("%q: without a line break at its end, so it may be cut off", line)
+	}
+	return err
+}
+
+// path returns the index of a store path in the closure, or -1 if the closure does
+// not have it.
+func (r *registrationReader) path(line []byte) (int, error) {
+	if dir := len(r.store.Dir); len(line) > dir && string(line[:dir]) == r.store.Dir && line[dir] == '/' {
+		if i, ok := r.index[BaseName(line[dir+1:])]; ok {
+			return i, nil
+		}
+	}
+	_, err := r.store.ParseExact(string(line))
+	return -1, err
+}
+
+func (r *registrationReader) count() (int64, error) {
 	line, err := r.line()
 	if err != nil {
 		return 0, err
 	}
-	n, err := strconv.ParseInt(line, 10, 64)
-	if err != nil || n < 0 || strconv.FormatInt(n, 10) != line {
+	n, err := strconv.ParseInt(string(line), 10, 64)
+	if err != nil || n < 0 || strconv.FormatInt(n, 10) != string(line) {
 		return 0, fmt.Errorf("%q: not a number", line)
 	}
 	return n, nil
+}
+
+func notRegistered(store Store, name BaseName) error {
+	return fmt.Errorf("%s is in the closure, but not registered", store.Path(name))
+}
+
+func registeredTwice(store Store, name BaseName) error {
+	return fmt.Errorf("%s is registered a second time", store.Path(name))
 }
 
 const narHashPrefix = "sha256:"
@@ -233,11 +321,11 @@ func Restrict(c Closure, infos []PathInfo) ([]PathInfo, error) {
 	for i, info := range infos {
 		switch {
 		case i > 0 && info.Name == infos[i-1].Name:
-			return nil, fmt.Errorf("%s is registered a second time", store.Path(info.Name))
+			return nil, registeredTwice(store, info.Name)
 		case i == len(c.Names) || info.Name < c.Names[i]:
 			return nil, fmt.Errorf("%s is registered, but not in the closure", store.Path(info.Name))
 		case info.Name > c.Names[i]:
-			return nil, fmt.Errorf("%s is in the closure, but not registered", store.Path(c.Names[i]))
+			return nil, notRegistered(store, c.Names[i])
 		}
 		references := slices.Clone(info.References)
 		slices.Sort(references)
@@ -253,7 +341,7 @@ func Restrict(c Closure, infos []PathInfo) ([]PathInfo, error) {
 		infos[i].Outputs = slices.DeleteFunc(slices.Clone(info.Outputs), func(o Output) bool { return !inside(o.Path) })
 	}
 	if len(infos) < len(c.Names) {
-		return nil, fmt.Errorf("%s is in the closure, but not registered", store.Path(c.Names[len(infos)]))
+		return nil, notRegistered(store, c.Names[len(infos)])
 	}
 	return infos, nil
 }

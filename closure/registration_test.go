@@ -85,25 +85,56 @@ func TestParseRegistration(t *testing.T) {
 	withMany := func(count string) string {
 		return text(append([]string{a, dbHash, "1", "", count}, many...)...)
 	}
+	everything := []BaseName{named("a"), named("b"), named("c")}
+	for i := range many {
+		everything = append(everything, named(fmt.Sprintf("r%03d", i)))
+	}
+	two := everything[:2]
 	for _, c := range []struct {
 		name, text string
+		closure    []BaseName // nil: everything
 		want       []PathInfo
 		err        string
 	}{
-		{name: "closureInfo's", text: text(a, "sha256:"+base32Hash, "120", "", "0", b, sriHash, "7", "", "2", b, a), want: []PathInfo{
-			{Name: named("a"), NarHash: dbHash, NarSize: 120},
-			{Name: named("b"), NarHash: dbHash, NarSize: 7, References: []BaseName{named("a"), named("b")}},
-		}},
-		{name: "nix-store --dump-db's", text: text(a, hexHash, "120", drv, "1", c), want: []PathInfo{
-			{Name: named("a"), NarHash: dbHash, NarSize: 120, Deriver: named("a.drv"), References: []BaseName{named("c")}},
-		}},
-		{name: "the order of the paths is kept", text: text(b, hexHash, "1", "", "0", a, hexHash, "1", "", "0"), want: []PathInfo{
-			{Name: named("b"), NarHash: dbHash, NarSize: 1}, {Name: named("a"), NarHash: dbHash, NarSize: 1},
-		}},
-		{name: "size of nothing", text: text(a, hexHash, "0", "", "0"), want: []PathInfo{{Name: named("a"), NarHash: dbHash}}},
-		{name: "greatest size", text: text(a, hexHash, "9223372036854775807", "", "0"), want: []PathInfo{
-			{Name: named("a"), NarHash: dbHash, NarSize: 9223372036854775807},
-		}},
+		{name: "closureInfo's", closure: two,
+			text: text(a, "sha256:"+base32Hash, "120", "", "0", b, sriHash, "7", "", "2", b, a), want: []PathInfo{
+				{Name: named("a"), NarHash: dbHash, NarSize: 120},
+				{Name: named("b"), NarHash: dbHash, NarSize: 7, References: two},
+			}},
+		{name: "nix-store --dump-db's", closure: two,
+			text: text(a, hexHash, "120", b, "1", b, b, hexHash, "1", "", "0"), want: []PathInfo{
+				{Name: named("a"), NarHash: dbHash, NarSize: 120, Deriver: named("b"), References: two[1:]},
+				{Name: named("b"), NarHash: dbHash, NarSize: 1},
+			}},
+		{name: "a deriver that is not in the closure", closure: two[:1],
+			text: text(a, hexHash, "120", drv, "0"), want: []PathInfo{
+				{Name: named("a"), NarHash: dbHash, NarSize: 120},
+			}},
+		{name: "the order of the text does not matter", closure: two,
+			text: text(b, hexHash, "1", "", "0", a, hexHash, "1", "", "0"), want: []PathInfo{
+				{Name: named("a"), NarHash: dbHash, NarSize: 1}, {Name: named("b"), NarHash: dbHash, NarSize: 1},
+			}},
+		{name: "size of nothing", closure: two[:1],
+			text: text(a, hexHash, "0", "", "0"), want: []PathInfo{{Name: named("a"), NarHash: dbHash}}},
+		{name: "greatest size", closure: two[:1],
+			text: text(a, hexHash, "9223372036854775807", "", "0"), want: []PathInfo{
+				{Name: named("a"), NarHash: dbHash, NarSize: 9223372036854775807},
+			}},
+
+		{name: "a path is missing", closure: two, text: text(b, hexHash, "1", "", "0"),
+			err: a + " is in the closure, but not registered"},
+		{name: "the last path is missing", closure: two, text: text(a, hexHash, "1", "", "0"),
+			err: b + " is in the closure, but not registered"},
+		{name: "a path too many", closure: two, text: text(a, hexHash, "1", "", "0", c, hexHash),
+			err: "line 6: " + c + " is registered, but not in the closure"},
+		{name: "reference out of it", closure: two, text: text(a, hexHash, "1", "", "2", b, c),
+			err: "line 7: " + a + " references " + c + ", which is not in the closure"},
+		{name: "more references than paths", closure: two, text: text(a, hexHash, "1", "", "3", a, b, b),
+			err: "line 5: 3 references, but the closure has 2 paths"},
+		{name: "long line", text: text(a, hexHash, "1", "", "1", a+strings.Repeat("a", longestLine)),
+			err: "line 6: longer than 4096 bytes"},
+		{name: "long first line", text: strings.Repeat("a", 1<<20), err: "line 1: longer than 4096 bytes"},
+		{name: "longest line", text: text(strings.Repeat("a", longestLine-1)), err: `line 1: "aaaa`},
 
 		{name: "empty", text: "", err: "registers no store path"},
 		{name: "line break", text: "\n", err: `line 1: "": not below the store directory /nix/store`},
@@ -117,12 +148,13 @@ func TestParseRegistration(t *testing.T) {
 		{name: "cut off after the hash", text: text(a, hexHash), err: "line 3: missing"},
 		{name: "cut off after the size", text: text(a, hexHash, "1"), err: "line 4: missing"},
 		{name: "cut off after the deriver", text: text(a, hexHash, "1", ""), err: "line 5: missing"},
-		{name: "cut off after the number", text: text(a, hexHash, "1", "", "1"), err: "line 5: 1 references, but 0 lines are left"},
+		{name: "cut off after the number", text: text(a, hexHash, "1", "", "1"), err: "line 6: missing"},
 		{name: "cut off in a path", text: a, err: `line 1: "` + a + `": without a line break`},
 		{name: "cut off in a hash", text: text(a) + hexHash, err: "line 2: "},
 		{name: "cut off in a size", text: text(a, hexHash) + "12", err: `line 3: "12": without a line break`},
 		{name: "cut off in a number", text: text(a, hexHash, "1", "") + "0", err: `line 5: "0": without a line break`},
-		{name: "cut off in a reference", text: text(a, hexHash, "1", "", "2", b) + c, err: "line 5: 2 references, but 1 lines are left"},
+		{name: "cut off in a reference", text: text(a, hexHash, "1", "", "2", b) + c,
+			err: `line 7: "` + c + `": without a line break`},
 		{name: "cut off in the next path", text: text(a, hexHash, "1", "", "1", b) + c, err: `line 7: "` + c + `": without a line break`},
 
 		{name: "below a store path", text: text(a+"/bin", hexHash, "1", "", "0"), err: `line 1: "` + a + `/bin": below a store path, not one`},
@@ -158,8 +190,9 @@ func TestParseRegistration(t *testing.T) {
 
 		{name: "no number", text: text(a, hexHash, "1", "", ""), err: `line 5: "": not a number`},
 		{name: "negative number", text: text(a, hexHash, "1", "", "-1"), err: "line 5: "},
-		{name: "number too great", text: withMany("1001"), err: "line 5: 1001 references, but 1000 lines are left"},
-		{name: "greatest number", text: withMany("9223372036854775807"), err: "line 5: 9223372036854775807 references, but 1000 lines are left"},
+		{name: "number too great", text: withMany("1001"), err: "line 1006: missing"},
+		{name: "greatest number", text: withMany("9223372036854775807"),
+			err: "line 5: 9223372036854775807 references, but the closure has 1003 paths"},
 		{name: "number beyond", text: withMany("99999999999999999999"), err: "line 5: "},
 		{name: "number too small", text: withMany("999"), err: "line 1006: missing"},
 		{name: "number too small by more", text: withMany("998"), err: `line 1005: "` + many[999] + `": not a SHA-256`},
@@ -169,7 +202,10 @@ func TestParseRegistration(t *testing.T) {
 		{name: "reference below a store path", text: text(a, hexHash, "1", "", "1", b+"/bin"), err: "line 6: "},
 		{name: "reference twice", text: text(a, hexHash, "1", "", "3", b, a, b), err: "line 8: " + a + " references " + b + " twice"},
 	} {
-		got, err := ParseRegistration(nixStore, c.text)
+		if c.closure == nil {
+			c.closure = everything
+		}
+		got, err := parse(New(nixStore, c.closure), c.text)
 		if diff := cmp.Diff(c.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c.name, diff)
 		}
@@ -181,24 +217,39 @@ func TestParseRegistration(t *testing.T) {
 		}
 	}
 
-	got, err := ParseRegistration(nixStore, withMany("1000"))
-	if err != nil || len(got) != 1 || len(got[0].References) != 1000 || !slices.IsSorted(got[0].References) {
+	var rest strings.Builder
+	for _, name := range everything[1:] {
+		rest.WriteString(text(nixStore.Path(name), hexHash, "1", "", "0"))
+	}
+	got, err := parse(New(nixStore, everything), withMany("1000")+rest.String())
+	if err != nil || len(got) != len(everything) || !slices.Equal(got[0].References, everything[3:]) {
 		t.Errorf("a thousand references: %v", err)
 	}
 }
 
-// A number in the text reserves no memory.
+func parse(c Closure, text string) ([]PathInfo, error) {
+	return ParseRegistration(nixStore, c, strings.NewReader(text))
+}
+
+// A number in the text reserves no memory, and no text is kept.
 func TestParseRegistrationMemory(t *testing.T) {
 	path := nixStore.Path(named("a"))
-	text := strings.Join([]string{path, hexHash, "1", "", "1000000"}, "\n") + strings.Repeat("\n", 1000001)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	if _, err := ParseRegistration(nixStore, text); err == nil || !strings.HasPrefix(err.Error(), "line 6: ") {
-		t.Errorf("error %v", err)
-	}
-	runtime.ReadMemStats(&after)
-	if used := after.TotalAlloc - before.TotalAlloc; used > 1<<20 {
-		t.Errorf("%d bytes for a text of %d", used, len(text))
+	head := path + "\n" + hexHash + "\n1\n"
+	for _, c := range []struct{ text, err string }{
+		{head + "\n1000000" + strings.Repeat("\n", 1000001), "line 5: "},
+		{head + strings.Repeat("x", 1<<24), "line 4: longer"},
+		{head + "\n0\n" + strings.Repeat(head+"\n0\n", 1<<16), "line 6: "},
+	} {
+		closure := New(nixStore, []BaseName{named("a")})
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if _, err := parse(closure, c.text); err == nil || !strings.HasPrefix(err.Error(), c.err) {
+			t.Errorf("error %v, want %q", err, c.err)
+		}
+		runtime.ReadMemStats(&after)
+		if used := after.TotalAlloc - before.TotalAlloc; used > 1<<16 {
+			t.Errorf("%s: %d bytes for a text of %d", c.err, used, len(c.text))
+		}
 	}
 }
 
@@ -210,40 +261,51 @@ func FuzzParseRegistration(f *testing.F) {
 	} {
 		f.Add(s)
 	}
+	closures := []Closure{
+		New(nixStore, nil), New(nixStore, []BaseName{named("a")}), New(nixStore, []BaseName{named("a"), named("b")}),
+	}
 	f.Fuzz(func(t *testing.T, s string) {
-		infos, err := ParseRegistration(nixStore, s)
-		if err != nil {
-			if infos != nil {
-				t.Errorf("%q: %v with an error", s, infos)
-			}
-			return
-		}
-		// Nothing of the text was left out or made up, but for the form of the
-		// hash and the order of the references.
-		var b strings.Builder
-		names := make(map[BaseName]bool)
-		for _, info := range infos {
-			if len(info.NarHash) != 71 || info.NarSize < 0 || names[info.Name] || !slices.IsSorted(info.References) {
-				t.Errorf("%q: %+v", s, info)
-			}
-			names[info.Name] = true
-			deriver := ""
-			if info.Deriver != "" {
-				deriver = nixStore.Path(info.Deriver)
-			}
-			fmt.Fprintf(&b, "%s\n%s\n%d\n%s\n%d\n", nixStore.Path(info.Name), info.NarHash, info.NarSize, deriver, len(info.References))
-			for _, r := range info.References {
-				b.WriteString(nixStore.Path(r) + "\n")
-			}
-		}
-		again, err := ParseRegistration(nixStore, b.String())
-		if diff := cmp.Diff(infos, again); err != nil || diff != "" {
-			t.Errorf("%q: written anew it is read as %v:\n%s", s, err, diff)
-		}
-		if len(infos) == 0 || strings.Count(b.String(), "\n") != strings.Count(s, "\n") {
-			t.Errorf("%q was read as %q", s, b.String())
+		for _, closure := range closures {
+			fuzzParseRegistration(t, closure, s)
 		}
 	})
+}
+
+func fuzzParseRegistration(t *testing.T, closure Closure, s string) {
+	infos, err := parse(closure, s)
+	if err != nil {
+		if infos != nil {
+			t.Errorf("%q: %v with an error", s, infos)
+		}
+		return
+	}
+	if restricted, err := Restrict(closure, infos); err != nil || cmp.Diff(infos, restricted) != "" {
+		t.Errorf("%q: read as %v, restricted to %v, %v", s, infos, restricted, err)
+	}
+	// Nothing of the text was left out or made up, but for the form of the hash,
+	// derivers from outside the closure, and the order.
+	var b strings.Builder
+	for _, info := range infos {
+		if len(info.NarHash) != 71 || info.NarSize < 0 {
+			t.Errorf("%q: %+v", s, info)
+		}
+		deriver := ""
+		if info.Deriver != "" {
+			deriver = nixStore.Path(info.Deriver)
+		}
+		fmt.Fprintf(&b, "%s\n%s\n%d\n%s\n%d\n",
+			nixStore.Path(info.Name), info.NarHash, info.NarSize, deriver, len(info.References))
+		for _, r := range info.References {
+			b.WriteString(nixStore.Path(r) + "\n")
+		}
+	}
+	again, err := parse(closure, b.String())
+	if diff := cmp.Diff(infos, again); err != nil || diff != "" {
+		t.Errorf("%q: written anew it is read as %v:\n%s", s, err, diff)
+	}
+	if len(infos) == 0 || strings.Count(b.String(), "\n") != strings.Count(s, "\n") {
+		t.Errorf("%q was read as %q", s, b.String())
+	}
 }
 
 // What is hostile about the directory and the file is as in
@@ -265,9 +327,13 @@ func TestReadRegistration(t *testing.T) {
 		{"a symbolic link", func() error { return os.Symlink(write(t, t.TempDir()+"/registration", text), file) }, file + ": a symbolic link"},
 		{"a FIFO", func() error { return syscall.Mkfifo(file, 0o644) }, file + ": not a regular file"},
 		{"a directory", func() error { return os.Mkdir(file, 0o755) }, file + ": not a regular file"},
-		{"huge", func() error { return os.Truncate(write(t, file, text), maxRegistrationFile+1) }, file + ": larger than 256 MiB"},
+		{"huge", func() error { return os.Truncate(write(t, file, text), maxRegistrationFile+1) },
+			file + ": larger than 96 MiB"},
 		{"empty", func() error { return os.WriteFile(file, nil, 0o444) }, file + ": registers no store path"},
 		{"cut off", func() error { return os.WriteFile(file, []byte(text[:len(text)-2]), 0o444) }, file + ": line 5: missing"},
+		{"of another closure", func() error {
+			return os.WriteFile(file, []byte(strings.ReplaceAll(text, "-a", "-b")), 0o444)
+		}, file + ": line 1: " + store.Path(named("b")) + " is registered, but not in the closure"},
 	} {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
@@ -276,7 +342,7 @@ func TestReadRegistration(t *testing.T) {
 		if err := c.make(); err != nil {
 			t.Fatal(err)
 		}
-		infos, err := ReadRegistration(store, name)
+		infos, err := ReadRegistration(store, New(store, []BaseName{named("a")}), name)
 		if c.err == "" {
 			if want := []PathInfo{{Name: named("a"), NarHash: dbHash, NarSize: 1}}; err != nil || cmp.Diff(want, infos) != "" {
 				t.Errorf("%s: %+v, %v", c.name, infos, err)

@@ -84,7 +84,8 @@ func (m Memo) Remembered(q Query) (_ Resolution, ok bool) {
 //
 // Roots: the roots with everything that they reference. Closure-info: the paths
 // that it lists, no more; they must be closed under references, and those that
-// the closure-info does not reference itself become pins of their own.
+// the closure-info does not reference itself become pins of their own. Both: what
+// either has.
 func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolution, error) {
 	if e, ok := m.lookup(q); ok && e.Paths <= max {
 		now, err := r.Registrations(ctx, e.Pins)
@@ -115,21 +116,39 @@ func (e entry) resolution() Resolution {
 	return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: e.Pins, Since: e.Since}
 }
 
-func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names, pins []BaseName, _ error) {
-	if q.Info == "" {
-		names, err := r.Closure(ctx, q.Roots, max)
-		return names, q.Roots, err
+func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names, pins []BaseName, err error) {
+	if len(q.Roots) > 0 {
+		if names, err = r.Closure(ctx, q.Roots, max); err != nil {
+			return nil, nil, err
+		}
+		pins = slices.Clone(q.Roots)
 	}
-	listed, err := ReadInfo(m.Store, q.Info)
+	if q.Info == "" {
+		return names, pins, nil
+	}
+	listed, more, err := m.resolveInfo(ctx, r, q, max)
+	if err != nil {
+		return nil, nil, err
+	}
+	names = append(names, listed...)
+	slices.Sort(names)
+	if names = slices.Compact(names); len(names) > max {
+		return nil, nil, &TooLargeError{max}
+	}
+	return names, append(pins, slices.DeleteFunc(more, func(b BaseName) bool { return slices.Contains(q.Roots, b) })...), nil
+}
+
+func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (listed, pins []BaseName, _ error) {
+	listed, err := ReadInfo(m.Store, q.Info, max)
+	if tooLarge := (*TooLargeError)(nil); errors.As(err, &tooLarge) {
+		return nil, nil, tooLarge
+	}
 	if err != nil {
 		// That it is not valid says more, and such a one may be fetched.
 		if _, asked := r.Registrations(ctx, []BaseName{q.Info}); errors.Is(asked, ErrNotValid) {
 			err = asked
 		}
 		return nil, nil, err
-	}
-	if len(listed) > max {
-		return nil, nil, &TooLargeError{max}
 	}
 	// The closure-info's own closure keeps what it references alive, and has
 	// itself in addition to what it lists.
@@ -180,7 +199,7 @@ func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution
 	args := append([]string{"resolve", "--json"}, r.Args...)
 	paths := q.Roots
 	if q.Info != "" {
-		args, paths = append(args, "--closure-info"), []BaseName{q.Info}
+		args, paths = append(args, "--closure-info"), append([]BaseName{q.Info}, q.Roots...)
 	}
 	args = append(args, "--")
 	for _, p := range paths {

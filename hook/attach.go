@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -25,7 +24,7 @@ type attachment struct {
 	bundle   spec.Config
 	store    closure.Store
 	host     *spec.Host
-	replaced []int // positions in bundle.Mounts
+	checked  checked
 	view     view.View // nil: none, see spec.Request.Sandbox
 	pidStart uint64    // see Record; 0: not known
 	// registration goes on the state directory; nil: none is asked for.
@@ -130,42 +129,21 @@ func (a attachment) attachHere() error {
 		return fmt.Errorf("opening the container's root: %w", err)
 	}
 	defer root.Close()
-	if err := a.detachReplaced(root); err != nil {
-		return err
-	}
-	mountinfo, err := readMountinfo("/proc/thread-self/mountinfo")
-	if err != nil {
-		return err
-	}
-	mounts := spec.ParseMounts(mountinfo)
-	realRoot, err := realPath(root)
-	if err != nil {
-		return err
-	}
-	if err := a.host.CheckMounts(mounts, realRoot); err != nil {
-		return err
-	}
-	// Where all goes is looked at before any of it is attached.
-	var places []place
+	var places []*place
 	if a.view != nil {
-		places = append(places, place{dir: a.store.Dir, view: a.view})
+		places = append(places, &place{dir: a.store.Dir, view: a.view})
 	}
 	if a.registration != nil {
-		places = append(places, place{dir: a.store.StateDir, view: a.registration})
+		places = append(places, &place{dir: a.store.StateDir, view: a.registration})
 	}
-	for i := range places {
-		p := &places[i]
-		if p.target, err = directory(root, p.dir, a.owner); err != nil {
-			return fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", p.dir, err)
+	defer func() {
+		for _, p := range places {
+			_ = p.target.Close()
 		}
-		defer p.target.Close()
-		realTarget, err := realPath(p.target)
-		if err != nil {
-			return err
-		}
-		if err := a.host.CheckTarget(mounts, realRoot, p.dir, realTarget); err != nil {
-			return err
-		}
+	}()
+	c := containerMounts{attachment: a, root: root}
+	if err := c.prepare(places); err != nil {
+		return err
 	}
 	for _, p := range places {
 		if err := p.view.Attach(p.target); err != nil {
@@ -190,7 +168,7 @@ type place struct {
 
 // check looks not at where the view was attached, but at what the container's path
 // leads to.
-func (p place) check(root *os.File) error {
+func (p *place) check(root *os.File) error {
 	now, err := openInRoot(root, p.dir)
 	if err != nil {
 		return fmt.Errorf("%s in the container: %w", p.dir, err)
@@ -305,30 +283,6 @@ func give(root, dir *os.File, path string, owner view.Owner) error {
 	}
 	if err := unix.Fchownat(int(own.Fd()), "", owner.UID, owner.GID, unix.AT_EMPTY_PATH); err != nil {
 		return &os.PathError{Op: "fchownat", Path: path, Err: err}
-	}
-	return nil
-}
-
-// detachReplaced takes off the mounts that the view takes the place of, and what
-// is mounted inside the store directory. To cover them is not enough: a process
-// with CAP_SYS_ADMIN could take the cover off.
-func (a attachment) detachReplaced(root *os.File) error {
-	// Last mounted, first taken off; each once, so that nothing goes but what
-	// config.json has there.
-	for _, i := range slices.Backward(a.replaced) {
-		m := a.bundle.Mounts[i]
-		f, err := openInRoot(root, m.Destination)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // went with the mount that it was on
-		}
-		if err == nil {
-			err = view.Detach(f)
-			f.Close()
-		}
-		// One that another mount covers is found by CheckTarget.
-		if err != nil && !errors.Is(err, view.ErrNotMounted) {
-			return fmt.Errorf("taking the mount off %s: %w", m.Destination, err)
-		}
 	}
 	return nil
 }

@@ -28,40 +28,31 @@ func create(ctx context.Context, c config.Config, call Call, state spec.State, l
 	fail := func(doing string, err error) error { return &failure{state.ID, doing, err} }
 	store := c.Store()
 
-	request, err := spec.ParseAnnotations(store, call.Engine, state.ID, state.Annotations)
-	if err != nil {
+	// What the annotations say is said first.
+	if _, err := spec.ParseAnnotations(store, call.Engine, state.ID, state.Annotations); err != nil {
 		return fail("reading the annotations", err)
-	}
-	if request == nil {
-		return nil
-	}
-	allowed := func(paths []closure.BaseName) error {
-		if err := c.CheckAllowed(request.Namespace, paths); err != nil {
-			if request.IgnoredNamespace != "" {
-				err = fmt.Errorf("%w; annotation %s was not believed, because an image or a user may have set it", err, request.IgnoredNamespace)
-			}
-			return fail("checking what is allowed here", err)
-		}
-		return nil
-	}
-	if err := allowed(request.Asked()); err != nil {
-		return err
 	}
 	bundle, err := spec.ReadConfig(state.Bundle)
 	if err != nil {
 		return fail("reading the container's config.json", err)
 	}
-	host, err := lookAtHost(c)
-	if err != nil {
-		return fail("looking at the host's store", err)
+	checked, err := check(c, Container{state.ID, call.Engine, state.Bundle, state.Annotations, bundle.Mounts})
+	if err != nil || checked.request == nil {
+		return err
 	}
-	replaced, err := classify(host, state.Bundle, bundle.Mounts)
-	if err != nil {
-		return fail("looking at the container's mounts", err)
+	request, host := checked.request, checked.host
+	defer host.Close()
+	allowed := func(paths []closure.BaseName) error {
+		if err := allow(c, request, paths); err != nil {
+			return fail("checking what is allowed here", err)
+		}
+		return nil
 	}
-
+	if err := allowed(checked.asked()); err != nil {
+		return err
+	}
 	if request.Sandbox {
-		a := attachment{state: state, bundle: bundle, store: store, host: host, replaced: replaced}
+		a := attachment{state: state, bundle: bundle, store: store, host: host, checked: checked}
 		if err := a.attach(stage); err != nil {
 			return fail("looking at what is mounted in the pod's sandbox", err)
 		}
@@ -104,7 +95,7 @@ func create(ctx context.Context, c config.Config, call Call, state spec.State, l
 
 	record := Record{
 		ID: state.ID, Bundle: state.Bundle, Pid: state.Pid,
-		Roots: request.Roots, ClosureInfo: request.ClosureInfo, Mode: modeOf(request, c), Writable: request.Writable,
+		Roots: checked.roots(), ClosureInfo: request.ClosureInfo, Mode: modeOf(request, c), Writable: request.Writable,
 		GCRoots: dir.gcRoots(store).Of(state.ID), Created: began.UTC(),
 	}
 	claimed := false
@@ -129,7 +120,7 @@ func create(ctx context.Context, c config.Config, call Call, state spec.State, l
 		Links: request.Registration && !request.Writable,
 	}
 	memo := closure.Memo{Dir: dir.Closures, Store: store}
-	query := closure.Query{Roots: request.Roots, Info: request.ClosureInfo}
+	query := closure.Query{Roots: checked.roots(), Info: request.ClosureInfo}
 	p := pinner{c, configPath, memo, dir.gcRoots(store), allowed, query, log}
 	var preparing *os.File
 	defer func() { _ = preparing.Close() }()
@@ -184,7 +175,7 @@ func create(ctx context.Context, c config.Config, call Call, state spec.State, l
 			return fail("writing the record", err)
 		}
 	}
-	a := attachment{state: state, bundle: bundle, store: store, host: host, replaced: replaced, view: made, pidStart: record.PidStart}
+	a := attachment{state: state, bundle: bundle, store: store, host: host, checked: checked, view: made, pidStart: record.PidStart}
 	if request.Registration || request.Writable {
 		a.owner = &owner
 	}
@@ -252,7 +243,11 @@ func lookAtHost(c config.Config) (*spec.Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return spec.LookAtHost(c.Store(), c.RuntimeDir, mountinfo)
+	host, err := spec.LookAtHost(c.Store(), c.RuntimeDir, mountinfo)
+	if err == nil {
+		host.ProcessesShown = c.SharedPID
+	}
+	return host, err
 }
 
 // readMountinfo reads a mountinfo file, in few and large parts: the kernel makes

@@ -99,23 +99,6 @@ func TestOneLine(t *testing.T) {
 	}
 }
 
-func TestLog(t *testing.T) {
-	h := newHost(t)
-	newLog(h.dir+"/log", "createRuntime", "web").Error("one\ntwo", "key", "\x1b")
-	newLog(h.dir+"/log", "poststop", "db").Info("three")
-	lines := h.log(t)
-	if len(lines) != 2 || lines[0]["stage"] != "createRuntime" || lines[0]["container"] != "web" || lines[0]["msg"] != "one\ntwo" ||
-		lines[1]["stage"] != "poststop" || lines[1]["level"] != "INFO" {
-		t.Errorf("%v", lines)
-	}
-	if st, err := os.Stat(h.dir + "/log"); err != nil || st.Mode() != 0o600 {
-		t.Errorf("%v, %v", st.Mode(), err)
-	}
-	// Without a place to write to, containers start all the same.
-	newLog(h.dir+"/nowhere/log", "createRuntime", "web").Error("lost")
-	newLog(h.dir, "createRuntime", "web").Error("lost")
-}
-
 // A container without an annotation is left alone, whatever state the host is in.
 func TestNotAnnotated(t *testing.T) {
 	dir := t.TempDir()
@@ -207,12 +190,16 @@ func TestPrecreate(t *testing.T) {
 	data := mount(h.dir+"/data", "/data")
 	for _, c := range []struct{ name, in, want, err string }{
 		{name: "nothing to take out", in: " " + config(roots, data), want: " " + config(roots, data)},
-		{name: "the store", in: config(roots, data+","+mount(h.store.Dir, h.store.Dir)+","+mount("/nowhere", h.store.Dir+"/x")),
+		{name: "the store", in: config(roots, data+","+mount(h.store.Dir, h.store.Dir)),
 			want: fmt.Sprintf(`{"annotations":{%s},"large":18446744073709551615,"mounts":[%s],"root":{"path":"/r"}}`, roots, data) + "\n"},
 		{name: "sandbox", in: config(roots+`,"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"x"`, mount("/", "/host")),
 			err: "nix-closure: a container: looking at the container's mounts: mount of / on /host: shows /"},
 		{name: "a claim to be a sandbox", in: config(roots+`,"io.kubernetes.cri.container-type":"sandbox"`, data),
 			err: "nix-closure: a container: reading the annotations: annotation io.kubernetes.cri.container-type: says that this container is a pod's sandbox"},
+		{name: "a store path on its own place", in: config(roots, mount(h.store.Path(named("hello")), h.store.Path(named("hello")))),
+			want: config(roots, mount(h.store.Path(named("hello")), h.store.Path(named("hello"))))},
+		{name: "inside the store", in: config(roots, mount("/nowhere", h.store.Dir+"/x")),
+			err: "nix-closure: a container: looking at the container's mounts: mount of /nowhere on " + h.store.Dir + "/x: lies inside the store directory"},
 		{name: "a mount that leaks", in: config(roots, data+","+mount(h.store.Dir, "/mnt")),
 			err: "nix-closure: a container: looking at the container's mounts: mount of " + h.store.Dir + " on /mnt: shows " + h.store.Dir},
 		{name: "a mount that cannot be looked at", in: config(roots, mount(h.config+"/x", "/mnt")),

@@ -198,7 +198,13 @@ func TestInstallRefuses(t *testing.T) {
 			program = c.program
 		}
 		err := Install(config, "web", i.bundle, program)
-		if want := "nix-closure: a container: " + c.want; err == nil || !strings.HasPrefix(err.Error(), want) {
+		if err == nil {
+			t.Errorf("%s: not refused", c.name)
+			continue
+		}
+		// Where the caller has not named the container yet, it does.
+		err = Failure("web", "", err)
+		if want := "nix-closure: container web: " + c.want; !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s:\n%v\nwant\n%s", c.name, err, want)
 		}
 		if after := identity(t, i.file); after != before {

@@ -3,10 +3,7 @@
 package hook
 
 import (
-	"fmt"
 	"io"
-
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/nix-closure/nix-closure/spec"
 )
@@ -70,26 +67,4 @@ func rewrite(configPath, stage string, container Container, reading string, text
 		log.Info("taken out of the mount list", "destination", parsed.Mounts[i].Destination, "source", parsed.Mounts[i].Source)
 	}
 	return text, nil
-}
-
-// classify returns the positions of the mounts that the view replaces. It fails
-// for a mount that leaks the store.
-func classify(host *spec.Host, bundle string, mounts []specs.Mount) (replaced []int, _ error) {
-	for i, m := range mounts {
-		class, shows, err := host.Classify(bundle, m)
-		if err != nil {
-			return nil, fmt.Errorf("mount of %s on %s: %w", m.Source, m.Destination, err)
-		}
-		switch class {
-		case spec.Replaced:
-			replaced = append(replaced, i)
-		case spec.Leaks:
-			return nil, leak(m, shows)
-		}
-	}
-	return replaced, nil
-}
-
-func leak(m specs.Mount, shows string) error {
-	return fmt.Errorf("mount of %s on %s: shows %s of the host, and with it more than the closure; take the mount out", m.Source, m.Destination, shows)
 }

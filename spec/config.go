@@ -4,6 +4,7 @@ package spec
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +33,20 @@ type Config struct {
 	UID, GID uint32
 	// Memory is the container's memory limit in bytes; 0 or less: none.
 	Memory int64
+	// MaskedPaths are what the runtime covers after the hooks.
+	MaskedPaths []string
+	// RootPropagates: linux.rootfsPropagation asks for mounts that propagate.
+	RootPropagates bool
+	// PIDs is the container's PID namespace: OwnPIDs, HostPIDs or the path of
+	// another's.
+	PIDs string
 }
+
+// What PIDs says that is no path.
+const (
+	OwnPIDs  = "own"
+	HostPIDs = "host"
+)
 
 // ReadConfig reads a bundle's config.json.
 func ReadConfig(bundle string) (Config, error) {
@@ -96,8 +110,14 @@ func ParseConfig(text []byte) (Config, error) {
 			} `json:"user"`
 		} `json:"process"`
 		Linux struct {
-			MountLabel string `json:"mountLabel"`
-			Resources  struct {
+			MountLabel        string   `json:"mountLabel"`
+			MaskedPaths       []string `json:"maskedPaths"`
+			RootfsPropagation string   `json:"rootfsPropagation"`
+			Namespaces        []struct {
+				Type string `json:"type"`
+				Path string `json:"path"`
+			} `json:"namespaces"`
+			Resources struct {
 				Memory struct {
 					Limit int64 `json:"limit"`
 				} `json:"memory"`
@@ -124,8 +144,16 @@ func ParseConfig(text []byte) (Config, error) {
 	for _, m := range c.Mounts {
 		mounts = append(mounts, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source, Options: m.Options})
 	}
+	pids := HostPIDs
+	for _, n := range c.Linux.Namespaces {
+		if n.Type == "pid" {
+			pids = cmp.Or(n.Path, OwnPIDs)
+		}
+	}
 	return Config{
-		Root: c.Root.Path, Mounts: mounts, Annotations: c.Annotations, MountLabel: c.Linux.MountLabel,
+		MaskedPaths: c.Linux.MaskedPaths, PIDs: pids,
+		RootPropagates: isPropagation(c.Linux.RootfsPropagation),
+		Root:           c.Root.Path, Mounts: mounts, Annotations: c.Annotations, MountLabel: c.Linux.MountLabel,
 		UID: c.Process.User.UID, GID: c.Process.User.GID, Memory: c.Linux.Resources.Memory.Limit,
 	}, nil
 }

@@ -21,9 +21,11 @@ func TestParseConfig(t *testing.T) {
 		want     Config
 	}{
 		{"the least", `{"root":{"path":"rootfs"}}`, Config{Root: "rootfs"}},
-		{"all that is read", `{"root":{"path":"/r","readonly":true},"annotations":{"a":"b"},"linux":{"mountLabel":"system_u:x","rootfsPropagation":"rshared","x":1},
+		{"all that is read", `{"root":{"path":"/r","readonly":true},"annotations":{"a":"b"},"linux":{"mountLabel":"system_u:x","rootfsPropagation":"rshared","x":1,
+			"maskedPaths":["/proc/kcore"],"namespaces":[{"type":"mount"},{"type":"pid","path":"/proc/7/ns/pid"}]},
 			"mounts":[{"destination":"/d","type":"bind","source":"s","options":["ro"]}]}`,
 			Config{Root: "/r", Annotations: map[string]string{"a": "b"}, MountLabel: "system_u:x",
+				RootPropagates: true, MaskedPaths: []string{"/proc/kcore"}, PIDs: "/proc/7/ns/pid",
 				Mounts: []specs.Mount{{Destination: "/d", Type: "bind", Source: "s", Options: []string{"ro"}}}}},
 		{"null", `{"root":{"path":"r"},"mounts":null,"annotations":null,"linux":null,"hooks":null}`, Config{Root: "r"}},
 		{"empty", `{"root":{"path":"r"},"mounts":[],"annotations":{},"linux":{}}`, Config{Root: "r", Annotations: map[string]string{}}},
@@ -32,6 +34,9 @@ func TestParseConfig(t *testing.T) {
 		{"a mount of nothing", `{"root":{"path":"r"},"mounts":[null,{}]}`, Config{Root: "r", Mounts: []specs.Mount{{}, {}}}},
 	} {
 		got, err := ParseConfig([]byte(c.in))
+		if c.want.PIDs == "" {
+			c.want.PIDs = HostPIDs // which who names no namespace gets
+		}
 		if err != nil || !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: %+v, %v; want %+v", c.name, got, err, c.want)
 		}

@@ -151,9 +151,21 @@ func TestClassify(t *testing.T) {
 		{"what cannot be looked at, on the store", bind(links+"/loop", store), Replaced, ""},
 		{"a tmpfs on the store", kind("tmpfs", store, "tmpfs"), Replaced, ""},
 		{"an overlay on the store", kind("overlay", store, "overlay", "lowerdir="+store+`:/a\:b`), Replaced, ""},
-		{"inside the store", bind(h.path("a"), h.path("a")), Replaced, ""},
-		{"inside the store, no store path", kind("tmpfs", store+"/.links", "tmpfs"), Replaced, ""},
-		{"deep inside the store", bind(h.dir+"/data/file", h.path("a")+"/etc/x"), Replaced, ""},
+
+		// Inside it: a store path on its own place, or nothing.
+		{"inside the store", bind(h.path("a"), h.path("a")), Admitted, ""},
+		{"a file inside the store", bind(h.path("file"), h.path("file")), Admitted, ""},
+		{"below a store path, on its own place", bind(h.path("a")+"/bin/run", h.path("a")+"/bin/run"), Admitted, ""},
+		{"inside the store by an alias", bind(alias+"store/"+string(named("a")), h.path("a")), Admitted, ""},
+		{"inside the store by a symbolic link", bind(links+"/path", h.path("a")), Admitted, ""},
+		{"one store path on another's place", bind(h.path("a"), h.path("file")), 0, "error"},
+		{"below a store path on another's place", bind(h.path("a")+"/bin/run", h.path("a")+"/run"), 0, "error"},
+		{"a store path that is not there", bind(h.path("nowhere"), h.path("nowhere")), 0, "error"},
+		{"an overlay on a store path", kind("overlay", h.path("a"), "overlay", "lowerdir="+h.path("a")), 0, "error"},
+		{"a tmpfs on a store path", kind("tmpfs", h.path("a"), "tmpfs"), 0, "error"},
+		{"inside the store, no store path", kind("tmpfs", store+"/.links", "tmpfs"), 0, "error"},
+		{"the links on their own place", bind(store+"/.links", store+"/.links"), 0, "error"},
+		{"deep inside the store", bind(h.dir+"/data/file", h.path("a")+"/etc/x"), 0, "error"},
 
 		// Above it, and it shows the store there.
 		{"the parent", bind(nix, nix), Replaced, ""},
@@ -221,7 +233,6 @@ func TestClassify(t *testing.T) {
 		{"data of its own option", kind("overlay", "/mnt", "overlay", "datadir+="+store), Leaks, store},
 		{"the upper layer", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data", "upperdir="+links+"/store", "workdir="+h.dir+"/data"), Leaks, store},
 		{"the work directory", kind("overlay", "/mnt", "overlay", "workdir="+state), Leaks, state},
-		{"a layer relative to the bundle", kind("overlay", "/mnt", "overlay", "lowerdir=../host/nix"), Leaks, nix},
 		{"the disk", kind("ext4", "/mnt", disk, "ro"), Leaks, store},
 		{"the disk by a symbolic link", kind("btrfs", "/mnt", links+"/by-uuid"), Leaks, store},
 
@@ -259,19 +270,21 @@ func TestClassify(t *testing.T) {
 		{"below a file", bind(h.dir+"/data/file/x", "/mnt"), 0, "error"},
 		{"NUL", bind(h.dir+"/data\x00", "/mnt"), 0, "error"},
 		{"a name too long", bind(h.dir+"/"+strings.Repeat("x", 300), "/mnt"), 0, "error"},
+		{"a layer relative to the bundle", kind("overlay", "/mnt", "overlay", "lowerdir=../host/nix"), 0, "error"},
+		{"a harmless layer relative to the bundle", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data:../data"), 0, "error"},
 		{"a backslash in a layer", kind("overlay", "/mnt", "overlay", `lowerdir=/a\:b`), 0, "error"},
 		{"a backslash in the upper layer", kind("overlay", "/mnt", "overlay", "upperdir=/a\\,b"), 0, "error"},
 		{"a loop as a layer", kind("overlay", "/mnt", "overlay", "lowerdir="+links+"/loop"), 0, "error"},
 	} {
-		got, shows, err := h.look(t).Classify(bundle, c.mount)
+		got, err := h.look(t).Classify(bundle, c.mount)
 		if c.shows == "error" {
 			if err == nil {
-				t.Errorf("%s: %v, %q and no error", c.name, got, shows)
+				t.Errorf("%s: %+v and no error", c.name, got)
 			}
 			continue
 		}
-		if err != nil || got != c.want || shows != c.shows {
-			t.Errorf("%s: class %v, shows %q, %v; want %v, %q", c.name, got, shows, err, c.want, c.shows)
+		if err != nil || got.Class != c.want || got.Shows != c.shows {
+			t.Errorf("%s: %+v, %v; want %v, %q", c.name, got, err, c.want, c.shows)
 		}
 	}
 }
@@ -305,8 +318,8 @@ func TestStoreBehindALink(t *testing.T) {
 		{bind(h.store.Path(named("a")), "/mnt"), NoneOfOurs},
 		{bind(other, "/mnt"), NoneOfOurs},
 	} {
-		if got, shows, err := h.look(t).Classify("/", c.mount); err != nil || got != c.want {
-			t.Errorf("%s on %s: class %v, shows %q, %v; want %v", c.mount.Source, c.mount.Destination, got, shows, err, c.want)
+		if got, err := h.look(t).Classify("/", c.mount); err != nil || got.Class != c.want {
+			t.Errorf("%s on %s: %+v, %v; want %v", c.mount.Source, c.mount.Destination, got, err, c.want)
 		}
 	}
 }
@@ -322,11 +335,10 @@ func TestLookAtHost(t *testing.T) {
 	if err != nil {
 		t.Fatalf("without a state directory: %v", err)
 	}
-	if class, _, err := host.Classify("/", bind(h.store.Dir, "/mnt")); class != Leaks || err != nil {
-		t.Errorf("without a state directory: %v, %v", class, err)
-	}
-	if class, _, err := host.Classify("/", bind(h.dir+"/data", "/mnt")); class != NoneOfOurs || err != nil {
-		t.Errorf("without a state directory: %v, %v", class, err)
+	for source, want := range map[string]Class{h.store.Dir: Leaks, h.dir + "/data": NoneOfOurs} {
+		if v, err := host.Classify("/", bind(source, "/mnt")); v.Class != want || err != nil {
+			t.Errorf("without a state directory: %+v, %v", v, err)
+		}
 	}
 }
 
@@ -346,9 +358,15 @@ func TestMountsInStore(t *testing.T) {
 	}
 }
 
-func points(mountinfo []byte) []string {
+// points are the mount points of a mountinfo that is understood.
+func points(t *testing.T, mountinfo []byte) []string {
+	t.Helper()
+	mounts, err := ParseMounts(mountinfo)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var all []string
-	for _, m := range ParseMounts(mountinfo) {
+	for _, m := range mounts {
 		all = append(all, m.point)
 	}
 	return all
@@ -358,27 +376,46 @@ func TestMountPoints(t *testing.T) {
 	const text = `22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 36 35 98:0 /mnt1 /mnt/with\040space\011tab\012line\134backslash rw,noatime master:1 shared:3 - ext3 /dev/root rw,errors=continue
-
-37 35 98:0 /root /mnt/\1341 rw - ext3 /dev/root rw
-38 35 98:0 /cut /off rw
-short 1 2 3
+37 35 98:0 /root /mnt/\1341 rw future:1 - ext3 /dev/root rw
+38 35 0:4 net:[4026531840] /run/netns/x rw shared:9 - nsfs nsfs rw
+39 35 0:5 / /empty rw -  tmpfs  rw
 40 35 0:1 / /last rw - tmpfs tmpfs rw`
-	want := []string{"/proc", "/", "/mnt/with space\ttab\nline\\backslash", `/mnt/\1`, "/last"}
-	if got := points([]byte(text)); !slices.Equal(got, want) {
+	want := []string{"/proc", "/", "/mnt/with space\ttab\nline\\backslash", `/mnt/\1`, "/run/netns/x", "/empty", "/last"}
+	if got := points(t, []byte(strings.Replace(text, "-  tmpfs  rw", "- tmpfs  rw", 1))); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := points(nil); len(got) > 0 {
+	if got := points(t, nil); len(got) > 0 {
 		t.Errorf("of nothing: %q", got)
+	}
+}
+
+// A line that is not understood may be the one that shows the store.
+func TestMountinfoRefused(t *testing.T) {
+	const good = "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
+	for _, line := range []string{
+		"", "short 1 2 3", "38 35 98:0 /cut /off rw", "38 35 98:0 / /x rw - ext3", "38 35 98:0 / /x rw - ext3 /dev/root",
+		"x 35 98:0 / /x rw - ext3 /dev/root rw", "38 x 98:0 / /x rw - ext3 /dev/root rw", "38 35 98 / /x rw - ext3 /dev/root rw",
+		"38 35 a:0 / /x rw - ext3 /dev/root rw", "38 35 98:0  /x rw - ext3 /dev/root rw", "38 35 98:0 / x rw - ext3 /dev/root rw",
+		"38 35 98:0 / /x rw -  /dev/root rw", `38 35 98:0 / /x\9 rw - ext3 /dev/root rw`, `38 35 98:0 /\04 /x rw - ext3 /dev/root rw`,
+	} {
+		if got, err := ParseMounts([]byte(good + line + "\n" + good)); !errors.Is(err, ErrMountinfo) {
+			t.Errorf("%q: %v, %v", line, got, err)
+		}
 	}
 }
 
 func TestUnescape(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "", "/plain": "/plain", `\040`: " ", `\040\040`: "  ", `a\134b`: `a\b`, `\134040`: `\040`, `\043`: "#", `\377`: "\xff",
-		`\`: `\`, `\0`: `\0`, `\04`: `\04`, `\400`: `\400`, `\999`: `\999`, `\+40`: `\+40`, `\x20`: `\x20`, `\\040`: `\ `, `/a\040`: "/a ", `\0 40`: `\0 40`,
+		`/a\040`: "/a ",
 	} {
-		if got := unescape(in); got != want {
+		if got, ok := unescape(in); !ok || got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	for _, in := range []string{`\`, `\0`, `\04`, `\400`, `\999`, `\+40`, `\x20`, `\\040`, `\0 40`} {
+		if got, ok := unescape(in); ok {
+			t.Errorf("%q: %q", in, got)
 		}
 	}
 }
@@ -391,7 +428,7 @@ func TestMountPointsOfTheKernel(t *testing.T) {
 	}
 	for _, name := range []string{"plain", "with space", "tab\tline\n", `back\slash`, `\040`, "ä#ü", "\xff\x01", "a - b", "shared:1"} {
 		target := bindMount(t, dir, dir+"/"+name)
-		if got := points(readFile(t, "/proc/self/mountinfo")); !slices.Contains(got, target) {
+		if got := points(t, readFile(t, "/proc/self/mountinfo")); !slices.Contains(got, target) {
 			t.Errorf("%q is missing in %q", target, got)
 		}
 		if err := syscall.Unmount(target, syscall.MNT_DETACH); err != nil {
@@ -406,18 +443,20 @@ func FuzzMountPoints(f *testing.F) {
 		f.Add(s, []byte("22 27 0:21 / "+s+" rw - proc proc rw\n"))
 	}
 	f.Fuzz(func(t *testing.T, point string, raw []byte) {
-		for _, p := range points(raw) {
-			if len(p) > len(raw) {
-				t.Errorf("%q has %q", raw, p)
+		if mounts, err := ParseMounts(raw); err == nil {
+			for _, m := range mounts {
+				if len(m.point) > len(raw) {
+					t.Errorf("%q has %q", raw, m.point)
+				}
 			}
 		}
-		if strings.ContainsRune(point, 0) || point == "" {
+		if strings.ContainsRune(point, 0) || !strings.HasPrefix(point, "/") {
 			return
 		}
 		// seq_path_root in fs/seq_file.c.
 		escaped := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`, "#", `\043`).Replace(point)
 		line := "36 35 98:0 / " + escaped + " rw,noatime shared:3 - ext3 /dev/root rw\n"
-		if got := points([]byte(line + line)); !slices.Equal(got, []string{point, point}) {
+		if got := points(t, []byte(line+line)); !slices.Equal(got, []string{point, point}) {
 			t.Errorf("%q: %q", point, got)
 		}
 	})

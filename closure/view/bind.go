@@ -100,7 +100,7 @@ func (b *bind) attachPath(storeDir *os.File, base closure.BaseName) error {
 	name, dir := string(base), int(b.tmpfs.Fd())
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		return copySymlink(dir, storeDir, name, &st)
+		return copySymlink(dir, int(storeDir.Fd()), name, &st)
 	case unix.S_IFDIR:
 		if err := unix.Mkdirat(dir, name, 0o500); err != nil {
 			return os.NewSyscallError("mkdirat", err)

@@ -228,7 +228,7 @@ func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		return copySymlink(dirfd, storeDir, name, &st)
+		return copySymlink(dirfd, int(storeDir.Fd()), name, &st)
 	case unix.S_IFDIR:
 		if err := unix.Mkdirat(dirfd, name, 0o700); err != nil {
 			return os.NewSyscallError("mkdirat", err)
@@ -287,7 +287,7 @@ func statPath(storeDir *os.File, base closure.BaseName) (st unix.Stat_t, _ error
 
 // copySymlink makes the same symbolic link in another directory, with the same
 // owner and time.
-func copySymlink(to int, from *os.File, name string, st *unix.Stat_t) error {
+func copySymlink(to, from int, name string, st *unix.Stat_t) error {
 	target, err := readlink(from, name)
 	if err != nil {
 		return err
@@ -303,9 +303,9 @@ func copySymlink(to int, from *os.File, name string, st *unix.Stat_t) error {
 	return setTimes(to, name, st.Mtim)
 }
 
-func readlink(dir *os.File, name string) (string, error) {
+func readlink(dir int, name string) (string, error) {
 	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+	n, err := unix.Readlinkat(dir, name, buf)
 	if err != nil {
 		return "", os.NewSyscallError("readlinkat", err)
 	}
@@ -347,8 +347,8 @@ func upToDate(layer string, storeDir *os.File, c closure.Closure) (bool, error) 
 				return false, nil
 			}
 		case unix.S_IFLNK:
-			a, err := readlink(dir, string(name))
-			b, err2 := readlink(storeDir, string(name))
+			a, err := readlink(int(dir.Fd()), string(name))
+			b, err2 := readlink(int(storeDir.Fd()), string(name))
 			if err != nil || err2 != nil || a != b {
 				return false, errors.Join(err, err2)
 			}

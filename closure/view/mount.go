@@ -107,6 +107,19 @@ func newTmpfs(size int64, mode uint32, label string) (*os.File, error) {
 	return tmpfs, nil
 }
 
+// SetPrivate ends the propagation of a mount, which dir is the root of, and of all
+// mounts below it (mount_setattr(2), Linux 5.12).
+func SetPrivate(dir *os.File) error { return setPrivate(dir) }
+
+// SetPrivateAlone is SetPrivate without the mounts below it.
+func SetPrivateAlone(dir *os.File) error {
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(int(dir.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return os.NewSyscallError("mount_setattr", err)
+	}
+	return nil
+}
+
 // setPrivate ends the propagation of a mount and all mounts below it.
 func setPrivate(mount *os.File) error {
 	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}

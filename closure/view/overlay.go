@@ -38,17 +38,13 @@ func NewOverlay(store closure.Store, l Layer, o Options) (View, error) {
 
 // mountOverlay makes the overlay, with what upper options add.
 func mountOverlay(store closure.Store, l Layer, o Options, upper ...option) (*os.File, error) {
-	options := append([]option{
+	mount, err := newMount("overlay", o.labelled(append([]option{
 		// Both layers in one string: lowerdir+ came with Linux 6.8. Neither name
 		// has a character that has a meaning here, see package config.
 		{"lowerdir", l.path + ":" + store.Dir},
 		{"redirect_dir", "on"},
 		{"metacopy", "on"},
-	}, upper...)
-	if o.Label != "" {
-		options = append(options, option{"context", o.Label})
-	}
-	mount, err := newMount("overlay", options)
+	}, upper...)...))
 	for _, e := range []error{unix.EINVAL, unix.EPERM, unix.ENODEV, unix.EOPNOTSUPP, unix.ELOOP} {
 		if errors.Is(err, e) {
 			return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)

@@ -36,6 +36,14 @@ type Options struct {
 	Links bool
 }
 
+// labelled adds the label to the options of a mount.
+func (o Options) labelled(options ...option) []option {
+	if o.Label != "" {
+		options = append(options, option{"context", o.Label})
+	}
+	return options
+}
+
 // Owner is a user and a group, as the user namespace of the calling thread
 // numbers them.
 type Owner struct{ UID, GID int }

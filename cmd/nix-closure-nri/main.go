@@ -109,7 +109,7 @@ func (o options) start() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	p := &plugin{config: o.config, hook: o.hook, gvisor: strings.Split(o.gvisor, ","), log: log, metrics: newMetrics(), pending: make(chan struct{}, mostPending)}
+	p := &plugin{config: o.config, hook: o.hook, gvisor: strings.Split(o.gvisor, ","), log: log, metrics: newMetrics()}
 	if o.http != "" {
 		server, err := p.serve(ctx, o.http)
 		if err != nil {

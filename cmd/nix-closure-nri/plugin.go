@@ -28,8 +28,8 @@ type plugin struct {
 	log          *slog.Logger
 	metrics      *metrics
 	connected    atomic.Bool
-	pending      chan struct{} // as long as there are answers being worked out
-	isCRIO       atomic.Bool   // whether the engine is CRI-O, and not containerd
+	pending      pending
+	isCRIO       atomic.Bool // whether the engine is CRI-O, and not containerd
 }
 
 // Configure is told which engine this is. It asks for every event that there is a
@@ -53,11 +53,7 @@ func (p *plugin) engine() spec.Engine {
 // container without the plugin. An answer takes some milliseconds, but for a mount
 // whose source is on a file system that does not answer: then the plugin refuses,
 // before the engine goes on.
-const (
-	answerTime = time.Second
-	// mostPending bounds what waits for such file systems, a thread each.
-	mostPending = 100
-)
+const answerTime = time.Second
 
 // watched is a connection that says when it has ended.
 type watched struct {
@@ -155,7 +151,7 @@ func (p *plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, c *ap
 	var a *api.ContainerAdjustment
 	var err error
 	if annotations := annotationsOf(p.engine(), pod, c); spec.Annotated(annotations) {
-		a, err = p.inTime(ctx, func() (*api.ContainerAdjustment, error) { return p.adjust(pod, c, annotations) })
+		a, err = p.inTime(ctx, pod, func() (*api.ContainerAdjustment, error) { return p.adjust(pod, c, annotations) })
 	}
 	p.metrics.count(a != nil, err, time.Since(began))
 	if err != nil {
@@ -166,16 +162,18 @@ func (p *plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, c *ap
 	return a, nil, nil
 }
 
-// inTime calls f, and waits for it as long as there is time to answer.
-func (p *plugin) inTime(ctx context.Context, f func() (*api.ContainerAdjustment, error)) (*api.ContainerAdjustment, error) {
+// inTime calls f for a container of the pod, and waits for it as long as there is time to
+// answer.
+func (p *plugin) inTime(
+	ctx context.Context, pod *api.PodSandbox, f func() (*api.ContainerAdjustment, error),
+) (*api.ContainerAdjustment, error) {
 	limit := answerTime
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline)/2)
 	}
-	select {
-	case p.pending <- struct{}{}:
-	default:
-		return nil, fmt.Errorf("%d answers wait for file systems that do not answer", mostPending)
+	end, err := p.pending.begin(pod)
+	if err != nil {
+		return nil, err
 	}
 	type answer struct {
 		a   *api.ContainerAdjustment
@@ -184,7 +182,7 @@ func (p *plugin) inTime(ctx context.Context, f func() (*api.ContainerAdjustment,
 	done := make(chan answer, 1)
 	go func() {
 		a, err := f()
-		<-p.pending
+		end()
 		done <- answer{a, err}
 	}()
 	select {

@@ -39,7 +39,7 @@ func newPlugin(t *testing.T) (_ *plugin, dir, root string) {
 	}
 	return &plugin{
 		config: dir + "/config.toml", hook: "/opt/hook", gvisor: []string{"runsc"},
-		log: slog.New(slog.NewTextHandler(io.Discard, nil)), metrics: newMetrics(), pending: make(chan struct{}, 2),
+		log: slog.New(slog.NewTextHandler(io.Discard, nil)), metrics: newMetrics(),
 	}, dir, root
 }
 
@@ -162,22 +162,21 @@ func TestInTime(t *testing.T) {
 	blocked := make(chan struct{})
 	wait := func() (*api.ContainerAdjustment, error) { <-blocked; return nil, nil }
 	at := func() (*api.ContainerAdjustment, error) { return &api.ContainerAdjustment{}, nil }
-	for range cap(p.pending) {
+	pod := &api.PodSandbox{Id: "web"}
+	for range podLimit {
 		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		a, err := p.inTime(short, wait)
+		a, err := p.inTime(short, pod, wait)
 		if a != nil || err == nil || !strings.Contains(err.Error(), "does not answer") || short.Err() != nil {
 			t.Errorf("%v %v; the engine: %v", a, err, short.Err())
 		}
 		cancel()
 	}
-	if a, err := p.inTime(ctx, at); a != nil || err == nil {
+	if a, err := p.inTime(ctx, pod, at); a != nil || err == nil {
 		t.Errorf("with too many that wait: %v %v", a, err)
 	}
 	close(blocked)
-	for len(p.pending) > 0 {
-		time.Sleep(time.Millisecond)
-	}
-	if a, err := p.inTime(ctx, at); a == nil || err != nil {
+	awaitNone(t, p)
+	if a, err := p.inTime(ctx, pod, at); a == nil || err != nil {
 		t.Errorf("after they have ended: %v %v", a, err)
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/nix-closure/nix-closure/closure"
@@ -32,12 +32,6 @@ func ensureRegistration(ctx context.Context, c config.Config, dir *hook.RuntimeD
 	if err != nil {
 		return err
 	}
-	if infos, err = closure.Restrict(resolved, infos); err != nil {
-		if q.Info != "" {
-			err = fmt.Errorf("%s/registration: %w", c.Store().Path(q.Info), err)
-		}
-		return err
-	}
 	temporary := "." + name + "." + rand.Text()
 	defer func() {
 		if err := dir.Registrations.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) && Err == nil {
@@ -54,19 +48,49 @@ func ensureRegistration(ctx context.Context, c config.Config, dir *hook.RuntimeD
 	return dir.Registrations.Rename(temporary, name)
 }
 
-// pathInfos returns what is known of the paths of a closure: by the closure-info
-// that was asked for, by Nix's database, or, where that cannot be read, by Nix's
-// own program.
-func pathInfos(ctx context.Context, c config.Config, q closure.Query, resolved closure.Closure) ([]closure.PathInfo, error) {
-	if q.Info != "" {
-		return closure.ReadRegistration(c.Store(), q.Info)
+// pathInfos returns the registration of a closure: of what the closure-info lists that
+// was asked for, as that says; of everything else, as Nix does.
+func pathInfos(
+	ctx context.Context, c config.Config, q closure.Query, resolved closure.Closure,
+) ([]closure.PathInfo, error) {
+	if q.Info == "" {
+		return nixInfos(ctx, c, resolved)
 	}
+	if len(q.Roots) == 0 {
+		return closure.ReadRegistration(c.Store(), resolved, q.Info)
+	}
+	listed, err := closure.ReadInfo(c.Store(), q.Info, c.MaxPaths)
+	if err != nil {
+		return nil, err
+	}
+	ofInfo := closure.New(c.Store(), listed)
+	all, err := closure.ReadRegistration(c.Store(), ofInfo, q.Info)
+	if err != nil {
+		return nil, err
+	}
+	others, err := nixInfos(ctx, c, resolved)
+	if err != nil {
+		return nil, err
+	}
+	for _, info := range others {
+		if _, found := slices.BinarySearch(ofInfo.Names, info.Name); !found {
+			all = append(all, info)
+		}
+	}
+	return closure.Restrict(resolved, all)
+}
+
+// nixInfos is what Nix's database says or, if that cannot be read, Nix's own program.
+func nixInfos(ctx context.Context, c config.Config, resolved closure.Closure) ([]closure.PathInfo, error) {
 	if snapshot, err := nixdb.Open(ctx, c.Store()); err == nil {
 		defer func() { _ = snapshot.Close() }()
 		infos, err := snapshot.Infos(ctx, resolved.Names)
-		if err == nil || !snapshot.Changed() {
-			return infos, err
+		if err == nil {
+			return closure.Restrict(resolved, infos)
+		}
+		if !snapshot.Changed() {
+			return nil, err
 		}
 	}
-	return closure.NixStore{Program: c.NixStore, Store: c.Store()}.Infos(ctx, resolved.Names)
+	return closure.NixStore{Program: c.NixStore, Store: c.Store()}.Infos(ctx, resolved)
 }

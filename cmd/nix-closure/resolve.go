@@ -36,7 +36,7 @@ container with nix-closure/registration=true gets.`,
 			return o.resolve(cmd.Context(), *configPath, args, cmd.OutOrStdout())
 		},
 	}
-	c.Flags().BoolVar(&o.info, "closure-info", false, "the one store path is the output of nixpkgs' closureInfo")
+	c.Flags().BoolVar(&o.info, "closure-info", false, "the first store path is the output of nixpkgs' closureInfo; others are added")
 	c.Flags().BoolVar(&o.registration, "registration", false, "make the registration too")
 	c.Flags().BoolVar(&o.asJSON, "json", false, "print the digest, the number of paths and what pins them")
 	return c
@@ -59,10 +59,7 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 		q.Roots = append(q.Roots, base)
 	}
 	if o.info {
-		if len(q.Roots) != 1 {
-			return errors.New("--closure-info takes one store path")
-		}
-		q = closure.Query{Info: q.Roots[0]}
+		q = closure.Query{Info: q.Roots[0], Roots: q.Roots[1:]}
 	}
 	dir, err := hook.OpenRuntimeDir(c)
 	if err != nil {

@@ -41,6 +41,9 @@ type Config struct {
 	// Engine is the engine that calls nix-closure-runtime, where that cannot be seen:
 	// "cri-o", or empty.
 	Engine string `toml:"engine"`
+	// SharedPID: a container may have the PID namespace of the host, or that of a
+	// container with another closure.
+	SharedPID bool `toml:"shared-pid"`
 	// Rootless says that the user who runs this program is not the host's root,
 	// who owns /run. No key sets it.
 	Rootless bool   `toml:"-"`

@@ -359,16 +359,24 @@ func TestBadRegistration(t *testing.T) {
 	hash := strings.Repeat("0", 64)
 	const file = "/registration: "
 	lines := strings.Count(good, "\n")
+	last := strings.Split(good, "\n")[lines-1]
 	for _, c := range []struct{ name, registration, want string }{
-		{"a path too many", good + entry(foreign, hash, "1", "", "0"), file + foreign + " is registered, but not in the closure"},
+		{"a path too many", good + entry(foreign, hash, "1", "", "0"),
+			file + fmt.Sprintf("line %d: %s is registered, but not in the closure", lines+1, foreign)},
 		{"a path is missing", second + "\n" + rest, file + first + " is in the closure, but not registered"},
-		{"a reference to another path", before + one + foreign + after, file + user + " references " + foreign + ", which is not in the closure"},
+		{"a reference to another path", before + one + foreign + after,
+			file + fmt.Sprintf("line %d: %s references %s, which is not in the closure",
+				strings.Count(before+one, "\n")+1, user, foreign)},
 		{"a path twice", good + entry(first, hash, "1", "", "0"), file + fmt.Sprintf("line %d: %s is registered a second time", lines+1, first)},
 		{"a path outside", entry("/etc/passwd", hash, "1", "", "0"), file + `line 1: "/etc/passwd": not below the store directory /nix/store`},
 		{"no hash", entry(env, "", "1", "", "0"), file + `line 2: "": not a SHA-256 as Nix writes it`},
 		{"not text", "\x00\xff\n", file + `line 1: "\x00\xff": not below the store directory /nix/store`},
-		{"cut off", strings.TrimSuffix(good, "\n"), file + fmt.Sprintf("line %d: 1 references, but 0 lines are left", lines-1)},
-		{"more references than lines", entry(env, hash, "1", "", "9999999999"), file + "line 5: 9999999999 references, but 0 lines are left"},
+		{"cut off", strings.TrimSuffix(good, "\n"),
+			file + fmt.Sprintf("line %d: %q: without a line break at its end, so it may be cut off", lines, last)},
+		{"cut off after a line", strings.TrimSuffix(good, last+"\n"),
+			file + fmt.Sprintf("line %d: missing: the text ends in the middle of a store path's lines", lines)},
+		{"more references than paths", entry(env, hash, "1", "", "9999999999"),
+			file + fmt.Sprintf("line 5: 9999999999 references, but the closure has %d paths", len(pathsOf(t, env)))},
 		{"an empty line", "\n", file + `line 1: "": not below the store directory /nix/store`},
 		{"no registration", "", ": has no file `registration`, so it is not the output of nixpkgs' closureInfo"},
 	} {

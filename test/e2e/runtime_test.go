@@ -652,7 +652,6 @@ func TestRuntimeGivesTheClosure(t *testing.T) {
 		b.addMount(bind("/nix/store", "/nix/store"))
 		b.addMount(bind("/nix", "/nix"))
 		b.addMount(bind(data, "/data"))
-		b.addMount(object{"type": "tmpfs", "source": "tmpfs", "destination": "/nix/store/x"})
 		// Other hooks, which run before.
 		other := object{"path": "/bin/sh", "args": []string{"sh", "-c", "cat >>" + data + "/createRuntime"}}
 		b.config["hooks"] = object{"createRuntime": []object{other}}
@@ -675,7 +674,7 @@ func TestRuntimeGivesTheClosure(t *testing.T) {
 			t.Fatal(err)
 		}
 		mounts := b.config["mounts"].([]any)
-		b.config["mounts"] = append(slices.Clone(mounts[:len(mounts)-4]), mounts[len(mounts)-2])
+		b.config["mounts"] = append(slices.Clone(mounts[:len(mounts)-3]), mounts[len(mounts)-1])
 		b.config["hooks"] = object{"createRuntime": []object{other, b.hook("nix-closure-hook", "createRuntime")}, "poststop": []object{b.hook("nix-closure-hook", "poststop")}}
 		want, err := json.Marshal(b.config)
 		if err != nil {

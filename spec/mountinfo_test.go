@@ -17,7 +17,10 @@ func TestPlaceOf(t *testing.T) {
 81 80 8:4 /top /stack rw - ext4 /dev/sdd rw
 90 60 0:50 /@home /home rw - btrfs /dev/sde rw
 `
-	mounts := ParseMounts([]byte(text))
+	mounts, err := ParseMounts([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for path, want := range map[string]place{
 		"/":               {"8:1", "/"},
 		"/etc/passwd":     {"8:1", "/etc/passwd"},

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/closure/nixdb"
+)
+
+// asProgram tells a child of this test to be nix-closure.
+const asProgram = "NIX_CLOSURE_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		os.Exit(run())
+	}
+	os.Exit(m.Run())
+}
+
+// host is a host below a directory, with paths store paths in a closure-info.
+type host struct {
+	config string
+	store  closure.Store
+	info   closure.BaseName
+	paths  []closure.BaseName
+}
+
+const narHash = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+func newHost(t *testing.T, paths int) host {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "") // a short name, for short lines
+	must(t, err)
+	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	h := host{config: dir + "/c", store: closure.Store{Dir: dir + "/s", StateDir: dir + "/v"}}
+	text := fmt.Sprintf("store-dir = %q\nstate-dir = %q\nruntime-dir = %q\nlog-file = %q\n",
+		h.store.Dir, h.store.StateDir, dir+"/run", dir+"/log")
+	h.info = closure.BaseName(strings.Repeat("1", 32) + "-info")
+	infos := []closure.PathInfo{{Name: h.info, NarHash: narHash, NarSize: 1}}
+	var list strings.Builder
+	for i := range paths {
+		name := closure.BaseName(fmt.Sprintf("%032d-p", i))
+		h.paths = append(h.paths, name)
+		infos = append(infos, closure.PathInfo{Name: name, NarHash: narHash, NarSize: 1})
+		fmt.Fprintln(&list, h.store.Path(name))
+	}
+	must(t, os.WriteFile(h.config, []byte(text), 0o600))
+	must(t, os.MkdirAll(filepath.Dir(h.store.DatabasePath()), 0o755))
+	must(t, os.MkdirAll(h.store.Path(h.info), 0o755))
+	must(t, os.WriteFile(h.store.Path(h.info)+"/store-paths", []byte(list.String()), 0o444))
+	must(t, nixdb.WriteRegistration(t.Context(), h.store.DatabasePath(), h.store, infos))
+	return h
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// entry writes the lines of a path up to its references.
+func entry(w *bufio.Writer, path, deriver string, references int) {
+	_, _ = fmt.Fprintf(w, "%s\n%s\n1\n%s\n%d\n", path, narHash, deriver, references)
+}
+
+// allReferenceAll writes a registration in which every path references every path.
+func allReferenceAll(h host, w *bufio.Writer) {
+	for _, n := range h.paths {
+		entry(w, h.store.Path(n), "", len(h.paths))
+		for _, r := range h.paths {
+			_, _ = fmt.Fprintln(w, h.store.Path(r))
+		}
+	}
+}
+
+// honest writes a registration with references and derivers as common as they get.
+func honest(h host, w *bufio.Writer) {
+	for i, n := range h.paths {
+		first := max(0, i-12)
+		entry(w, h.store.Path(n), fmt.Sprintf("%s/%032d-some-package-1.2.3.drv", h.store.Dir, i), i-first)
+		for _, r := range h.paths[first:i] {
+			_, _ = fmt.Fprintln(w, h.store.Path(r))
+		}
+	}
+}
+
+// otherPaths writes a registration of paths and references that are not in the closure,
+// after the one path that is.
+func otherPaths(h host, w *bufio.Writer) {
+	entry(w, h.store.Path(h.paths[0]), "", 0)
+	for i := range 400_000 {
+		other := fmt.Sprintf("%s/%032d-x", h.store.Dir, i)
+		entry(w, other, other, 1)
+		_, _ = fmt.Fprintln(w, other)
+	}
+}
+
+// otherReferences writes a path with a million and a half references.
+func otherReferences(h host, w *bufio.Writer) {
+	entry(w, h.store.Path(h.paths[0]), "", 1_500_000)
+	for i := range 1_500_000 {
+		_, _ = fmt.Fprintf(w, "%s/%032d-x\n", h.store.Dir, i)
+	}
+}
+
+func longLine(_ host, w *bufio.Writer) {
+	for range 90 << 10 {
+		_, _ = w.WriteString(strings.Repeat("x", 1<<10))
+	}
+}
+
+// TestRegistrationMemory looks at the memory of the whole program, with the making of
+// the database: whoever may add to the store writes the file, and root's hook calls
+// the program to read it.
+func TestRegistrationMemory(t *testing.T) {
+	const file = "/registration: "
+	for _, c := range []struct {
+		name  string
+		paths int
+		write func(host, *bufio.Writer)
+		least int64  // MiB, of the file
+		most  int64  // MiB, of memory
+		err   string // with the host's store
+	}{
+		{"all reference all, too large", 1560, allReferenceAll, 120, 40, file + "larger than 96 MiB"},
+		{"other paths", 3, otherPaths, 80, 40,
+			file + "line 6: STORE/" + strings.Repeat("0", 32) + "-x is registered, but not in the closure"},
+		{"other references", 3, otherReferences, 70, 40,
+			file + "line 5: 1500000 references, but the closure has 3 paths"},
+		{"a long line", 3, longLine, 90, 40, file + "line 1: longer than 4096 bytes"},
+		// Last, because a child begins with the peak of this process.
+		{"all reference all", 1360, allReferenceAll, 90, 160, ""},
+		{"honest and large", 50_000, honest, 35, 150, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t, c.paths)
+			f, err := os.Create(h.store.Path(h.info) + "/registration")
+			must(t, err)
+			w := bufio.NewWriter(f)
+			c.write(h, w)
+			must(t, w.Flush())
+			st, err := f.Stat()
+			must(t, err)
+			must(t, f.Close())
+			if st.Size()>>20 < c.least {
+				t.Fatalf("the file has %d MiB", st.Size()>>20)
+			}
+			cmd := exec.Command("/proc/self/exe",
+				"--config", h.config, "resolve", "--closure-info", "--registration", h.store.Path(h.info))
+			cmd.Env = []string{asProgram + "=1"}
+			var said bytes.Buffer
+			cmd.Stderr = &said
+			err = cmd.Run()
+			want := ""
+			if c.err != "" {
+				path := h.store.Path(h.info) + strings.ReplaceAll(c.err, "STORE", h.store.Dir)
+				want = "nix-closure: " + path + "\n"
+			}
+			if (err == nil) != (c.err == "") || said.String() != want {
+				t.Errorf("%v: %s\nwant %s", err, &said, want)
+			}
+			peak := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss >> 10
+			t.Logf("%d MiB of memory for a file of %d MiB", peak, st.Size()>>20)
+			if peak > c.most {
+				t.Errorf("%d MiB of memory for a file of %d MiB", peak, st.Size()>>20)
+			}
+		})
+	}
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/spec"
+)
+
+// containerMounts is what is mounted in a container before its views are attached.
+type containerMounts struct {
+	attachment
+	root     *os.File
+	realRoot string // its name in the container's mount namespace
+	mounts   spec.Mounts
+}
+
+// read reads the mounts anew.
+func (c *containerMounts) read() error {
+	mountinfo, err := readMountinfo("/proc/thread-self/mountinfo")
+	if err != nil {
+		return err
+	}
+	if c.mounts, err = spec.ParseMounts(mountinfo); err != nil {
+		return err
+	}
+	c.realRoot, err = realPath(c.root)
+	return err
+}
+
+// prepare takes off what the views replace, looks at what is mounted, and opens the
+// directories that the views go to. Where all goes is looked at before any of it is
+// attached.
+func (c *containerMounts) prepare(places []*place) error {
+	if err := c.read(); err != nil {
+		return err
+	}
+	// Before anything is looked up in the container: a file system whose server does not
+	// answer would hold this process.
+	if err := spec.CheckServers(c.mounts, c.realRoot, c.store.Dir, c.store.StateDir); err != nil {
+		return err
+	}
+	if err := c.bundle.CheckMasks(c.dirs(places)...); err != nil {
+		return err
+	}
+	detached, err := c.detach()
+	if err != nil {
+		return err
+	}
+	isolated, err := c.isolate()
+	if err != nil {
+		return err
+	}
+	if detached || isolated {
+		if err := c.read(); err != nil {
+			return err
+		}
+	}
+	shown, err := c.host.CheckMounts(c.mounts, c.realRoot)
+	if err != nil {
+		return err
+	}
+	for _, base := range shown {
+		if !slices.Contains(c.checked.asked(), base) {
+			return fmt.Errorf("a mount shows %s, which no mount of config.json names; take it out", c.store.Path(base))
+		}
+	}
+	return c.openTargets(places)
+}
+
+func (c *containerMounts) dirs(places []*place) []string {
+	var dirs []string
+	for _, p := range places {
+		dirs = append(dirs, p.dir)
+	}
+	return dirs
+}
+
+// volumesDeep bounds how many volumes may be mounted in each other above a view.
+const volumesDeep = 4
+
+// openTargets opens the directories that the views go to. One that lies in a volume
+// is put into a cover of that: whoever has the volume too could rename it otherwise.
+func (c *containerMounts) openTargets(places []*place) error {
+	for range volumesDeep {
+		volume := ""
+		for _, p := range places {
+			if p.target != nil {
+				_ = p.target.Close()
+			}
+			at, err := c.openTarget(p)
+			if err != nil {
+				return err
+			}
+			// The shorter is further above.
+			if at != "" && (volume == "" || len(at) < len(volume)) {
+				volume = at
+			}
+		}
+		if volume == "" {
+			return nil
+		}
+		if err := c.cover(volume, places); err != nil {
+			return err
+		}
+		if err := c.read(); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%s in the container is in more than %d volumes that are mounted in each other; mount fewer", c.store.Dir, volumesDeep)
+}
+
+// openTarget opens where one view goes, and returns the volume that it is in.
+func (c *containerMounts) openTarget(p *place) (volume string, err error) {
+	if p.target, err = directory(c.root, p.dir, c.owner); err != nil {
+		return "", fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", p.dir, err)
+	}
+	target, err := realPath(p.target)
+	if err != nil {
+		return "", err
+	}
+	return c.host.CheckTarget(c.mounts, c.realRoot, p.dir, target)
+}
+
+// cover covers a volume, for the views that go into it.
+func (c *containerMounts) cover(volume string, places []*place) error {
+	inside, _ := strings.CutPrefix(volume, strings.TrimSuffix(c.realRoot, "/"))
+	var ways []string
+	for _, p := range places {
+		// A link in the volume would be somebody else's to change.
+		direct, err := open(c.root, p.dir, unix.RESOLVE_NO_SYMLINKS)
+		if errors.Is(err, unix.ELOOP) {
+			return fmt.Errorf("%s in the container leads by a symbolic link into the volume on %s, where others may change it; mount the volume elsewhere, or take an image without the link", p.dir, inside)
+		}
+		if err != nil {
+			return err
+		}
+		_ = direct.Close()
+		if way, ok := strings.CutPrefix(p.dir, inside+"/"); ok {
+			ways = append(ways, way)
+		}
+	}
+	dir, err := open(c.root, inside, unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := view.Cover(dir, ways, view.Options{Label: c.bundle.MountLabel}); err != nil {
+		return fmt.Errorf("covering the volume on %s: %w", inside, err)
+	}
+	return nil
+}
+
+// isolate ends the propagation of mounts that did not ask for it: they would show what
+// the host mounts later.
+func (c *containerMounts) isolate() (changed bool, _ error) {
+	receiving := c.bundle.Receiving(c.mounts, c.realRoot)
+	if len(receiving) == 0 {
+		return false, nil
+	}
+	if !c.bundle.AsksForPropagation() {
+		return true, view.SetPrivate(c.root) // with those that others cover
+	}
+	for _, point := range receiving {
+		dir, err := open(c.root, "/"+strings.TrimPrefix(point, c.realRoot), unix.RESOLVE_NO_SYMLINKS)
+		if err != nil {
+			return false, err
+		}
+		err = view.SetPrivateAlone(dir)
+		_ = dir.Close()
+		if err != nil {
+			return false, fmt.Errorf("ending the propagation of the mount on %s: %w", point, err)
+		}
+	}
+	if err := c.read(); err != nil {
+		return false, err
+	}
+	if left := c.bundle.Receiving(c.mounts, c.realRoot); len(left) > 0 {
+		return false, fmt.Errorf("the mount on %s receives what the host mounts later, and another covers it; take one of them out", left[0])
+	}
+	return true, nil
+}
+
+// detach takes off the mounts that the view takes the place of, and what
+// is mounted inside the store directory. To cover them is not enough: a process
+// with CAP_SYS_ADMIN could take the cover off.
+func (c *containerMounts) detach() (detached bool, _ error) {
+	// Last mounted, first taken off; each once, so that nothing goes but what
+	// config.json has there.
+	positions := slices.Sorted(slices.Values(slices.Concat(c.checked.mounts.replaced, c.checked.mounts.admitted)))
+	for _, i := range slices.Backward(positions) {
+		m := c.bundle.Mounts[i]
+		f, err := openInRoot(c.root, m.Destination)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // went with the mount that it was on
+		}
+		if err == nil {
+			err = view.Detach(f)
+			f.Close()
+		}
+		// One that another mount covers is found by CheckTarget.
+		if err != nil && !errors.Is(err, view.ErrNotMounted) {
+			return false, fmt.Errorf("taking the mount off %s: %w", m.Destination, err)
+		}
+	}
+	return len(positions) > 0, nil
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/config"
+)
+
+// logFor returns the log that the configuration names, or the default one where
+// it cannot be read.
+func logFor(configPath, stage, container string) *slog.Logger {
+	c, err := config.Read(configPath)
+	if err != nil {
+		c = config.Default()
+	}
+	return logOf(c, stage, container)
+}
+
+// logOf returns the log that a configuration names. An ordinary user's is in the
+// runtime directory: that is made for the first line, and where another user made
+// it, in /tmp, nothing is written that a link there could lead elsewhere.
+func logOf(c config.Config, stage, container string) *slog.Logger {
+	if filepath.Dir(c.LogFile) == c.RuntimeDir && ensurePrivate(c.RuntimeDir) != nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return newLog(c.LogFile, stage, container)
+}
+
+// logError writes a failure to the log, whole and in its parts.
+func logError(log *slog.Logger, err error) {
+	var f *failure
+	if errors.As(err, &f) {
+		log = log.With("doing", f.doing, "error", f.err.Error())
+	}
+	log.Error(err.Error())
+}
+
+// newLog returns the log of a stage: JSON lines in a file. Without a file,
+// containers start and stop all the same.
+func newLog(path, stage, container string) *slog.Logger {
+	to := io.Discard
+	if f, err := openLog(path, maxLog); err == nil {
+		to = f
+	}
+	options := &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			// Local time would read the time zone's file at each start.
+			a.Value = slog.TimeValue(a.Value.Time().UTC())
+		}
+		return a
+	}}
+	return slog.New(slog.NewJSONHandler(to, options)).With("stage", stage, "container", container)
+}
+
+// maxLog bounds the log, in bytes, but for what hooks write that run already.
+const maxLog = 16 << 20
+
+// oldLog is added to the name of a log that has become too large.
+const oldLog = ".1"
+
+// openLog opens a log to append to it. A log of more than most bytes is renamed
+// first, in place of the one that was renamed before.
+//
+// Other hooks do the same at the same time. Their lines are in one of the two files.
+func openLog(path string, most int64) (*os.File, error) {
+	f, err := appendTo(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() <= most || !renameLog(f, info, path) {
+		return f, nil //nolint:nilerr // a large log is better than none
+	}
+	fresh, err := appendTo(path)
+	if err != nil {
+		return f, nil //nolint:nilerr // the same
+	}
+	f.Close()
+	return fresh, nil
+}
+
+// appendTo opens a file to append to it. It does not follow another user's link:
+// everybody may put one into /tmp.
+func appendTo(path string) (*os.File, error) {
+	const flags = os.O_WRONLY | os.O_APPEND | os.O_CREATE
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
+	if !errors.Is(err, unix.ELOOP) {
+		return f, err
+	}
+	if link, statErr := os.Lstat(path); statErr != nil || !ours(link) {
+		return nil, err
+	}
+	return os.OpenFile(path, flags, 0o600)
+}
+
+func ours(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Geteuid()
+}
+
+// renameLog renames the log that f is. It returns whether path is now for a new log,
+// renamed by this process or by another.
+//
+// Only the holder of the lock on a log renames that log, and only if it still has its
+// name: no process renames a log that another has just begun. Where path is a link, the
+// log keeps growing.
+func renameLog(f *os.File, info fs.FileInfo, path string) bool {
+	fd := int(f.Fd())
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return false // another process is about to rename it
+	}
+	defer func() { _ = unix.Flock(fd, unix.LOCK_UN) }()
+	now, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true
+	case err != nil:
+		return false
+	case os.SameFile(info, now):
+		return os.Rename(path, path+oldLog) == nil
+	}
+	return now.Mode().IsRegular()
+}

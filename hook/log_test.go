@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+)
+
+func TestLog(t *testing.T) {
+	h := newHost(t)
+	newLog(h.dir+"/log", "createRuntime", "web").Error("one\ntwo", "key", "\x1b")
+	newLog(h.dir+"/log", "poststop", "db").Info("three")
+	lines := h.log(t)
+	if len(lines) != 2 || lines[0]["stage"] != "createRuntime" || lines[0]["container"] != "web" || lines[0]["msg"] != "one\ntwo" ||
+		lines[1]["stage"] != "poststop" || lines[1]["level"] != "INFO" {
+		t.Errorf("%v", lines)
+	}
+	if st, err := os.Stat(h.dir + "/log"); err != nil || st.Mode() != 0o600 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+	// Without a place to write to, containers start all the same.
+	newLog(h.dir+"/nowhere/log", "createRuntime", "web").Error("lost")
+	newLog(h.dir, "createRuntime", "web").Error("lost")
+}
+
+// A log that has become too large is set aside once, and begun anew.
+func TestLogIsBounded(t *testing.T) {
+	h := newHost(t)
+	path := h.dir + "/log"
+	must(t, os.WriteFile(path, []byte("first\n"), 0o600), os.Truncate(path, maxLog))
+	newLog(path, "createRuntime", "web").Info("fits")
+	if _, err := os.Lstat(path + oldLog); err == nil {
+		t.Error("a log that is not too large was renamed")
+	}
+	// What is in the place of the older log is replaced, and no link is followed.
+	must(t, os.Symlink(h.config, path+oldLog))
+	for range 2 {
+		newLog(path, "createRuntime", "web").Info("anew")
+	}
+	if lines := h.log(t); len(lines) != 2 || lines[0]["msg"] != "anew" || lines[1]["msg"] != "anew" {
+		t.Errorf("in the log: %v", lines)
+	}
+	st, err := os.Lstat(path + oldLog)
+	if err != nil || !st.Mode().IsRegular() || st.Size() <= maxLog {
+		t.Errorf("the older log: %v %v", st, err)
+	}
+	if text, err := os.ReadFile(path + oldLog); err != nil || !bytes.HasPrefix(text, []byte("first\n")) ||
+		!bytes.Contains(text, []byte("fits")) || bytes.Contains(text, []byte("anew")) {
+		t.Errorf("the older log is another: %v", err)
+	}
+
+	// Where it cannot be renamed it grows.
+	must(t, os.Remove(path+oldLog), os.Mkdir(path+oldLog, 0o700), os.Truncate(path, maxLog+1))
+	newLog(path, "createRuntime", "web").Info("grows")
+	if st, err := os.Lstat(path); err != nil || st.Size() <= maxLog+1 {
+		t.Errorf("a log that cannot be renamed: %v %v", st, err)
+	}
+}
+
+// Of many hooks that find the log too large, one renames it. No line is lost.
+func TestLogIsBoundedAtOnce(t *testing.T) {
+	const most, writers, rounds = 4096, 64, 100
+	path := t.TempDir() + "/log"
+	for round := range rounds {
+		before := strings.Repeat("x", most) + "\n"
+		must(t, os.WriteFile(path, []byte(before), 0o600))
+		start := make(chan struct{})
+		var wait sync.WaitGroup
+		for i := range writers {
+			wait.Go(func() {
+				<-start
+				f, err := openLog(path, most)
+				if err == nil {
+					_, err = fmt.Fprintf(f, "line %d\n", i)
+					f.Close()
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(start)
+		wait.Wait()
+		older, err := os.ReadFile(path + oldLog)
+		must(t, err)
+		text, ok := strings.CutPrefix(string(older), before)
+		if !ok {
+			t.Fatalf("round %d: the older log begins with %.20q", round, older)
+		}
+		if newer, err := os.ReadFile(path); err == nil {
+			text += string(newer)
+		}
+		for i := range writers {
+			if n := strings.Count(text, fmt.Sprintf("line %d\n", i)); n != 1 {
+				t.Fatalf("round %d: line %d is there %d times", round, i, n)
+			}
+		}
+		must(t, os.Remove(path+oldLog))
+	}
+}
+
+// Another user's link is not followed, this user's own is.
+func TestLogIsALink(t *testing.T) {
+	dir := t.TempDir()
+	path, target := dir+"/log", dir+"/target"
+	must(t, os.WriteFile(target, nil, 0o600), os.Symlink(target, path))
+	size := func() int64 {
+		st, err := os.Stat(target)
+		must(t, err)
+		return st.Size()
+	}
+	newLog(path, "createRuntime", "web").Info("a line")
+	if size() == 0 {
+		t.Error("the user's own link was not followed")
+	}
+	must(t, os.Truncate(target, maxLog+1))
+	newLog(path, "createRuntime", "web").Info("a line")
+	if st, err := os.Lstat(path); err != nil || st.Mode()&fs.ModeSymlink == 0 || size() <= maxLog+1 {
+		t.Errorf("a link was renamed: %v %v", st, err)
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("giving a link to another user needs root")
+	}
+	must(t, os.Lchown(path, 12345, 12345), os.Truncate(target, 0))
+	newLog(path, "createRuntime", "web").Info("a line")
+	if size() != 0 {
+		t.Error("another user's link was followed")
+	}
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/nix-closure/nix-closure/closure"
+)
+
+// ErrCovered says that something is mounted on a container's store directory or
+// inside it.
+var ErrCovered = errors.New("is mounted where a view goes or inside of it, under another mount or by none of the mounts in config.json, and cannot be taken off")
+
+// CheckMounts looks at what is really mounted in a container, by the mounts of
+// its mount namespace, which is the calling thread's: the name of a mount's source
+// may have led elsewhere when the runtime mounted it than when it was classified, and
+// config.json need not have all mounts. root is the container's root as a path in that
+// namespace without symbolic links. Runtimes mount it; if nothing is mounted there,
+// the name has led elsewhere since.
+//
+// It returns the store paths that mounts show.
+func (h *Host) CheckMounts(mounts Mounts, root string) ([]closure.BaseName, error) {
+	isMount := false
+	var all []closure.BaseName
+	for _, m := range mounts {
+		if !below(m.point, root) {
+			continue
+		}
+		isMount = isMount || m.point == root
+		shows, asked, err := h.showsAny(mounts, []mountPoint{m})
+		if err != nil {
+			return nil, fmt.Errorf("mount on %s: %w", inContainer(m.point, root), err)
+		}
+		if shows != "" {
+			return nil, fmt.Errorf("mount on %s: shows %s of the host, and with it more than the closure; take the mount out, or take another root",
+				inContainer(m.point, root), shows)
+		}
+		if m.point == root && len(asked) > 0 {
+			return nil, fmt.Errorf("the container's root is %s, or in it, and would be written to; take a copy of it, or an overlay", h.store.Path(asked[0]))
+		}
+		all = append(all, asked...)
+	}
+	if !isMount {
+		return nil, fmt.Errorf("the container's root %s is not the root of a mount, as runtimes make it; its name leads elsewhere than it did", root)
+	}
+	return all, nil
+}
+
+// inContainer is how the container names a path.
+func inContainer(point, root string) string {
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(point, root), "/")
+}
+
+// CheckTarget looks at a directory of a container before a view is attached to
+// it: that nothing is mounted on it or inside it, that what is mounted on it does not
+// propagate, and that nobody else can take it away with what is mounted on it. dir is
+// its name in the container, and target where that leads; paths are as for
+// CheckMounts.
+//
+// Where target lies in a volume, which others may have too and rename things in, it
+// returns the volume's mount point; empty: it does not.
+func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume string, _ error) {
+	named := strings.TrimSuffix(root, "/") + dir
+	for _, m := range mounts {
+		if below(m.point, target) || below(m.point, named) {
+			return "", fmt.Errorf("what is on %s %w; take it out of the container's mounts", inContainer(m.point, root), ErrCovered)
+		}
+	}
+	m := mountOf(mounts, target)
+	if m.device == "" {
+		return "", fmt.Errorf("%s: %w", target, ErrNoMount)
+	}
+	for on := path.Dir(target); below(on, root); on = path.Dir(on) {
+		if above := mountOf(mounts, on); isMovable(above.kind) {
+			return "", movableError(above, root)
+		}
+		if on == "/" {
+			break
+		}
+	}
+	shared := m.point != root && m.group != ""
+	if shared || m.group != "" && slices.ContainsFunc(h.mounts, func(o mountPoint) bool { return o.group == m.group }) {
+		return "", fmt.Errorf("what is mounted in %s of the container propagates to the host; mount it without shared propagation", inContainer(m.point, root))
+	}
+	if m.point == root || h.isOwnTmpfs(m) {
+		return "", nil
+	}
+	return m.point, nil
+}
+
+// isOwnTmpfs tells whether a mount is a tmpfs that the runtime made for this container:
+// no mount of the host has it.
+func (h *Host) isOwnTmpfs(m mountPoint) bool {
+	return m.kind == "tmpfs" && m.path == "/" && !slices.ContainsFunc(h.mounts, func(o mountPoint) bool { return o.device == m.device })
+}
+
+// Receiving returns the mount points, below the container's root, of mounts that
+// receive what the host mounts later, or pass it on, though no mount of config.json
+// asked for that.
+func (c Config) Receiving(mounts Mounts, root string) []string {
+	var all []string
+	for _, m := range mounts {
+		if !below(m.point, root) || !m.slave && m.group == "" {
+			continue
+		}
+		if !c.propagates(inContainer(m.point, root)) {
+			all = append(all, m.point)
+		}
+	}
+	return all
+}
+
+// propagates tells whether the mount of config.json that a path in the container is on
+// asks for propagation, or linux.rootfsPropagation where it is on none.
+func (c Config) propagates(point string) bool {
+	longest, asks := -1, c.RootPropagates
+	for _, m := range c.Mounts {
+		destination := path.Clean("/" + m.Destination)
+		if !below(point, destination) || len(destination) < longest {
+			continue
+		}
+		longest = len(destination)
+		asks = asksForPropagation(m)
+	}
+	return asks
+}
+
+func asksForPropagation(m specs.Mount) bool {
+	return slices.ContainsFunc(m.Options, isPropagation)
+}
+
+// isPropagation tells mount options, and values of linux.rootfsPropagation, by which
+// mounts go from one mount namespace to another.
+func isPropagation(option string) bool {
+	return slices.Contains([]string{"shared", "rshared", "slave", "rslave"}, option)
+}
+
+// CheckMasks refuses paths that the runtime makes empty after the hooks, where that
+// would take the view out of sight.
+func (c Config) CheckMasks(dirs ...string) error {
+	for _, masked := range c.MaskedPaths {
+		at := path.Clean("/" + masked)
+		for _, dir := range dirs {
+			if below(at, dir) || below(dir, at) {
+				return fmt.Errorf("linux.maskedPaths of config.json has %s, which would hide what the view shows in %s; take it out", masked, dir)
+			}
+		}
+	}
+	return nil
+}
+
+// CheckServers refuses a container whose root, or a mount on the way to one of dirs,
+// is a file system with a server that can take away what is mounted on it, or need not
+// answer. It goes by names alone, and so asks no server.
+func CheckServers(mounts Mounts, root string, dirs ...string) error {
+	for _, m := range mounts {
+		if !below(m.point, root) || !isMovable(m.kind) {
+			continue
+		}
+		for _, dir := range dirs {
+			if below(strings.TrimSuffix(root, "/")+dir, m.point) {
+				return movableError(m, root)
+			}
+		}
+	}
+	return nil
+}
+
+func movableError(m mountPoint, root string) error {
+	return fmt.Errorf("%s of the container is on a %s file system, whose server can take away what is mounted there; "+
+		"take a root or a volume that is on a disk of this host, and with rootless podman native overlays (no mount_program in storage.conf)",
+		inContainer(m.point, root), m.kind)
+}
+
+// AsksForPropagation tells whether any mount of config.json, or the root, asks for
+// propagation.
+func (c Config) AsksForPropagation() bool {
+	return c.RootPropagates || slices.ContainsFunc(c.Mounts, asksForPropagation)
+}

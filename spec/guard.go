@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/closure"
+)
+
+// Host is what of this host a container with a closure must not see: the store
+// directory, Nix's state and log directories, this program's runtime directory, what
+// is in them and the directories above them.
+//
+// They are recognised however a mount reaches them. On a file system that has its
+// own files, by the place on it. Where a file system is made of others, as an
+// overlay or FUSE, by looking into it (look.go). Single files also by device and
+// inode, because they may have hard links.
+type Host struct {
+	store     closure.Store
+	storeReal string // without symbolic links
+	storeID   fileID
+	mounts    Mounts
+	guarded   []guard
+	trees     []tree
+	ids       map[fileID]string
+	// lookedInside: whether ids has what lookInside adds.
+	lookedInside bool
+	// layered: a guarded directory is on a file system that is made of others, whose
+	// own files may show at any mount.
+	layered bool
+	// looked are places that were looked into. What they show is in guarded.
+	looked map[place]bool
+	// ProcessesShown: whether a mount of the host's /proc is none of our business.
+	ProcessesShown bool
+}
+
+// guard is a directory that must not show. Of the store directory, a single
+// store path may.
+type guard struct {
+	place
+	name  string
+	store bool
+}
+
+type fileID struct{ device, inode uint64 }
+
+// LookAtHost finds out what to guard. mountinfo is the text of
+// /proc/self/mountinfo of the host. Close the Host when it is not needed any more.
+func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Host, Err error) {
+	mounts, err := ParseMounts(mountinfo)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{store: store, mounts: mounts, ids: map[fileID]string{}, looked: map[place]bool{}}
+	defer func() {
+		if Err != nil {
+			h.Close()
+		}
+	}()
+	if h.storeReal, err = h.guard(store.Dir, true); err != nil {
+		return nil, err
+	}
+	if h.storeID, err = identify(store.Dir); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{store.StateDir, logDir(store), runtimeDir} {
+		if _, err := h.guard(dir, false); err != nil {
+			return nil, err
+		}
+	}
+	return h, h.guardDisks()
+}
+
+// logDir is where Nix keeps the output of builds: beside its state directory.
+func logDir(store closure.Store) string {
+	return filepath.Dir(store.StateDir) + "/log/" + filepath.Base(store.StateDir)
+}
+
+// Close releases what was opened.
+func (h *Host) Close() {
+	for _, t := range h.trees {
+		unix.Close(t.fd)
+	}
+	h.trees = nil
+}
+
+// guard adds a directory, and all above it by name. What is not there yet, and
+// may be made by the time that something is mounted, is guarded where it will be.
+// It returns the directory's path without symbolic links.
+func (h *Host) guard(dir string, store bool) (real string, err error) {
+	there, missing := dir, ""
+	real, err = filepath.EvalSymlinks(there)
+	for !store && errors.Is(err, os.ErrNotExist) && there != "/" {
+		there, missing = path.Dir(there), "/"+path.Base(there)+missing
+		real, err = filepath.EvalSymlinks(there)
+	}
+	if err != nil {
+		return "", err
+	}
+	real = strings.TrimSuffix(real, "/") + missing
+	m := mountOf(h.mounts, real)
+	if m.device == "" {
+		return "", fmt.Errorf("%s: %w", real, ErrNoMount)
+	}
+	h.guarded = append(h.guarded, guard{m.placeOf(real), dir, store})
+	if missing == "" {
+		if err := h.addTree(dir, real, m, store); err != nil {
+			return "", err
+		}
+	}
+	paths := []string{dir}
+	if real != dir {
+		paths = append(paths, real)
+	}
+	for _, p := range paths {
+		for ; ; p = path.Dir(p) {
+			id, err := identify(p)
+			if err != nil && (missing == "" || !errors.Is(err, os.ErrNotExist)) {
+				return "", err
+			}
+			if _, ok := h.ids[id]; err == nil && !ok {
+				h.ids[id] = p
+			}
+			if p == "/" {
+				break
+			}
+		}
+	}
+	return real, nil
+}
+
+// guardDisks adds the files that hold the disks which guarded directories are on, as
+// loop devices know them: who reads such a file reads the directory.
+func (h *Host) guardDisks() error {
+	for _, g := range slices.Clone(h.guarded) {
+		for _, file := range backingFiles(g.device) {
+			real, err := filepath.EvalSymlinks(file)
+			if err != nil {
+				continue // the name it had when the device was set up: it says nothing now
+			}
+			if p := placeOf(h.mounts, real); p.device != "" {
+				h.guarded = append(h.guarded, guard{p, file, false})
+			}
+			if id, err := identify(real); err == nil {
+				h.ids[id] = file
+			}
+		}
+	}
+	return nil
+}
+
+// backingFiles returns the names of the files below a block device, major:minor, and
+// below the devices that it is made of: partitions' disks, device mapper, loop devices.
+func backingFiles(device string) []string {
+	if strings.HasPrefix(device, "0:") {
+		return nil // of no block device
+	}
+	const most = 16 // devices below each other
+	var files []string
+	dirs := []string{"/sys/dev/block/" + device}
+	for i := 0; i < len(dirs) && i < most; i++ {
+		for _, of := range []string{dirs[i], dirs[i] + "/.."} { // a partition is below its disk
+			if text, err := os.ReadFile(of + "/loop/backing_file"); err == nil {
+				files = append(files, strings.TrimSuffix(string(text), "\n"))
+			}
+		}
+		below, err := os.ReadDir(dirs[i] + "/slaves")
+		if err != nil {
+			continue
+		}
+		for _, e := range below {
+			dirs = append(dirs, dirs[i]+"/slaves/"+e.Name())
+		}
+	}
+	return files
+}
+
+// lookInside adds the files of the state directory that must not be reached by a
+// hard link either. Most containers' mounts never need it.
+func (h *Host) lookInside() error {
+	if h.lookedInside {
+		return nil
+	}
+	for _, dir := range []string{h.store.StateDir, h.store.StateDir + "/db", h.store.StateDir + "/daemon-socket"} {
+		entries, err := os.ReadDir(dir)
+		// What an ordinary user may not look into, no container of theirs may.
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
+			return err
+		}
+		for _, e := range entries {
+			id, err := identify(dir + "/" + e.Name())
+			switch {
+			case err == nil:
+				h.ids[id] = dir + "/" + e.Name()
+			case !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) && !errors.Is(err, unix.ELOOP):
+				return err
+			}
+		}
+	}
+	h.lookedInside = true
+	return nil
+}
+
+func identify(path string) (fileID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fileID{}, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return fileID{st.Dev, st.Ino}, nil
+}
+
+// showsPlace returns what a mount of p shows that it must not, or nothing; and the
+// one store path that it shows, or nothing: that was asked for by name.
+func (h *Host) showsPlace(p place) (shows string, asked closure.BaseName) {
+	for _, g := range h.guarded {
+		if g.within(p) {
+			return g.name, ""
+		}
+		if !p.within(g.place) {
+			continue
+		}
+		inside := strings.TrimPrefix(strings.TrimPrefix(p.path, g.path), "/")
+		first, _, _ := strings.Cut(inside, "/")
+		base, err := closure.ParseBaseName(first)
+		if err != nil || !g.store {
+			return g.name + "/" + inside, ""
+		}
+		asked = base
+	}
+	return "", asked
+}
+
+// ErrNoMount says that a path is on none of the mounts that a mountinfo lists.
+var ErrNoMount = errors.New("is on none of the mounts in mountinfo")
+
+// MountsInStore returns the mount points of the host that lie inside the store
+// directory.
+func (h *Host) MountsInStore() []string {
+	var inside []string
+	for _, m := range h.mounts {
+		if strings.HasPrefix(m.point, h.storeReal+"/") {
+			inside = append(inside, m.point)
+		}
+	}
+	return inside
+}
