@@ -31,7 +31,7 @@ func imageAsks() []asks {
 	}
 	return []asks{
 		{"roots", annotations{roots: path}, nil, []string{itsOwn, "listed"}, []string{refused, roots}},
-		{"the same roots", annotations{roots: store["env"]}, nil, []string{itsOwn, "listed"}, []string{itsOwn, "listed"}},
+		both("the same roots", annotations{roots: store["env"]}, nil, itsOwn, "listed"),
 		both("closure-info", annotations{info: closureInfo}, nil, refused, info),
 		both("roots and closure-info", annotations{roots: path, info: closureInfo}, nil, refused, info, roots),
 		both("mode", annotations{mode: "bind"}, nil, itsOwn, "listed"),
@@ -49,7 +49,7 @@ func imageAsks() []asks {
 		both("mode of one container", annotations{"web.nix-closure/mode": "bind"}, nil, refused, "web.nix-closure/mode"),
 		{"roots of the user's", nil, annotations{roots: path}, nil, []string{refused, roots}},
 		{"the same roots of the user's", nil, annotations{roots: store["env"]}, nil, []string{itsOwn, "listed"}},
-		{"closure-info of the user's", nil, annotations{info: closureInfo}, []string{refused, info}, []string{refused, info}},
+		both("closure-info of the user's", nil, annotations{info: closureInfo}, refused, info),
 	}
 }
 
@@ -124,10 +124,11 @@ func TestImageAlone(t *testing.T) {
 func TestOneClosure(t *testing.T) {
 	nixDaemon(t)
 	env, tools := store["env"], store["tools"]
-	const info = "nix-closure/closure-info"
+	const info, hidden = "nix-closure/closure-info", "hidden"
 	writeDevices(t, map[string]annotations{
 		"env": roots(env), "again": roots(env), "tools": roots(tools),
 		"info": {info: store["closureInfo"]}, "bind": asking(annotations{"nix-closure/mode": "bind"}),
+		"hides":   asking(annotations{"nix-closure/listing": "false"}),
 		"nothing": {}, "mistake": {"nix-closure/root": env}, "web": {"web.nix-closure/roots": env},
 	})
 	device := func(names ...string) []string {
@@ -137,6 +138,7 @@ func TestOneClosure(t *testing.T) {
 		}
 		return all
 	}
+	notTwo := []string{refused, "closure"}
 	for _, c := range []struct {
 		name  string
 		flags []string
@@ -146,10 +148,10 @@ func TestOneClosure(t *testing.T) {
 		{"another", device("tools"), []string{"tools"}},
 		{"closure-info", device("info"), []string{itsOwn}},
 		{"with a mode", device("bind"), []string{itsOwn}},
-		{"two", device("env", "tools"), []string{refused, "closure"}},
-		{"two, the other way round", device("tools", "env"), []string{refused, "closure"}},
+		{"two", device("env", "tools"), notTwo},
+		{"two, the other way round", device("tools", "env"), notTwo},
 		{"two that are one", device("env", "again"), []string{itsOwn}},
-		{"roots and closure-info", device("env", "info"), []string{refused, "closure"}},
+		{"roots and closure-info", device("env", "info"), notTwo},
 		{"a device and an annotation", append(device("env"), flags(roots(tools))...), []string{refused, "nix-closure/roots"}},
 		{"a device and an annotation that are one", append(device("env"), flags(roots(env))...), []string{itsOwn}},
 		{"a device and closure-info", append(device("env"), flags(annotations{info: store["closureInfo"]})...),
@@ -157,11 +159,22 @@ func TestOneClosure(t *testing.T) {
 		{"a device and another mode", append(device("bind"), flags(annotations{"nix-closure/mode": "overlay"})...),
 			[]string{refused, "nix-closure/mode", "neither nix-closure/roots nor nix-closure/closure-info"}},
 		{"a device that asks for nothing", device("nothing"), nil},
+		{"a device that hides names", device("hides"), []string{itsOwn, hidden}},
+		{"a device that hides names, and one that does not", device("env", "hides"), notTwo},
+		{"a device that hides names, and one that does not, the other way round", device("hides", "env"), notTwo},
+		{"a device that hides names, and an annotation that is one", append(device("hides"), flags(roots(env))...),
+			[]string{itsOwn, hidden}},
+		{"a device in a user namespace", append(device("env"), "--uidmap=0:100000:65536"), []string{itsOwn}},
+		{"a device, and the store elsewhere", append(device("env"), "-v", storeDir+":/x:ro"),
+			[]string{refused, "/nix/store on /x: shows"}},
 		{"a device for one container of a pod", device("web"), []string{refused, "web.nix-closure/roots"}},
 		{"a device with a typing mistake", device("mistake"), []string{refused, "nix-closure/root"}},
 	} {
 		for _, runtime := range runtimes {
 			for _, hooks := range []string{emptyHooks(t), ""} {
+				if hooks == "" && runtime != "runc" {
+					continue
+				}
 				t.Run(fmt.Sprintf("%s/%s/hook files %v", c.name, runtime, hooks == ""), func(t *testing.T) {
 					w := way{container: container{runtime: runtime, hooks: hooks}, asks: c.flags}
 					if c.want == nil {
@@ -173,8 +186,11 @@ func TestOneClosure(t *testing.T) {
 					s := w.run(t, annotatedImage(t, nil), wholeStore...)
 					if c.want[0] == refused {
 						s.isRefused(t, c.want[1:]...)
-					} else {
-						s.has(t, c.want[0])
+						return
+					}
+					s.has(t, c.want[0])
+					if _, words := s.lines(); c.want[len(c.want)-1] == hidden && slices.Contains(words, "listed") {
+						t.Error("the store directory can be listed")
 					}
 				})
 			}

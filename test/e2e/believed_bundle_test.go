@@ -196,7 +196,8 @@ func TestEngineUnknown(t *testing.T) {
 	for _, args := range [][]string{
 		{"--engine", "kubernetes"}, {"--engine", ""}, {"--engine", "Containerd"}, {"--engine"},
 		{"--annotation", "nix-closure/roots"}, {"--annotation", "=x"}, {"--annotation"},
-		{"--annotation", criName + "=web"}, {"--annotation", criType + "=sandbox"}, {"--annotation", crioNamespace + "=team-a"},
+		{"--annotation", criName + "=web"}, {"--annotation", criType + "=sandbox"},
+		{"--annotation", crioNamespace + "=team-a"},
 	} {
 		for _, says := range []annotations{roots(store["env"]), nil} {
 			stdin := state("unknown", os.Getpid(), t.TempDir(), says)

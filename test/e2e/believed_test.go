@@ -56,7 +56,7 @@ func probe(t *testing.T) string {
 		fmt.Fprintf(&paths, " %s/%s", storeDir, e.Name())
 	}
 	return "echo started; for p in" + paths.String() + "; do if [ -e $p ] || [ -L $p ]; then echo $p; fi; done; " +
-		"if [ \"$(/bin/busybox stat -c %a /nix/store)\" != 111 ]; then echo listed; fi; " +
+		"if [ -d /nix/store ] && [ \"$(/bin/busybox stat -c %a /nix/store)\" != 111 ]; then echo listed; fi; " +
 		"if /bin/busybox touch /nix/store/added 2>/tmp/error; then echo written; fi; " +
 		"if [ -e /nix/var/nix/db/db.sqlite ]; then echo registered; fi"
 }
@@ -291,23 +291,27 @@ func writeDevices(t *testing.T, devices map[string]annotations) {
 var wholeStore = []string{"-v", storeDir + ":" + storeDir + ":ro"}
 
 // What only an engine may say does not get a container more than its user asked for,
-// whether its image says it, its user, or both.
+// whether its image says it, its user, or both. podman makes one list of these, so that the
+// image alone is enough where another way has all three.
 func TestBelieved(t *testing.T) {
 	nixDaemon(t)
 	writeDevices(t, map[string]annotations{"env": roots(store["env"])})
 	for _, w := range ways(t) {
 		t.Run(w.name, func(t *testing.T) {
+			plain := annotatedImage(t, nil)
 			writeConfig(t, w.config)
-			w.run(t, annotatedImage(t, nil), wholeStore...).has(t, itsOwn) // or the others show nothing
+			w.run(t, plain, wholeStore...).has(t, itsOwn) // or the others show nothing
 			for _, c := range claims() {
 				writeConfig(t, w.config+c.Config)
-				image, plain, says := annotatedImage(t, c.Says), annotatedImage(t, nil), flags(c.Says)
-				for who, run := range map[string]func(t *testing.T) seen{
-					"image": func(t *testing.T) seen { return w.run(t, image, wholeStore...) },
-					"user":  func(t *testing.T) seen { return w.run(t, plain, slices.Concat(wholeStore, says)...) },
-					"both":  func(t *testing.T) seen { return w.run(t, image, slices.Concat(wholeStore, says)...) },
-				} {
-					t.Run(c.Name+"/"+who, func(t *testing.T) { check(t, c, w.engine, run(t)) })
+				image, says := annotatedImage(t, c.Says), flags(c.Says)
+				t.Run(c.Name+"/image", func(t *testing.T) { check(t, c, w.engine, w.run(t, image, wholeStore...)) })
+				if w.user != nil || !strings.HasSuffix(w.name, "runc") {
+					continue
+				}
+				for who, image := range map[string]string{"user": plain, "both": image} {
+					t.Run(c.Name+"/"+who, func(t *testing.T) {
+						check(t, c, w.engine, w.run(t, image, slices.Concat(wholeStore, says)...))
+					})
 				}
 			}
 		})

@@ -63,7 +63,7 @@ func asking(says map[string]string) map[string]string {
 	return all
 }
 
-const listStore = "busybox ls -A /nix/store"
+const listStore = "/bin/busybox ls -A " + storeDir
 
 // runOnce runs a container of Docker's to its end, and returns what it lists.
 func (d docker) runOnce(t *testing.T, says map[string]string, devices ...string) (sees []string, _ error) {
@@ -73,7 +73,7 @@ func (d docker) runOnce(t *testing.T, says map[string]string, devices ...string)
 		o.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: devices}}
 	}
 	got, err := d.ContainerCreate(t.Context(), client.ContainerCreateOptions{
-		Config:     &container.Config{Image: "busybox", Cmd: []string{"/bin/sh", "-c", listStore}, Env: []string{"PATH=/bin"}},
+		Config:     &container.Config{Image: "busybox", Cmd: []string{"/bin/busybox", "sh", "-c", listStore}},
 		HostConfig: &o,
 	})
 	if err != nil {
@@ -134,12 +134,13 @@ func writeDevices(t *testing.T, devices map[string]map[string]string) {
 	for name, says := range devices {
 		var hooks []object
 		for _, stage := range []string{"createRuntime", "poststop"} {
+			hook := object{"hookName": stage, "path": filepath.Join(*bin, "nix-closure-hook"), "env": []string{"LC_ALL=C"}}
 			args := []string{"nix-closure-hook"}
 			for key, value := range says {
 				args = append(args, "--annotation", key+"="+value)
 			}
-			program := filepath.Join(*bin, "nix-closure-hook")
-			hooks = append(hooks, object{"hookName": stage, "path": program, "args": append(args, stage), "env": []string{"LC_ALL=C"}})
+			hook["args"] = append(args, stage)
+			hooks = append(hooks, hook)
 		}
 		all = append(all, object{"name": name, "containerEdits": object{"hooks": hooks}})
 	}
@@ -159,7 +160,8 @@ func TestBelievedOfClient(t *testing.T) {
 	if _, err := n.client.Import(namespaces.WithNamespace(t.Context(), "default"), busyboxImage(t)); err != nil {
 		t.Fatal(err)
 	}
-	mounts := oci.WithMounts([]specs.Mount{{Destination: storeDir, Type: "bind", Source: storeDir, Options: []string{"rbind", "ro"}}})
+	whole := specs.Mount{Destination: storeDir, Type: "bind", Source: storeDir, Options: []string{"rbind", "ro"}}
+	mounts := oci.WithMounts([]specs.Mount{whole})
 	for namespace, engine := range map[string]string{"default": "", "k8s.io": "containerd"} {
 		for i, c := range claims() {
 			t.Run(namespace+"/"+c.Name, func(t *testing.T) {
@@ -197,6 +199,7 @@ func podClaims() []host.Claim {
 	const forTeamB = "[[allow]]\nnamespaces = [\"team-b\"]\nroots = [\"/nix/store/*-test-env\"]\n"
 	const web = "web.nix-closure/roots"
 	path, own, refused := store["foreign"], m{"*": host.ItsOwn}, m{"*": host.Refused}
+	byCRI, byCRIO := m{host.CRINamespace: "team-b"}, m{host.CRIONamespace: "team-b"}
 	somebody := strings.Repeat("5eed", 16)
 	const teamA = `namespace "team-a"`
 	return []host.Claim{
@@ -210,10 +213,10 @@ func podClaims() []host.Claim {
 		{Name: "name, containerd", Says: m{host.CRIName: "web", web: path}, Want: own},
 		{Name: "name, CRI-O", Says: m{host.CRIOName: "web", web: path}, Want: refused},
 		{Name: "another's key", Says: m{web: path}, Want: own},
-		{Name: "another team, containerd", Says: m{host.CRINamespace: "team-b"}, Config: forTeamB, Want: refused, Reason: teamA},
-		{Name: "another team, CRI-O", Says: m{host.CRIONamespace: "team-b"}, Config: forTeamB, Want: refused, Reason: teamA},
-		{Name: "another team than allowed, containerd", Says: m{host.CRINamespace: "team-b"}, Config: forTeamA, Want: own},
-		{Name: "another team than allowed, CRI-O", Says: m{host.CRIONamespace: "team-b"}, Config: forTeamA, Want: own},
+		{Name: "another team, containerd", Says: byCRI, Config: forTeamB, Want: refused, Reason: teamA},
+		{Name: "another team, CRI-O", Says: byCRIO, Config: forTeamB, Want: refused, Reason: teamA},
+		{Name: "another team than allowed, containerd", Says: byCRI, Config: forTeamA, Want: own},
+		{Name: "another team than allowed, CRI-O", Says: byCRIO, Config: forTeamA, Want: own},
 	}
 }
 
