@@ -26,7 +26,14 @@ import (
 // a task of it that is not started. Both go with the test.
 func (n *node) task(t *testing.T, runtime, id string, annotations map[string]string, streams cio.Creator, command ...string) (context.Context, containerd.Task, error) {
 	t.Helper()
-	ctx := namespaces.WithNamespace(context.Background(), "k8s.io")
+	annotated := []oci.SpecOpts{oci.WithProcessArgs(command...), oci.WithAnnotations(annotations)}
+	return n.taskOf(t, "k8s.io", runtime, id, annotated, streams)
+}
+
+// taskOf is task for a client of any of containerd's namespaces.
+func (n *node) taskOf(t *testing.T, namespace, runtime, id string, more []oci.SpecOpts, streams cio.Creator) (context.Context, containerd.Task, error) {
+	t.Helper()
+	ctx := namespaces.WithNamespace(context.Background(), namespace)
 	img, err := n.client.GetImage(ctx, image)
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +43,7 @@ func (n *node) task(t *testing.T, runtime, id string, annotations map[string]str
 	}
 	c, err := n.client.NewContainer(ctx, id,
 		containerd.WithNewSnapshot(id, img),
-		containerd.WithNewSpec(oci.WithImageConfig(img), oci.WithProcessArgs(command...), oci.WithAnnotations(annotations), olderSpec),
+		containerd.WithNewSpec(append([]oci.SpecOpts{oci.WithImageConfig(img), olderSpec}, more...)...),
 		containerd.WithRuntime("io.containerd.runc.v2", &options.Options{BinaryName: runtime}))
 	if err != nil {
 		t.Fatal(err)

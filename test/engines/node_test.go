@@ -39,10 +39,38 @@ type node struct {
 type nodeOptions struct {
 	// handlers are the RuntimeClasses: name and the program that is the runtime.
 	handlers map[string]string
+	// passesAll: handlers pass all annotations on, and not only this program's.
+	passesAll bool
 	// gvisor: there is a RuntimeClass of that name too, which is gVisor.
 	gvisor bool
 	// required: no container without the plugin.
 	required bool
+}
+
+// configuration is what config.toml has about the handlers.
+func (o nodeOptions) configuration() string {
+	var handlers strings.Builder
+	passed := `["nix-closure/*", "*.nix-closure/*"]`
+	if o.passesAll {
+		passed = `["*", "*/*"]`
+	}
+	for name, program := range o.handlers {
+		fmt.Fprintf(&handlers, `
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s]
+  runtime_type = "io.containerd.runc.v2"
+  pod_annotations = %s
+  container_annotations = %s
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s.options]
+    BinaryName = %q
+`, name, passed, passed, name, program)
+	}
+	if o.gvisor {
+		handlers.WriteString(`
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.gvisor]
+  runtime_type = "io.containerd.runsc.v1"
+`)
+	}
+	return handlers.String()
 }
 
 // image is in every node: busybox, and no store.
@@ -62,22 +90,7 @@ func newNode(t *testing.T, o nodeOptions) *node {
 			t.Fatal(err)
 		}
 	}
-	var handlers strings.Builder
-	for name, program := range o.handlers {
-		fmt.Fprintf(&handlers, `
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s]
-  runtime_type = "io.containerd.runc.v2"
-  pod_annotations = ["nix-closure/*", "*.nix-closure/*"]
-  container_annotations = ["nix-closure/*", "*.nix-closure/*"]
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s.options]
-    BinaryName = %q
-`, name, name, program)
-	}
 	if o.gvisor {
-		handlers.WriteString(`
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.gvisor]
-  runtime_type = "io.containerd.runsc.v1"
-`)
 		configureGVisor(t, n.dir)
 	}
 	config := fmt.Sprintf(`version = 3
@@ -98,7 +111,7 @@ state = %q
   socket_path = %q
   plugin_path = %q
   plugin_config_path = %q
-`, root, n.dir+"/state", n.socket(), image, n.dir+"/cni", handlers.String(), n.nriSocket(), n.dir+"/nri-plugins", n.dir+"/nri-conf")
+`, root, n.dir+"/state", n.socket(), image, n.dir+"/cni", o.configuration(), n.nriSocket(), n.dir+"/nri-plugins", n.dir+"/nri-conf")
 	if o.required {
 		config += `  [plugins.'io.containerd.nri.v1.nri'.default_validator]
     enable = true

@@ -94,13 +94,20 @@ func (p *pod) remove(t *testing.T) {
 
 // create makes a container that waits, and does not start it.
 func (p *pod) create(ctx context.Context, name string, mounts ...*cri.Mount) (id string, _ error) {
+	return p.createAnnotated(ctx, name, nil, mounts...)
+}
+
+// createAnnotated is create for a container with annotations of its own.
+func (p *pod) createAnnotated(ctx context.Context, name string, own map[string]string, mounts ...*cri.Mount) (id string, _ error) {
 	config := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: name},
 		Image:    &cri.ImageSpec{Image: image},
 		Command:  []string{"/bin/busybox", "sleep", "1000000"},
 		LogPath:  name + ".log",
 		Mounts:   mounts,
-		Linux:    &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: p.config.GetLinux().GetSecurityContext().GetNamespaceOptions()}},
+
+		Annotations: own,
+		Linux:       &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: p.config.GetLinux().GetSecurityContext().GetNamespaceOptions()}},
 	}
 	got, err := p.node.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
 	if err != nil {

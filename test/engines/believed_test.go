@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engines
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/nix-closure/nix-closure/test/host"
+)
+
+// claims are what only some engine may say, but somebody else does.
+func claims() []host.Claim { return host.Claims(store["foreign"]) }
+
+// isRefused fails unless an error has one of these.
+func isRefused(t *testing.T, sees []string, err error, reasons ...string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("it starts, and sees %q", sees)
+		return
+	}
+	// runc escapes what a hook printed, for its own log.
+	said := strings.ReplaceAll(err.Error(), `\"`, `"`)
+	if !slices.ContainsFunc(reasons, func(r string) bool { return strings.Contains(said, r) }) {
+		t.Errorf("it is refused, but the reason has none of %q: %v", reasons, err)
+	}
+}
+
+// check fails if a container that an engine ran sees more or less than it may.
+func check(t *testing.T, c host.Claim, engine string, sees []string, err error) {
+	t.Helper()
+	want := c.Outcome(engine)
+	if want == host.Refused {
+		isRefused(t, sees, err, c.Reasons()...)
+	} else if closure := closureOf(t, store[want]); err != nil || !slices.Equal(sees, closure) {
+		t.Errorf("%v: it sees %q\nwant %q", err, sees, closure)
+	}
+}
+
+// asking are annotations of what asks for env.
+func asking(says map[string]string) map[string]string {
+	all := roots("env")
+	maps.Copy(all, says)
+	return all
+}
+
+const listStore = "/bin/busybox ls -A " + storeDir
+
+// runOnce runs a container of Docker's to its end, and returns what it lists.
+func (d docker) runOnce(t *testing.T, says map[string]string, devices ...string) (sees []string, _ error) {
+	t.Helper()
+	o := container.HostConfig{Annotations: says, NetworkMode: "none", Binds: []string{storeDir + ":" + storeDir + ":ro"}}
+	if len(devices) > 0 {
+		o.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: devices}}
+	}
+	got, err := d.ContainerCreate(t.Context(), client.ContainerCreateOptions{
+		Config:     &container.Config{Image: "busybox", Cmd: []string{"/bin/busybox", "sh", "-c", listStore}},
+		HostConfig: &o,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, stdout, _, err := d.run(t, got.ID)
+	d.remove(t, got.ID)
+	nothingLeft(t)
+	return names(stdout), err
+}
+
+// Docker says nothing of pods, so nobody is believed.
+func TestBelievedOfDocker(t *testing.T) {
+	d := newDocker(t)
+	for _, c := range claims() {
+		t.Run(c.Name, func(t *testing.T) {
+			writeConfig(t, c.Config)
+			sees, err := d.runOnce(t, asking(c.Says))
+			check(t, c, "", sees, err)
+		})
+	}
+}
+
+// Docker knows devices, which ask for a closure by their name.
+func TestDeviceOfDocker(t *testing.T) {
+	d := newDocker(t)
+	writeDevices(t, map[string]map[string]string{"env": roots("env"), "tools": roots("tools")})
+	const env, tools = "nix-closure/closure=env", "nix-closure/closure=tools"
+	if sees, err := d.runOnce(t, nil, env); err != nil || !slices.Equal(sees, closureOf(t, store["env"])) {
+		t.Errorf("%v: it sees %q", err, sees)
+	}
+	if sees, err := d.runOnce(t, roots("env"), env); err != nil || !slices.Equal(sees, closureOf(t, store["env"])) {
+		t.Errorf("with the same annotation: %v: it sees %q", err, sees)
+	}
+	sees, err := d.runOnce(t, roots("tools"), env)
+	isRefused(t, sees, err, "nix-closure/roots")
+	sees, err = d.runOnce(t, nil, env, tools)
+	isRefused(t, sees, err, "closure")
+	for _, c := range claims() {
+		t.Run(c.Name, func(t *testing.T) {
+			writeConfig(t, c.Config)
+			sees, err := d.runOnce(t, c.Says, env)
+			if err == nil {
+				check(t, c, "", sees, err)
+				return
+			}
+			// With a key of one container alone, the wrapper, too, has a reason.
+			isRefused(t, sees, err, c.Reasons()...)
+		})
+	}
+}
+
+// writeDevices writes the CDI specification of this host, for the length of a test.
+func writeDevices(t *testing.T, devices map[string]map[string]string) {
+	t.Helper()
+	type object = map[string]any
+	var all []object
+	for name, says := range devices {
+		var hooks []object
+		for _, stage := range []string{"createRuntime", "poststop"} {
+			hook := object{"hookName": stage, "path": filepath.Join(*bin, "nix-closure-hook"), "env": []string{"LC_ALL=C"}}
+			args := []string{"nix-closure-hook"}
+			for key, value := range says {
+				args = append(args, "--annotation", key+"="+value)
+			}
+			hook["args"] = append(args, stage)
+			hooks = append(hooks, hook)
+		}
+		all = append(all, object{"name": name, "containerEdits": object{"hooks": hooks}})
+	}
+	text, err := json.Marshal(object{"cdiVersion": "0.5.0", "kind": "nix-closure/closure", "devices": all})
+	const file = "/etc/cdi/nix-closure.json"
+	err = errors.Join(err, os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, text, 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(file) })
+}
+
+// A client of containerd is believed where its namespace is the CRI's, for it is root,
+// and nowhere else.
+func TestBelievedOfClient(t *testing.T) {
+	n := newNode(t, nodeOptions{})
+	if _, err := n.client.Import(namespaces.WithNamespace(t.Context(), "default"), busyboxImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	whole := specs.Mount{Destination: storeDir, Type: "bind", Source: storeDir, Options: []string{"rbind", "ro"}}
+	mounts := oci.WithMounts([]specs.Mount{whole})
+	for namespace, engine := range map[string]string{"default": "", "k8s.io": "containerd"} {
+		for i, c := range claims() {
+			t.Run(namespace+"/"+c.Name, func(t *testing.T) {
+				writeConfig(t, c.Config)
+				var out bytes.Buffer
+				args := oci.WithProcessArgs("/bin/sh", "-c", listStore)
+				more := []oci.SpecOpts{args, oci.WithAnnotations(asking(c.Says)), mounts}
+				ctx, task, err := n.taskOf(t, namespace, filepath.Join(*bin, "nix-closure-runtime"),
+					fmt.Sprintf("claim-%d", i), more, cio.NewCreator(cio.WithStreams(nil, &out, io.Discard)))
+				if err != nil {
+					check(t, c, engine, nil, err)
+					return
+				}
+				ended, err := task.Wait(ctx)
+				if err == nil {
+					err = task.Start(ctx)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				<-ended
+				task.IO().Wait()
+				check(t, c, engine, names(out.String()), nil)
+			})
+		}
+	}
+	nothingLeft(t)
+}
+
+// podClaims are what a pod's author says of a container a of a pod in the namespace team-a.
+// What the engine says itself takes its place, and any other is an error.
+func podClaims() []host.Claim {
+	type m = map[string]string
+	const forTeamA = "[[allow]]\nnamespaces = [\"team-a\"]\nroots = [\"/nix/store/*-test-env\"]\n"
+	const forTeamB = "[[allow]]\nnamespaces = [\"team-b\"]\nroots = [\"/nix/store/*-test-env\"]\n"
+	const web = "web.nix-closure/roots"
+	path, own, refused := store["foreign"], m{"*": host.ItsOwn}, m{"*": host.Refused}
+	byCRI, byCRIO := m{host.CRINamespace: "team-b"}, m{host.CRIONamespace: "team-b"}
+	somebody := strings.Repeat("5eed", 16)
+	const teamA = `namespace "team-a"`
+	return []host.Claim{
+		{Name: "nothing", Want: own},
+		{Name: "nothing, allowed", Config: forTeamA, Want: own},
+		{Name: "nothing, not allowed", Config: forTeamB, Want: refused, Reason: teamA},
+		{Name: "sandbox, containerd", Says: m{host.CRIType: "sandbox"}, Want: own},
+		{Name: "sandbox, CRI-O", Says: m{host.CRIOType: "sandbox"}, Want: refused},
+		{Name: "sandbox of an ID, containerd", Says: m{host.CRIType: "sandbox", host.CRIID: somebody}, Want: own},
+		{Name: "sandbox of an ID, CRI-O", Says: m{host.CRIOType: "sandbox", host.CRIOID: somebody}, Want: refused},
+		{Name: "name, containerd", Says: m{host.CRIName: "web", web: path}, Want: own},
+		{Name: "name, CRI-O", Says: m{host.CRIOName: "web", web: path}, Want: refused},
+		{Name: "another's key", Says: m{web: path}, Want: own},
+		{Name: "another team, containerd", Says: byCRI, Config: forTeamB, Want: refused, Reason: teamA},
+		{Name: "another team, CRI-O", Says: byCRIO, Config: forTeamB, Want: refused, Reason: teamA},
+		{Name: "another team than allowed, containerd", Says: byCRI, Config: forTeamA, Want: own},
+		{Name: "another team than allowed, CRI-O", Says: byCRIO, Config: forTeamA, Want: own},
+	}
+}
+
+// once runs a pod of the namespace team-a with one container, a, that mounts the whole store,
+// and returns what that sees.
+func (n *node) once(t *testing.T, handler string, ofPod, ofContainer map[string]string) (sees []string, _ error) {
+	t.Helper()
+	config := podConfig(t, ofPod)
+	config.Metadata.Namespace = "team-a"
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	got, err := n.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	if err != nil {
+		return nil, err
+	}
+	p := &pod{n, got.PodSandboxId, config, handler}
+	defer func() {
+		p.remove(t)
+		nothingLeft(t)
+	}()
+	id, err := p.createAnnotated(ctx, "a", ofContainer, wholeStore)
+	if err == nil {
+		_, err = n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return n.sees(t, id), nil
+}
+
+// A pod's author cannot say which container this is, or of which namespace: not where the
+// engine passes every annotation on, and by no way.
+func TestBelievedInPods(t *testing.T) {
+	program := map[string]string{
+		"nix-closure": filepath.Join(*bin, "nix-closure-runtime"), "runc": filepath.Join(*bin, "stack/runc"),
+	}
+	for _, w := range []struct {
+		name, handler     string
+		passesAll, plugin bool
+	}{
+		{"wrapper", "nix-closure", true, false},
+		{"plugin", "runc", true, true},
+		{"wrapper and plugin", "nix-closure", true, true},
+		{"plugin and nothing passed on", "", false, true},
+	} {
+		t.Run(w.name, func(t *testing.T) {
+			o := nodeOptions{passesAll: w.passesAll}
+			if w.passesAll {
+				o.handlers = program
+			}
+			n := newNode(t, o)
+			if w.plugin {
+				n.startPlugin(t)
+			}
+			for _, c := range podClaims() {
+				for who, says := range map[string][2]map[string]string{
+					"pod":       {asking(c.Says), nil},
+					"container": {roots("env"), c.Says},
+					"both":      {asking(c.Says), c.Says},
+				} {
+					if c.Says == nil && who != "pod" {
+						continue
+					}
+					t.Run(c.Name+"/"+who, func(t *testing.T) {
+						writeConfig(t, c.Config)
+						sees, err := n.once(t, w.handler, says[0], says[1])
+						claim := c
+						if !w.passesAll && who == "pod" && c.Config == "" {
+							claim.Want = map[string]string{"*": host.ItsOwn} // nobody hears of it
+						}
+						check(t, claim, "containerd", sees, err)
+					})
+				}
+			}
+		})
+	}
+}
