@@ -41,8 +41,8 @@ func (g *generator) transformOnce(s spot) spot {
 	return pick(g, all)(s)
 }
 
-// bindOf is the command that mounts a spot somewhere.
-func bindOf(s spot, target string) string {
+// bindSpot is the command that mounts a spot somewhere.
+func bindSpot(s spot, target string) string {
 	option := "--bind"
 	if s.tree {
 		option = "--rbind"
@@ -52,7 +52,7 @@ func bindOf(s spot, target string) string {
 
 func (g *generator) alias(s spot) spot {
 	dir := g.freshDir()
-	g.step("%s", bindOf(s, dir))
+	g.step("%s", bindSpot(s, dir))
 	g.kind("alias")
 	s.path = dir
 	return s
@@ -63,7 +63,7 @@ func (g *generator) aliasOfAlias(s spot) spot { return g.alias(g.alias(s)) }
 // inside is a directory in which the spot is mounted.
 func (g *generator) inside(s spot) spot {
 	dir := g.freshDir()
-	g.step("mkdir -p %[1]s/sub/dir; %[2]s", dir, bindOf(s, dir+"/sub/dir"))
+	g.step("mkdir -p %[1]s/sub/dir; %[2]s", dir, bindSpot(s, dir+"/sub/dir"))
 	g.kind("mounted in a directory")
 	return spot{path: dir, tree: true}
 }
@@ -91,7 +91,7 @@ func unmount(point string) string {
 // stacked is a directory with two mounts on it, of which the upper is the spot.
 func (g *generator) stacked(s spot) spot {
 	dir := g.freshDir()
-	g.step("mount -t tmpfs tmpfs %s; %s", dir, bindOf(s, dir))
+	g.step("mount -t tmpfs tmpfs %s; %s", dir, bindSpot(s, dir))
 	g.kind("stacked on a tmpfs")
 	s.path = dir
 	return s
@@ -113,7 +113,7 @@ func (g *generator) odd(s spot) spot {
 	}
 	g.n++
 	dir := fmt.Sprintf("%s/%d%s", g.t.dir, g.n, pick(g, oddNames))
-	g.step("mkdir %s; %s", quote(dir), bindOf(s, dir))
+	g.step("mkdir %s; %s", quote(dir), bindSpot(s, dir))
 	g.kind("odd name")
 	s.path = dir
 	return s
@@ -123,7 +123,7 @@ func (g *generator) odd(s spot) spot {
 func (g *generator) vanishedAlias(s spot) spot {
 	between, dir := g.freshDir(), g.freshDir()
 	g.step("mount -t tmpfs tmpfs %[1]s; mkdir %[1]s/in; %[2]s; mount --rbind %[1]s/in %[3]s; %[4]s",
-		between, bindOf(s, between+"/in"), dir, unmount(between))
+		between, bindSpot(s, between+"/in"), dir, unmount(between))
 	g.kind("alias of what is unmounted")
 	s.path = dir
 	return s
@@ -131,7 +131,7 @@ func (g *generator) vanishedAlias(s spot) spot {
 
 func (g *generator) renamedParent(s spot) spot {
 	from, to := g.freshDir(), g.fresh()
-	g.step("mkdir %[1]s/in; %[2]s; mv %[1]s %[3]s", from, bindOf(s, from+"/in"), to)
+	g.step("mkdir %[1]s/in; %[2]s; mv %[1]s %[3]s", from, bindSpot(s, from+"/in"), to)
 	g.kind("renamed mount point")
 	s.path = to + "/in"
 	return s
@@ -283,6 +283,6 @@ func (g *generator) link(s spot) string {
 // renamable is a directory with the spot mounted on in.
 func (g *generator) renamable(s spot) string {
 	dir := g.freshDir()
-	g.step("mkdir %s/in; %s", dir, bindOf(s, dir+"/in"))
+	g.step("mkdir %s/in; %s", dir, bindSpot(s, dir+"/in"))
 	return dir
 }

@@ -25,8 +25,8 @@ func mountFUSE(t *testing.T, lower string) string {
 	return at
 }
 
-// refused fails if a container starts, or if the log has not the reason.
-func refused(t *testing.T, what string, c container, reason string) {
+// mustRefuse fails if a container starts, or if the log has not the reason.
+func mustRefuse(t *testing.T, what string, c container, reason string) {
 	t.Helper()
 	stdout, _, err := c.run(store["env"]+"/bin/echo", "it runs")
 	if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, reason) {
@@ -58,10 +58,10 @@ func TestFUSE(t *testing.T) {
 			c := container{runtime: runtime, root: "env", hooks: hooksWithout(t, stage.without)}
 			for _, source := range []string{ofStore, ofNix, deep, ofNix + "/store", ofNix + "/var/nix"} {
 				c.flags = []string{"-v", source + ":/x"}
-				refused(t, source, c, " of the host, and with it more than the closure")
+				mustRefuse(t, source, c, " of the host, and with it more than the closure")
 			}
 			c.flags = []string{"-v", data + ":/nix"}
-			refused(t, "at /nix", c, "/nix of the container is on a fuse.fuse-overlayfs file system, whose server can take away")
+			mustRefuse(t, "at /nix", c, "/nix of the container is on a fuse.fuse-overlayfs file system, whose server can take away")
 			c.flags = []string{"-v", data + ":/x"}
 			c.mustRun(t, store["env"]+"/bin/true")
 		}
@@ -281,9 +281,9 @@ func TestRootInStore(t *testing.T) {
 func TestSharedPIDs(t *testing.T) {
 	for _, runtime := range runtimes {
 		c := container{runtime: runtime, root: "env", flags: []string{"--pid", "host"}}
-		refused(t, "the host's", c, "the container has the host's PID namespace")
+		mustRefuse(t, "the host's", c, "the container has the host's PID namespace")
 		c.flags = []string{"-v", "/proc:/x"}
-		refused(t, "/proc of the host", c, "mount of /proc on /x: shows the processes of the host")
+		mustRefuse(t, "/proc of the host", c, "mount of /proc on /x: shows the processes of the host")
 
 		same := container{runtime: runtime, root: "env"}.start(t)
 		c.flags = []string{"--pid", "container:" + same}
