@@ -411,7 +411,7 @@ func (t *topology) script(h *simulated) string {
 			line("%s) & late=$!", strings.Join(t.late, "; "))
 		}
 		line("cp %s.json config.json; status=0", name)
-		line("timeout 30 %s >../%s.out 2>../%[2]s.err || status=$?", t.run(h, name), name)
+		line("timeout -k 5 30 %s >../%s.out 2>../%[2]s.err || status=$?", t.run(h, name), name)
 		line("echo $status >../%s.status", name)
 		if len(t.late) > 0 {
 			line("kill $late 2>/dev/null || :; wait $late || :")

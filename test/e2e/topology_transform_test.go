@@ -32,7 +32,8 @@ func (g *generator) transformOnce(s spot) spot {
 	if s.depth < 2 {
 		all = append(all, g.overlay, g.overlay, g.overlay, g.overlay, g.overlay, g.partOfOverlay, g.redirected)
 	}
-	if _, err := exec.LookPath("fuse-overlayfs"); err == nil {
+	// A file system in user space that shows itself waits for itself.
+	if _, err := exec.LookPath("fuse-overlayfs"); err == nil && !s.above {
 		all = append(all, g.fuse)
 	}
 	if s.path == storeDir || s.path == "/nix" {
@@ -65,7 +66,7 @@ func (g *generator) inside(s spot) spot {
 	dir := g.freshDir()
 	g.step("mkdir -p %[1]s/sub/dir; %[2]s", dir, bindSpot(s, dir+"/sub/dir"))
 	g.kind("mounted in a directory")
-	return spot{path: dir, tree: true}
+	return spot{path: dir, tree: true, above: s.above}
 }
 
 // hidden is like inside, and covered.
