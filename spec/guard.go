@@ -31,6 +31,7 @@ type Host struct {
 	mounts    Mounts
 	guarded   []guard
 	trees     []tree
+	files     []guardedFile
 	ids       map[fileID]string
 	// lookedInside: whether ids has what lookInside adds.
 	lookedInside bool
@@ -77,6 +78,17 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Ho
 			return nil, err
 		}
 	}
+	if err := h.guardDisks(); err != nil || !h.layered {
+		return h, err
+	}
+	// The layers of the store may be on disks of their own, mounted elsewhere.
+	for _, m := range h.mounts {
+		if !strings.HasPrefix(m.device, "0:") {
+			if err := h.look(h.mounts, m); err != nil && !errors.Is(err, errHidden) {
+				return nil, err
+			}
+		}
+	}
 	return h, h.guardDisks()
 }
 
@@ -90,7 +102,10 @@ func (h *Host) Close() {
 	for _, t := range h.trees {
 		unix.Close(t.fd)
 	}
-	h.trees = nil
+	for _, f := range h.files {
+		unix.Close(f.dir)
+	}
+	h.trees, h.files = nil, nil
 }
 
 // guard adds a directory, and all above it by name. What is not there yet, and
@@ -141,20 +156,49 @@ func (h *Host) guard(dir string, store bool) (real string, err error) {
 // guardDisks adds the files that hold the disks which guarded directories are on, as
 // loop devices know them: who reads such a file reads the directory.
 func (h *Host) guardDisks() error {
+	disks := map[string]bool{}
 	for _, g := range slices.Clone(h.guarded) {
+		if disks[g.device] {
+			continue
+		}
+		disks[g.device] = true
 		for _, file := range backingFiles(g.device) {
 			real, err := filepath.EvalSymlinks(file)
-			if err != nil {
+			if errors.Is(err, os.ErrNotExist) {
 				continue // the name it had when the device was set up: it says nothing now
 			}
-			if p := placeOf(h.mounts, real); p.device != "" {
-				h.guarded = append(h.guarded, guard{p, file, false})
+			if err == nil {
+				err = h.guardFile(real)
 			}
-			if id, err := identify(real); err == nil {
-				h.ids[id] = file
+			if err != nil {
+				return fmt.Errorf("the file of the disk that %s is on: %w", g.name, err)
 			}
 		}
 	}
+	return nil
+}
+
+// guardFile guards a file by its place, by device and inode, and where a file system
+// that is made of others shows it.
+func (h *Host) guardFile(real string) error {
+	id, err := identify(real)
+	if err != nil {
+		return err
+	}
+	if _, known := h.ids[id]; known {
+		return nil
+	}
+	h.ids[id] = real
+	p := placeOf(h.mounts, real)
+	if p.device == "" {
+		return fmt.Errorf("%s: %w", real, ErrNoMount)
+	}
+	h.guarded = append(h.guarded, guard{p, real, false})
+	dir, err := unix.Open(path.Dir(real), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path.Dir(real), Err: err}
+	}
+	h.files = append(h.files, guardedFile{real, dir, path.Base(real), positionsOf(real, p.path)})
 	return nil
 }
 

@@ -73,6 +73,28 @@ type tree struct {
 	positions []string // relative to what is looked into; "": it itself
 }
 
+// guardedFile is a file that is looked for.
+type guardedFile struct {
+	name      string
+	dir       int    // the directory that it is in
+	base      string // its name there
+	positions []string
+}
+
+// positionsOf returns the ends of paths, and "".
+func positionsOf(paths ...string) []string {
+	positions := []string{""}
+	for _, p := range paths {
+		components := strings.Split(strings.Trim(path.Clean("/"+p), "/"), "/")
+		for i := range components {
+			if end := strings.Join(components[i:], "/"); !slices.Contains(positions, end) {
+				positions = append(positions, end)
+			}
+		}
+	}
+	return positions
+}
+
 // deepTrees are directories inside guarded ones, with which a file system that is
 // looked into may begin.
 var deepTrees = map[string][]string{
@@ -92,16 +114,7 @@ func (h *Host) addTree(name, real string, m mountPoint, store bool) error {
 	for _, layer := range m.layerNames() {
 		paths = append(paths, layer+strings.TrimPrefix(real, strings.TrimSuffix(m.point, "/")))
 	}
-	positions := []string{""}
-	for _, p := range paths {
-		components := strings.Split(strings.Trim(path.Clean("/"+p), "/"), "/")
-		for i := range components {
-			if end := strings.Join(components[i:], "/"); !slices.Contains(positions, end) {
-				positions = append(positions, end)
-			}
-		}
-	}
-	h.trees = append(h.trees, tree{name, store, fd, positions})
+	h.trees = append(h.trees, tree{name, store, fd, positionsOf(paths...)})
 	kind := "runtime"
 	switch name {
 	case h.store.Dir:
@@ -190,6 +203,17 @@ func (h *Host) lookAt(m mountPoint) error {
 			if shows {
 				at := place{m.device, path.Join(m.path, position)}
 				h.guarded = append(h.guarded, guard{at, t.name, t.store})
+			}
+		}
+	}
+	for _, f := range h.files {
+		for _, position := range f.positions {
+			shows, err := c.showsFile(position, f)
+			if err != nil {
+				return fmt.Errorf("looking into the %s on %s: %w", m.kind, path.Join(m.point, position), err)
+			}
+			if shows {
+				h.guarded = append(h.guarded, guard{place{m.device, path.Join(m.path, position)}, f.name, false})
 			}
 		}
 	}
@@ -315,6 +339,21 @@ func (c *comparer) shows(position string, t tree) (bool, error) {
 	return c.contains(fd, t.fd, t.store, like.attributes)
 }
 
+// showsFile tells whether a guarded file shows at a position.
+func (c *comparer) showsFile(position string, f guardedFile) (bool, error) {
+	dir, name := c.root, position
+	if above, base := path.Split(position); above != "" {
+		var err error
+		if dir, err = c.open(c.root, strings.TrimSuffix(above, "/")); err != nil {
+			return false, ignore(err, errNotThere)
+		}
+		defer unix.Close(dir)
+		name = base
+	}
+	like, err := c.compare(dir, name, f.dir, f.base)
+	return like.same, err
+}
+
 // contains tells whether a directory has something of a guarded one in it. It needs to
 // be looked into if it is merged, or may lie, or has the guarded one's attributes and
 // another inode number, which overlay makes up for a directory of another file system:
@@ -425,7 +464,7 @@ func (c *comparer) compare(dir int, name string, guarded int, guardedName string
 		err := unix.Fstatat(f.dir, f.name, &st[i], flags)
 		// Where this user may not look, no container of this user's may. A FUSE file
 		// system may let another user.
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EACCES) && (i != 1 || !c.lax) {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EACCES) && (i != 1 || !c.lax) {
 			return likeness{}, nil
 		}
 		if err != nil {
