@@ -55,8 +55,9 @@ unit:
 	cd test && $(GO) test -count=1 ./machine/...
 	$(GO) test -count=1 ./...
 
+# In its directory, so that what the tests count is shown where none fails, too.
 e2e:
-	cd test && $(GO) test -count=1 -timeout 20m ./e2e/... -args -bin $(CURDIR)/bin
+	cd test/e2e && $(GO) test -count=1 -timeout 20m -args -bin $(CURDIR)/bin
 
 # containerd, runc, gVisor, Docker, a kubelet and what judges manifests as an API
 # server does, in bin/stack/, for engines.

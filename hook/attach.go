@@ -248,7 +248,12 @@ func mkdirAll(root *os.File, path string, owner *view.Owner, resolve uint64) (*o
 		done += "/" + name
 		next, err := open(root, done, resolve)
 		if errors.Is(err, os.ErrNotExist) {
-			if err = unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
+			err = unix.Mkdirat(int(dir.Fd()), name, 0o755)
+			// The directory that another container makes in the same volume meanwhile is
+			// as good.
+			if errors.Is(err, unix.EEXIST) {
+				next, err = open(root, done, resolve)
+			} else if err != nil {
 				err = &os.PathError{Op: "mkdirat", Path: done, Err: err}
 			} else if next, err = open(root, done, resolve); err == nil && owner != nil {
 				err = give(root, next, done, *owner)

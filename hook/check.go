@@ -22,6 +22,7 @@ type Container struct {
 	ID          string // empty: not known yet
 	Engine      spec.Engine
 	Bundle      string // where relative sources of mounts begin
+	Root        string // root.path of config.json; empty: not known
 	Annotations map[string]string
 	Mounts      []specs.Mount
 }
@@ -87,6 +88,12 @@ func check(c config.Config, container Container) (checked, error) {
 	host, err := lookAtHost(c)
 	if err != nil {
 		return fail("looking at the host's store", err)
+	}
+	if container.Root != "" {
+		if err := host.CheckRoot(container.Bundle, container.Root); err != nil {
+			host.Close()
+			return fail("looking at the container's root", err)
+		}
 	}
 	mounts, err := classify(host, container.Bundle, container.Mounts)
 	if err != nil {

@@ -36,7 +36,7 @@ func create(ctx context.Context, c config.Config, call Call, state spec.State, l
 	if err != nil {
 		return fail("reading the container's config.json", err)
 	}
-	checked, err := check(c, Container{state.ID, call.Engine, state.Bundle, state.Annotations, bundle.Mounts})
+	checked, err := check(c, Container{state.ID, call.Engine, state.Bundle, bundle.Root, state.Annotations, bundle.Mounts})
 	if err != nil || checked.request == nil {
 		return err
 	}
@@ -50,6 +50,10 @@ func create(ctx context.Context, c config.Config, call Call, state spec.State, l
 	}
 	if err := allowed(checked.asked()); err != nil {
 		return err
+	}
+	shared, err := sharesPIDs(c, bundle)
+	if err != nil && !request.Sandbox {
+		return fail("looking at the container's PID namespace", err)
 	}
 	if request.Sandbox {
 		a := attachment{state: state, bundle: bundle, store: store, host: host, checked: checked}
@@ -154,6 +158,11 @@ func create(ctx context.Context, c config.Config, call Call, state spec.State, l
 		return fail("resolving "+asked(store, request), err)
 	}
 
+	if shared && !c.SharedPID {
+		if err := checkSharedPIDs(dir, host, bundle.PIDs, state.Pid, resolution.Digest); err != nil {
+			return fail("looking at the container's PID namespace", err)
+		}
+	}
 	owner, err := ownerOf(stage, state.Pid, bundle)
 	if err != nil {
 		return fail("looking at the container's user", err)

@@ -47,7 +47,7 @@ func rewrite(configPath, stage string, container Container, reading string, text
 	if err != nil {
 		return nil, &failure{"", reading, err}
 	}
-	container.Mounts = parsed.Mounts
+	container.Mounts, container.Root = parsed.Mounts, parsed.Root
 	if container.Annotations == nil {
 		container.Annotations = parsed.Annotations
 	}

@@ -5,7 +5,9 @@ package spec
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -43,7 +45,7 @@ func (h *Host) CheckMounts(mounts Mounts, root string) ([]closure.BaseName, erro
 				inContainer(m.point, root), shows)
 		}
 		if m.point == root && len(asked) > 0 {
-			return nil, fmt.Errorf("the container's root is %s, or in it, and would be written to; take a copy of it, or an overlay", h.store.Path(asked[0]))
+			return nil, h.rootInStore(asked[0])
 		}
 		all = append(all, asked...)
 	}
@@ -51,6 +53,30 @@ func (h *Host) CheckMounts(mounts Mounts, root string) ([]closure.BaseName, erro
 		return nil, fmt.Errorf("the container's root %s is not the root of a mount, as runtimes make it; its name leads elsewhere than it did", root)
 	}
 	return all, nil
+}
+
+func (h *Host) rootInStore(base closure.BaseName) error {
+	return fmt.Errorf("the container's root is %s, or in it, and directories would be made there; take a copy of it, or an overlay", h.store.Path(base))
+}
+
+// CheckRoot refuses a root that is in the store, by its name in config.json. A runtime
+// makes directories in it before createRuntime is called, so where config.json is
+// rewritten, this is the time to say so.
+func (h *Host) CheckRoot(bundle, root string) error {
+	if !filepath.IsAbs(root) {
+		root = filepath.Join(bundle, root)
+	}
+	p, err := h.sourcePlace(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // for the runtime to say
+	}
+	if err != nil {
+		return err
+	}
+	if _, asked := h.showsPlace(p); asked != "" {
+		return h.rootInStore(asked)
+	}
+	return nil
 }
 
 // inContainer is how the container names a path.

@@ -29,10 +29,11 @@ import (
 //
 // What is there is compared with the guarded directory itself, by what overlay
 // passes through of a file and nobody can set: above all the time of its last
-// change. A directory that overlay merges of several layers has attributes of the
-// upper-most, and a link count of 1 (fs/overlayfs/inode.c, ovl_getattr): there what
-// is in it is compared. So neither whiteouts nor directories that an upper layer has
-// in place of the store's hide anything that shows.
+// change, and the inode number, but for bits above the 32nd that say which layer it
+// is of (xino). A directory that overlay merges of several layers has attributes of
+// the upper-most, and a link count of 1 (fs/overlayfs/inode.c, ovl_getattr): there
+// what is in it is compared. So neither whiteouts nor directories that an upper layer
+// has in place of the store's hide anything that shows.
 
 // plainKinds are the types of file systems that have their files to themselves: one
 // with another device number shows other files.
@@ -135,17 +136,16 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 	if !h.needsLook(m) || h.looked[m.place] {
 		return nil
 	}
-	var hidden error
+	var failed error
 	for _, o := range mounts {
 		if o.device != m.device || h.looked[o.place] {
 			continue
 		}
 		err := h.lookAt(o)
-		if err != nil && (!errors.Is(err, errHidden) || o.id == m.id) {
-			hidden = cmp.Or(hidden, err)
-		}
 		if err == nil {
 			h.looked[o.place] = true
+		} else if !errors.Is(err, errHidden) {
+			failed = cmp.Or(failed, err)
 		}
 	}
 	if h.looked[m.place] {
@@ -158,7 +158,7 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 			return nil
 		}
 	}
-	return cmp.Or(hidden, fmt.Errorf("%s on %s: %w", m.kind, m.point, errHidden))
+	return cmp.Or(failed, fmt.Errorf("%s on %s: %w", m.kind, m.point, errHidden))
 }
 
 var errHidden = errors.New("another mount covers it, so that it cannot be looked into; unmount it")
@@ -219,11 +219,11 @@ func (h *Host) lookAtFile(fd int, m mountPoint) error {
 			return fmt.Errorf("reading %s: %w", t.name, err)
 		}
 		for _, name := range names {
-			same, _, err := c.same(fd, "", t.fd, name)
+			like, err := c.compare(fd, "", t.fd, name)
 			if err != nil {
 				return fmt.Errorf("looking at the file on %s: %w", m.point, err)
 			}
-			if same {
+			if like.same {
 				h.guarded = append(h.guarded, guard{m.place, t.name + "/" + name, false})
 			}
 		}
@@ -305,25 +305,26 @@ func (c *comparer) shows(position string, t tree) (bool, error) {
 		}
 		defer unix.Close(fd)
 	}
-	same, is, err := c.same(fd, "", t.fd, "")
-	if err != nil || same && !c.lax {
-		return same, err
+	like, err := c.compare(fd, "", t.fd, "")
+	if err != nil || like.same {
+		return like.same, err
 	}
-	if is != unix.S_IFDIR {
+	if like.kind != unix.S_IFDIR {
 		return false, nil
 	}
-	return c.contains(fd, t.fd, t.store)
+	return c.contains(fd, t.fd, t.store, like.attributes)
 }
 
-// contains tells whether a directory has something of a guarded one in it. Only one
-// that is merged, or lies about it, has to be looked into: any other is the guarded
-// directory itself, or is not.
-func (c *comparer) contains(dir, guarded int, store bool) (bool, error) {
+// contains tells whether a directory has something of a guarded one in it. It needs to
+// be looked into if it is merged, or may lie, or has the guarded one's attributes and
+// another inode number, which overlay makes up for a directory of another file system:
+// any other is the guarded directory itself, or is not.
+func (c *comparer) contains(dir, guarded int, store, attributes bool) (bool, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(dir, &st); err != nil {
 		return false, os.NewSyscallError("fstat", err)
 	}
-	if st.Nlink != 1 && !c.lax && !c.layered {
+	if st.Nlink != 1 && !attributes && !c.lax && !c.layered {
 		return false, nil
 	}
 	names, err := c.names(dir)
@@ -334,27 +335,28 @@ func (c *comparer) contains(dir, guarded int, store bool) (bool, error) {
 		if c.left--; c.left < 0 {
 			return false, errTooMany
 		}
-		same, is, err := c.same(dir, name, guarded, name)
-		if err != nil || same {
-			return same, err
+		like, err := c.compare(dir, name, guarded, name)
+		if err != nil || like.same {
+			return like.same, err
 		}
-		if is == 0 {
+		if like.kind == 0 {
 			continue
 		}
-		if _, err := closure.ParseBaseName(name); err == nil && store && c.lax {
+		// The same hash and the same time are no accident.
+		if _, err := closure.ParseBaseName(name); err == nil && store && (c.lax || like.attributes) {
 			return true, nil
 		}
-		if is != unix.S_IFDIR {
+		if like.kind != unix.S_IFDIR {
 			continue
 		}
-		if found, err := c.containsBelow(dir, guarded, name); err != nil || found {
+		if found, err := c.containsBelow(dir, guarded, name, like.attributes); err != nil || found {
 			return found, err
 		}
 	}
 	return false, nil
 }
 
-func (c *comparer) containsBelow(dir, guarded int, name string) (bool, error) {
+func (c *comparer) containsBelow(dir, guarded int, name string, attributes bool) (bool, error) {
 	a, err := c.open(dir, name)
 	if err != nil {
 		return false, ignore(err, errNotThere)
@@ -365,7 +367,7 @@ func (c *comparer) containsBelow(dir, guarded int, name string) (bool, error) {
 		return false, ignore(err, errNotThere)
 	}
 	defer unix.Close(b)
-	return c.contains(a, b, false)
+	return c.contains(a, b, false, attributes)
 }
 
 // open is openBelow in what is looked into. What this process may not enter, a FUSE
@@ -401,9 +403,16 @@ func ignore(err, target error) error {
 	return err
 }
 
-// same tells whether two files are one; is is their type if they have the same, and
-// else 0. The guarded file is looked at twice, because it may change meanwhile.
-func (c *comparer) same(dir int, name string, guarded int, guardedName string) (same bool, is uint32, _ error) {
+// likeness is how like a guarded file another is.
+type likeness struct {
+	kind       uint32 // the type of both; 0: they have different ones, or one is not there
+	same       bool   // it is the same file
+	attributes bool   // it has the guarded file's attributes
+}
+
+// compare compares a file with a guarded one. That is looked at twice, because it may
+// change meanwhile.
+func (c *comparer) compare(dir int, name string, guarded int, guardedName string) (likeness, error) {
 	var st [3]unix.Stat_t
 	for i, f := range []struct {
 		dir  int
@@ -414,24 +423,30 @@ func (c *comparer) same(dir int, name string, guarded int, guardedName string) (
 			flags |= unix.AT_EMPTY_PATH
 		}
 		err := unix.Fstatat(f.dir, f.name, &st[i], flags)
-		if errors.Is(err, unix.ENOENT) {
-			return false, 0, nil
+		// Where this user may not look, no container of this user's may. A FUSE file
+		// system may let another user.
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EACCES) && (i != 1 || !c.lax) {
+			return likeness{}, nil
 		}
 		if err != nil {
-			return false, 0, &os.PathError{Op: "fstatat", Path: name, Err: err}
+			return likeness{}, &os.PathError{Op: "fstatat", Path: name, Err: err}
 		}
 	}
 	shown := st[1]
+	var like likeness
 	if shown.Mode&unix.S_IFMT != st[0].Mode&unix.S_IFMT {
-		return false, 0, nil
+		return like, nil
 	}
-	is = shown.Mode & unix.S_IFMT
+	like.kind = shown.Mode & unix.S_IFMT
 	for _, own := range []unix.Stat_t{st[0], st[2]} {
 		if c.lax {
-			same = same || is == unix.S_IFREG && shown.Size == own.Size && shown.Mtim.Sec == own.Mtim.Sec && own.Size > 0
-		} else {
-			same = same || shown.Size == own.Size && shown.Mtim == own.Mtim && shown.Ctim == own.Ctim
+			// Directories have nothing that could be relied on.
+			like.same = like.same || like.kind == unix.S_IFREG && own.Size > 0 && shown.Size == own.Size && shown.Mtim.Sec == own.Mtim.Sec
+			continue
 		}
+		equal := shown.Size == own.Size && shown.Mtim == own.Mtim && shown.Ctim == own.Ctim
+		like.attributes = like.attributes || equal
+		like.same = like.same || equal && uint32(shown.Ino) == uint32(own.Ino)
 	}
-	return same, is, nil
+	return like, nil
 }

@@ -57,3 +57,18 @@ func bindMount(t *testing.T, source, target string) string {
 	t.Cleanup(func() { _ = syscall.Unmount(target, syscall.MNT_DETACH) })
 	return target
 }
+
+func must(t *testing.T, errs ...error) {
+	t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run runs a program to its end.
+func run(t *testing.T, program string, args ...string) {
+	t.Helper()
+	if text, err := exec.Command(program, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v\n%s", program, args, err, text)
+	}
+}

@@ -28,7 +28,9 @@ test)
 	needed="$needed
 crun crun
 newuidmap uidmap
+fuse-overlayfs fuse-overlayfs
 mkfs.ext4 e2fsprogs
+fuse-overlayfs fuse-overlayfs
 qemu-system-x86_64 qemu-system-x86
 shellcheck shellcheck
 strace strace

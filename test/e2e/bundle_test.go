@@ -62,6 +62,15 @@ func newBundle(t *testing.T, annotations map[string]string, script string, stage
 	return b
 }
 
+// from has an engine call the hook, at these stages.
+func (b *bundle) from(engine string, stages ...string) {
+	hooks := object{}
+	for _, stage := range stages {
+		hooks[stage] = []object{b.hook("nix-closure-hook", "--engine", engine, stage)}
+	}
+	b.config["hooks"] = hooks
+}
+
 func (b *bundle) hook(args ...string) object {
 	return object{"path": filepath.Join(*bin, "nix-closure-hook"), "args": args, "env": []string{"LC_ALL=C"}}
 }

@@ -187,13 +187,6 @@ func TestUnannotated(t *testing.T) {
 			t.Errorf("precreate: %q %v %s", out, err, stderr)
 		}
 	}
-	// A pod's sandbox is not a container.
-	for _, key := range []string{"io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"} {
-		annotations := map[string]string{key: "sandbox", "nix-closure/roots": store["env"]}
-		if _, stderr, err := callHook(state("x", 1, "/nowhere", annotations), "createRuntime"); err != nil || stderr != "" {
-			t.Errorf("%s: %v %s", key, err, stderr)
-		}
-	}
 	if _, err := os.Stat(runtimeDir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the runtime directory: %v", err)
 	}

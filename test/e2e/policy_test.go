@@ -40,6 +40,9 @@ func TestPolicy(t *testing.T) {
 		return "checking what is allowed here: " + path + " is not allowed here: no [[allow]] of the configuration names it for " +
 			whose + "; add it there, or ask for another" + doubt
 	}
+	ignored := func(key string) string {
+		return "; annotation " + key + " was not believed, because an image or a user may have set it"
+	}
 	const nobodys = "a container without a Kubernetes namespace"
 	teamA, teamB := `namespace "team-a"`, `namespace "team-b"`
 	closureInfo := map[string]string{"nix-closure/closure-info": store["closureInfo"]}
@@ -57,6 +60,7 @@ func TestPolicy(t *testing.T) {
 		name        string
 		config      string
 		annotations map[string]string
+		engine      string
 		prepare     func(t *testing.T)
 		want        string // the whole message after the container's name; empty: it starts
 	}{
@@ -74,16 +78,19 @@ func TestPolicy(t *testing.T) {
 			want: refused(env, nobodys, `; links in "`+teams+`/a" are not believed, for everybody can write there (owner 0, mode 1777)`)},
 
 		{name: "no namespace", config: forTeam, annotations: roots(env), want: refused(env, nobodys, "")},
-		{name: "containerd's namespace", config: forTeam, annotations: with(roots(env), cri, "team-a")},
-		{name: "another of containerd's", config: forTeam, annotations: with(roots(env), cri, "team-b"), want: refused(env, teamB, "")},
-		{name: "CRI-O's namespace", config: forTeam, annotations: with(roots(env), crio, "team-a")},
-		{name: "another of CRI-O's", config: forTeam, annotations: with(roots(env), crio, "team-b"), want: refused(env, teamB, "")},
-		{name: "another root in the namespace", config: forTeam, annotations: with(roots(tools), cri, "team-a"), want: refused(tools, teamA, "")},
-		{name: "two namespaces", config: forTeam, annotations: with(roots(env), cri, "team-b", crio, "team-a"),
-			want: "reading the annotations: annotations " + cri + " and " + crio + ` disagree on the container's namespace: "team-b", "team-a"`},
+		{name: "containerd's namespace", config: forTeam, annotations: with(roots(env), cri, "team-a"), engine: "containerd"},
+		{name: "another of containerd's", config: forTeam, annotations: with(roots(env), cri, "team-b"), engine: "containerd", want: refused(env, teamB, "")},
+		{name: "CRI-O's namespace", config: forTeam, annotations: with(roots(env), crio, "team-a"), engine: "cri-o"},
+		{name: "another of CRI-O's", config: forTeam, annotations: with(roots(env), crio, "team-b"), engine: "cri-o", want: refused(env, teamB, "")},
+		{name: "another root in the namespace", config: forTeam, annotations: with(roots(tools), cri, "team-a"), engine: "containerd", want: refused(tools, teamA, "")},
+		{name: "two namespaces", config: forTeam, annotations: with(roots(env), cri, "team-b", crio, "team-a"), engine: "containerd",
+			want: refused(env, teamB, ignored(crio))},
+		{name: "containerd's namespace, by CRI-O", config: forTeam, annotations: with(roots(env), cri, "team-a"), engine: "cri-o", want: refused(env, nobodys, ignored(cri))},
+		{name: "a namespace, by podman", config: forTeam, annotations: with(roots(env), cri, "team-a"), engine: "podman", want: refused(env, nobodys, ignored(cri))},
+		{name: "a namespace, and nobody says by whom", config: forTeam, annotations: with(roots(env), crio, "team-a"), want: refused(env, nobodys, ignored(crio))},
 
 		{name: "a closure-info", config: byName, annotations: closureInfo},
-		{name: "a closure-info of another name", config: forTeam, annotations: with(map[string]string{cri: "team-a"}, "nix-closure/closure-info", store["closureInfo"]),
+		{name: "a closure-info of another name", config: forTeam, annotations: with(map[string]string{cri: "team-a"}, "nix-closure/closure-info", store["closureInfo"]), engine: "containerd",
 			want: refused(store["closureInfo"], teamA, "")},
 		{name: "a closure-info that lists what it does not reference", config: byName, annotations: claims, want: refused(foreign, nobodys, "")},
 	} {
@@ -94,6 +101,9 @@ func TestPolicy(t *testing.T) {
 			}
 			for _, runtime := range runtimes {
 				b := newBundle(t, c.annotations, "ls /nix/store", "createRuntime", "poststop")
+				if c.engine != "" {
+					b.from(c.engine, "createRuntime", "poststop")
+				}
 				id, stdout, stderr, err := b.run(t, runtime)
 				if c.want == "" {
 					got := strings.Fields(stdout)
