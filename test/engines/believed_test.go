@@ -66,7 +66,7 @@ func asking(says map[string]string) map[string]string {
 const listStore = "/bin/busybox ls -A " + storeDir
 
 // runOnce runs a container of Docker's to its end, and returns what it lists.
-func (d docker) runOnce(t *testing.T, image string, says map[string]string, devices ...string) (sees []string, _ error) {
+func (d docker) runOnce(t *testing.T, image string, says map[string]string, devices ...string) ([]string, error) {
 	t.Helper()
 	o := container.HostConfig{Annotations: says, NetworkMode: "none", Binds: []string{storeDir + ":" + storeDir + ":ro"}}
 	if len(devices) > 0 {
@@ -102,10 +102,11 @@ func TestDeviceOfDocker(t *testing.T) {
 	d := newDocker(t)
 	writeDevices(t, map[string]map[string]string{"env": roots("env"), "tools": roots("tools")})
 	const env, tools = "nix-closure/closure=env", "nix-closure/closure=tools"
-	if sees, err := d.runOnce(t, "busybox", nil, env); err != nil || !slices.Equal(sees, closureOf(t, store["env"])) {
+	closure := closureOf(t, store["env"])
+	if sees, err := d.runOnce(t, "busybox", nil, env); err != nil || !slices.Equal(sees, closure) {
 		t.Errorf("%v: it sees %q", err, sees)
 	}
-	if sees, err := d.runOnce(t, "busybox", roots("env"), env); err != nil || !slices.Equal(sees, closureOf(t, store["env"])) {
+	if sees, err := d.runOnce(t, "busybox", roots("env"), env); err != nil || !slices.Equal(sees, closure) {
 		t.Errorf("with the same annotation: %v: it sees %q", err, sees)
 	}
 	sees, err := d.runOnce(t, "busybox", roots("tools"), env)
@@ -198,6 +199,74 @@ func TestBelievedOfClient(t *testing.T) {
 	nothingLeft(t)
 }
 
+// device runs a pod of the namespace team-a with one container, a, that mounts the whole store
+// and asks for a device, and returns what that sees.
+func (n *node) device(t *testing.T, handler string, ofPod map[string]string, names ...string) (sees []string, _ error) {
+	t.Helper()
+	config := podConfig(t, ofPod)
+	config.Metadata.Namespace = "team-a"
+	p := n.run(t, handler, config)
+	container := &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "a"},
+		Image:    &cri.ImageSpec{Image: image},
+		Command:  []string{"/bin/busybox", "sleep", "1000000"},
+		Mounts:   []*cri.Mount{wholeStore},
+		Linux:    &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{}},
+	}
+	container.Linux.SecurityContext.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
+	for _, name := range names {
+		container.CDIDevices = append(container.CDIDevices, &cri.CDIDevice{Name: "nix-closure/closure=" + name})
+	}
+	defer func() {
+		p.remove(t)
+		nothingLeft(t)
+	}()
+	made, err := n.runtime.CreateContainer(t.Context(),
+		&cri.CreateContainerRequest{PodSandboxId: p.id, Config: container, SandboxConfig: config})
+	if err == nil {
+		_, err = n.runtime.StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: made.ContainerId})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return n.sees(t, made.ContainerId), nil
+}
+
+// Kubernetes gives a device to a container, whose annotations may say the same and no other.
+// A key for one container is refused, or is another's.
+func TestDeviceOfPod(t *testing.T) {
+	type m = map[string]string
+	writeDevices(t, map[string]map[string]string{"env": roots("env"), "tools": roots("tools")})
+	byEachWay(t, func(t *testing.T, n *node, handler string) {
+		for _, c := range []struct {
+			name    string
+			ofPod   map[string]string
+			devices []string
+			refused string
+		}{
+			{"device", nil, []string{"env"}, ""},
+			{"the same roots of this container", m{"a.nix-closure/roots": store["env"]}, []string{"env"}, "*"},
+			{"the same roots", roots("env"), []string{"env"}, ""},
+			{"other roots", roots("tools"), []string{"env"}, "nix-closure/roots"},
+			{"other roots of this container", m{"a.nix-closure/roots": store["tools"]}, []string{"env"}, "nix-closure/roots"},
+			{"two devices", nil, []string{"env", "tools"}, "closure"},
+			{"roots of another container", m{"web.nix-closure/roots": store["foreign"]}, []string{"env"}, "*"},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				sees, err := n.device(t, handler, c.ofPod, c.devices...)
+				switch {
+				case c.refused == "*" && err != nil:
+					isRefused(t, sees, err, slices.Collect(maps.Keys(c.ofPod))...)
+				case c.refused != "" && c.refused != "*":
+					isRefused(t, sees, err, c.refused)
+				case err != nil || !slices.Equal(sees, closureOf(t, store["env"])):
+					t.Errorf("%v: it sees %q", err, sees)
+				}
+			})
+		}
+	})
+}
+
 // podClaims are what a pod's author says of a container a of a pod in the namespace team-a.
 // What the engine says itself takes its place, and any other is an error.
 func podClaims() []host.Claim {
@@ -229,7 +298,7 @@ func podClaims() []host.Claim {
 
 // once runs a pod of the namespace team-a with one container, a, that mounts the whole store,
 // and returns what that sees.
-func (n *node) once(t *testing.T, handler, image string, ofPod, ofContainer map[string]string) (sees []string, _ error) {
+func (n *node) once(t *testing.T, handler, image string, ofPod, ofContainer map[string]string) ([]string, error) {
 	t.Helper()
 	config := podConfig(t, ofPod)
 	config.Metadata.Namespace = "team-a"
@@ -335,7 +404,8 @@ func TestImagesSayNothing(t *testing.T) {
 		"runc": filepath.Join(*bin, "nix-closure-runtime"),
 	}})
 	n.startPlugin(t)
-	if _, err := n.client.Import(namespaces.WithNamespace(t.Context(), "k8s.io"), annotatedImage(t, name, says)); err != nil {
+	ctx := namespaces.WithNamespace(t.Context(), "k8s.io")
+	if _, err := n.client.Import(ctx, annotatedImage(t, name, says)); err != nil {
 		t.Fatal(err)
 	}
 	t.Run("containerd, client", func(t *testing.T) {
