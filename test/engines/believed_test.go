@@ -66,14 +66,14 @@ func asking(says map[string]string) map[string]string {
 const listStore = "/bin/busybox ls -A " + storeDir
 
 // runOnce runs a container of Docker's to its end, and returns what it lists.
-func (d docker) runOnce(t *testing.T, says map[string]string, devices ...string) (sees []string, _ error) {
+func (d docker) runOnce(t *testing.T, image string, says map[string]string, devices ...string) ([]string, error) {
 	t.Helper()
 	o := container.HostConfig{Annotations: says, NetworkMode: "none", Binds: []string{storeDir + ":" + storeDir + ":ro"}}
 	if len(devices) > 0 {
 		o.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: devices}}
 	}
 	got, err := d.ContainerCreate(t.Context(), client.ContainerCreateOptions{
-		Config:     &container.Config{Image: "busybox", Cmd: []string{"/bin/busybox", "sh", "-c", listStore}},
+		Config:     &container.Config{Image: image, Cmd: []string{"/bin/busybox", "sh", "-c", listStore}},
 		HostConfig: &o,
 	})
 	if err != nil {
@@ -91,7 +91,7 @@ func TestBelievedOfDocker(t *testing.T) {
 	for _, c := range claims() {
 		t.Run(c.Name, func(t *testing.T) {
 			writeConfig(t, c.Config)
-			sees, err := d.runOnce(t, asking(c.Says))
+			sees, err := d.runOnce(t, "busybox", asking(c.Says))
 			check(t, c, "", sees, err)
 		})
 	}
@@ -102,20 +102,21 @@ func TestDeviceOfDocker(t *testing.T) {
 	d := newDocker(t)
 	writeDevices(t, map[string]map[string]string{"env": roots("env"), "tools": roots("tools")})
 	const env, tools = "nix-closure/closure=env", "nix-closure/closure=tools"
-	if sees, err := d.runOnce(t, nil, env); err != nil || !slices.Equal(sees, closureOf(t, store["env"])) {
+	closure := closureOf(t, store["env"])
+	if sees, err := d.runOnce(t, "busybox", nil, env); err != nil || !slices.Equal(sees, closure) {
 		t.Errorf("%v: it sees %q", err, sees)
 	}
-	if sees, err := d.runOnce(t, roots("env"), env); err != nil || !slices.Equal(sees, closureOf(t, store["env"])) {
+	if sees, err := d.runOnce(t, "busybox", roots("env"), env); err != nil || !slices.Equal(sees, closure) {
 		t.Errorf("with the same annotation: %v: it sees %q", err, sees)
 	}
-	sees, err := d.runOnce(t, roots("tools"), env)
+	sees, err := d.runOnce(t, "busybox", roots("tools"), env)
 	isRefused(t, sees, err, "nix-closure/roots")
-	sees, err = d.runOnce(t, nil, env, tools)
+	sees, err = d.runOnce(t, "busybox", nil, env, tools)
 	isRefused(t, sees, err, "closure")
 	for _, c := range claims() {
 		t.Run(c.Name, func(t *testing.T) {
 			writeConfig(t, c.Config)
-			sees, err := d.runOnce(t, c.Says, env)
+			sees, err := d.runOnce(t, "busybox", c.Says, env)
 			if err == nil {
 				check(t, c, "", sees, err)
 				return
@@ -153,6 +154,32 @@ func writeDevices(t *testing.T, devices map[string]map[string]string) {
 	t.Cleanup(func() { _ = os.Remove(file) })
 }
 
+// list runs a container of a client of containerd's that mounts the whole store, by the wrapper,
+// and returns what it lists.
+func (n *node) list(t *testing.T, namespace, image, id string, says map[string]string) (sees []string, _ error) {
+	t.Helper()
+	var out bytes.Buffer
+	whole := specs.Mount{Destination: storeDir, Type: "bind", Source: storeDir, Options: []string{"rbind", "ro"}}
+	more := []oci.SpecOpts{
+		oci.WithProcessArgs("/bin/sh", "-c", listStore), oci.WithAnnotations(says), oci.WithMounts([]specs.Mount{whole}),
+	}
+	streams := cio.NewCreator(cio.WithStreams(nil, &out, io.Discard))
+	ctx, task, err := n.taskOf(t, namespace, image, filepath.Join(*bin, "nix-closure-runtime"), id, more, streams)
+	if err != nil {
+		return nil, err
+	}
+	ended, err := task.Wait(ctx)
+	if err == nil {
+		err = task.Start(ctx)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	task.IO().Wait()
+	return names(out.String()), nil
+}
+
 // A client of containerd is believed where its namespace is the CRI's, for it is root,
 // and nowhere else.
 func TestBelievedOfClient(t *testing.T) {
@@ -160,35 +187,84 @@ func TestBelievedOfClient(t *testing.T) {
 	if _, err := n.client.Import(namespaces.WithNamespace(t.Context(), "default"), busyboxImage(t)); err != nil {
 		t.Fatal(err)
 	}
-	whole := specs.Mount{Destination: storeDir, Type: "bind", Source: storeDir, Options: []string{"rbind", "ro"}}
-	mounts := oci.WithMounts([]specs.Mount{whole})
 	for namespace, engine := range map[string]string{"default": "", "k8s.io": "containerd"} {
 		for i, c := range claims() {
 			t.Run(namespace+"/"+c.Name, func(t *testing.T) {
 				writeConfig(t, c.Config)
-				var out bytes.Buffer
-				args := oci.WithProcessArgs("/bin/sh", "-c", listStore)
-				more := []oci.SpecOpts{args, oci.WithAnnotations(asking(c.Says)), mounts}
-				ctx, task, err := n.taskOf(t, namespace, filepath.Join(*bin, "nix-closure-runtime"),
-					fmt.Sprintf("claim-%d", i), more, cio.NewCreator(cio.WithStreams(nil, &out, io.Discard)))
-				if err != nil {
-					check(t, c, engine, nil, err)
-					return
-				}
-				ended, err := task.Wait(ctx)
-				if err == nil {
-					err = task.Start(ctx)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-				<-ended
-				task.IO().Wait()
-				check(t, c, engine, names(out.String()), nil)
+				sees, err := n.list(t, namespace, image, fmt.Sprintf("claim-%d", i), asking(c.Says))
+				check(t, c, engine, sees, err)
 			})
 		}
 	}
 	nothingLeft(t)
+}
+
+// device runs a pod of the namespace team-a with one container, a, that mounts the whole store
+// and asks for a device, and returns what that sees.
+func (n *node) device(t *testing.T, handler string, ofPod map[string]string, names ...string) (sees []string, _ error) {
+	t.Helper()
+	config := podConfig(t, ofPod)
+	config.Metadata.Namespace = "team-a"
+	p := n.run(t, handler, config)
+	container := &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "a"},
+		Image:    &cri.ImageSpec{Image: image},
+		Command:  []string{"/bin/busybox", "sleep", "1000000"},
+		Mounts:   []*cri.Mount{wholeStore},
+		Linux:    &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{}},
+	}
+	container.Linux.SecurityContext.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
+	for _, name := range names {
+		container.CDIDevices = append(container.CDIDevices, &cri.CDIDevice{Name: "nix-closure/closure=" + name})
+	}
+	defer func() {
+		p.remove(t)
+		nothingLeft(t)
+	}()
+	made, err := n.runtime.CreateContainer(t.Context(),
+		&cri.CreateContainerRequest{PodSandboxId: p.id, Config: container, SandboxConfig: config})
+	if err == nil {
+		_, err = n.runtime.StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: made.ContainerId})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return n.sees(t, made.ContainerId), nil
+}
+
+// Kubernetes gives a device to a container, whose annotations may say the same and no other.
+// A key for one container is refused, or is another's.
+func TestDeviceOfPod(t *testing.T) {
+	type m = map[string]string
+	writeDevices(t, map[string]map[string]string{"env": roots("env"), "tools": roots("tools")})
+	byEachWay(t, func(t *testing.T, n *node, handler string) {
+		for _, c := range []struct {
+			name    string
+			ofPod   map[string]string
+			devices []string
+			refused string
+		}{
+			{"device", nil, []string{"env"}, ""},
+			{"the same roots of this container", m{"a.nix-closure/roots": store["env"]}, []string{"env"}, "*"},
+			{"the same roots", roots("env"), []string{"env"}, ""},
+			{"other roots", roots("tools"), []string{"env"}, "nix-closure/roots"},
+			{"other roots of this container", m{"a.nix-closure/roots": store["tools"]}, []string{"env"}, "nix-closure/roots"},
+			{"two devices", nil, []string{"env", "tools"}, "closure"},
+			{"roots of another container", m{"web.nix-closure/roots": store["foreign"]}, []string{"env"}, "*"},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				sees, err := n.device(t, handler, c.ofPod, c.devices...)
+				switch {
+				case c.refused == "*" && err != nil:
+					isRefused(t, sees, err, slices.Collect(maps.Keys(c.ofPod))...)
+				case c.refused != "" && c.refused != "*":
+					isRefused(t, sees, err, c.refused)
+				case err != nil || !slices.Equal(sees, closureOf(t, store["env"])):
+					t.Errorf("%v: it sees %q", err, sees)
+				}
+			})
+		}
+	})
 }
 
 // podClaims are what a pod's author says of a container a of a pod in the namespace team-a.
@@ -222,7 +298,7 @@ func podClaims() []host.Claim {
 
 // once runs a pod of the namespace team-a with one container, a, that mounts the whole store,
 // and returns what that sees.
-func (n *node) once(t *testing.T, handler string, ofPod, ofContainer map[string]string) (sees []string, _ error) {
+func (n *node) once(t *testing.T, handler, image string, ofPod, ofContainer map[string]string) ([]string, error) {
 	t.Helper()
 	config := podConfig(t, ofPod)
 	config.Metadata.Namespace = "team-a"
@@ -237,7 +313,7 @@ func (n *node) once(t *testing.T, handler string, ofPod, ofContainer map[string]
 		p.remove(t)
 		nothingLeft(t)
 	}()
-	id, err := p.createAnnotated(ctx, "a", ofContainer, wholeStore)
+	id, err := p.createOf(ctx, image, "a", ofContainer, wholeStore)
 	if err == nil {
 		_, err = n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id})
 	}
@@ -282,7 +358,7 @@ func TestBelievedInPods(t *testing.T) {
 					}
 					t.Run(c.Name+"/"+who, func(t *testing.T) {
 						writeConfig(t, c.Config)
-						sees, err := n.once(t, w.handler, says[0], says[1])
+						sees, err := n.once(t, w.handler, image, says[0], says[1])
 						claim := c
 						if !w.passesAll && who == "pod" && c.Config == "" {
 							claim.Want = map[string]string{"*": host.ItsOwn} // nobody hears of it
@@ -293,4 +369,51 @@ func TestBelievedInPods(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Docker and containerd take no annotation from an image: what podman before 4.5.1 does,
+// they do not. Should that change, the documents must.
+func TestImagesSayNothing(t *testing.T) {
+	const name = "localhost/says:latest"
+	says := map[string]string{
+		"nix-closure/roots": store["foreign"], host.CRIType: "sandbox", host.CRIOType: "sandbox", host.CRIName: "web",
+	}
+	whole := filepath.Base(store["foreign"])
+	look := func(t *testing.T, run func(asks map[string]string) ([]string, error)) {
+		t.Helper()
+		if sees, err := run(nil); err != nil || !slices.Contains(sees, whole) || len(sees) < 3 {
+			t.Errorf("without an annotation of the user's: %v: it sees %q", err, sees)
+		}
+		if sees, err := run(roots("env")); err != nil || !slices.Equal(sees, closureOf(t, store["env"])) {
+			t.Errorf("with one: %v: it sees %q", err, sees)
+		}
+	}
+	t.Run("Docker", func(t *testing.T) {
+		d := newDocker(t)
+		answer, err := d.ImageLoad(t.Context(), annotatedImage(t, name, says))
+		if err == nil {
+			_, err = io.Copy(io.Discard, answer)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = answer.Close() }()
+		look(t, func(asks map[string]string) ([]string, error) { return d.runOnce(t, name, asks) })
+	})
+	n := newNode(t, nodeOptions{passesAll: true, handlers: map[string]string{
+		"runc": filepath.Join(*bin, "nix-closure-runtime"),
+	}})
+	n.startPlugin(t)
+	ctx := namespaces.WithNamespace(t.Context(), "k8s.io")
+	if _, err := n.client.Import(ctx, annotatedImage(t, name, says)); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("containerd, client", func(t *testing.T) {
+		look(t, func(asks map[string]string) ([]string, error) {
+			return n.list(t, "k8s.io", name, fmt.Sprintf("says-%d", len(asks)), asks)
+		})
+	})
+	t.Run("containerd, CRI", func(t *testing.T) {
+		look(t, func(asks map[string]string) ([]string, error) { return n.once(t, "", name, asks, nil) })
+	})
 }

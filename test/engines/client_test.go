@@ -27,11 +27,13 @@ import (
 func (n *node) task(t *testing.T, runtime, id string, annotations map[string]string, streams cio.Creator, command ...string) (context.Context, containerd.Task, error) {
 	t.Helper()
 	annotated := []oci.SpecOpts{oci.WithProcessArgs(command...), oci.WithAnnotations(annotations)}
-	return n.taskOf(t, "k8s.io", runtime, id, annotated, streams)
+	return n.taskOf(t, "k8s.io", image, runtime, id, annotated, streams)
 }
 
-// taskOf is task for a client of any of containerd's namespaces.
-func (n *node) taskOf(t *testing.T, namespace, runtime, id string, more []oci.SpecOpts, streams cio.Creator) (context.Context, containerd.Task, error) {
+// taskOf is task for any image and any of containerd's namespaces.
+func (n *node) taskOf(
+	t *testing.T, namespace, image, runtime, id string, more []oci.SpecOpts, streams cio.Creator,
+) (context.Context, containerd.Task, error) {
 	t.Helper()
 	ctx := namespaces.WithNamespace(context.Background(), namespace)
 	img, err := n.client.GetImage(ctx, image)

@@ -160,7 +160,7 @@ func TestExampleManifests(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			hook := exec.Command(filepath.Join(*bin, "nix-closure-hook"), "precreate")
+			hook := exec.Command(filepath.Join(*bin, "nix-closure-hook"), "--engine", "containerd", "precreate")
 			hook.Stdin = bytes.NewReader(state)
 			out, err := hook.CombinedOutput()
 			if accepted := err == nil; accepted == (f == "canary") {

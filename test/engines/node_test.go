@@ -221,8 +221,14 @@ func (n *node) log() string {
 	return strings.Join(lines[max(0, len(lines)-20):], "\n")
 }
 
-// busyboxImage is an OCI image layout in a tar archive.
+// busyboxImage is image as an OCI layout in a tar archive.
 func busyboxImage(t *testing.T) *bytes.Reader {
+	t.Helper()
+	return annotatedImage(t, image, nil)
+}
+
+// annotatedImage is busyboxImage by another name, whose manifest has annotations.
+func annotatedImage(t *testing.T, name string, says map[string]string) *bytes.Reader {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -255,11 +261,11 @@ func busyboxImage(t *testing.T) *bytes.Reader {
 		"rootfs": object{"type": "layers", "diff_ids": []string{digest(layer)}},
 	})
 	manifest := text(object{
-		"schemaVersion": 2, "mediaType": oci + "manifest.v1+json",
+		"schemaVersion": 2, "mediaType": oci + "manifest.v1+json", "annotations": says,
 		"config": blob("config.v1+json", config), "layers": []object{blob("layer.v1.tar", layer)},
 	})
 	named := blob("manifest.v1+json", manifest)
-	named["annotations"] = object{"io.containerd.image.name": image}
+	named["annotations"] = object{"io.containerd.image.name": name}
 	files := map[string][]byte{
 		"oci-layout": text(object{"imageLayoutVersion": "1.0.0"}),
 		"index.json": text(object{"schemaVersion": 2, "manifests": []object{named}}),

@@ -94,11 +94,11 @@ func (p *pod) remove(t *testing.T) {
 
 // create makes a container that waits, and does not start it.
 func (p *pod) create(ctx context.Context, name string, mounts ...*cri.Mount) (id string, _ error) {
-	return p.createAnnotated(ctx, name, nil, mounts...)
+	return p.createOf(ctx, image, name, nil, mounts...)
 }
 
-// createAnnotated is create for a container with annotations of its own.
-func (p *pod) createAnnotated(ctx context.Context, name string, own map[string]string, mounts ...*cri.Mount) (id string, _ error) {
+// createOf is create for a container of any image, with annotations of its own.
+func (p *pod) createOf(ctx context.Context, image, name string, own map[string]string, mounts ...*cri.Mount) (id string, _ error) {
 	config := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: name},
 		Image:    &cri.ImageSpec{Image: image},
