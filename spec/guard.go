@@ -81,15 +81,10 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Ho
 	if err := h.guardDisks(); err != nil || !h.layered {
 		return h, err
 	}
-	// The layers of the store may be on disks of their own, mounted elsewhere.
-	for _, m := range h.mounts {
-		if !strings.HasPrefix(m.device, "0:") {
-			if err := h.look(h.mounts, m); err != nil && !errors.Is(err, errHidden) {
-				return nil, err
-			}
-		}
+	if err := h.lookAtLayers(); err != nil {
+		return nil, err
 	}
-	return h, h.guardDisks()
+	return h, h.guardDisks() // of the layers
 }
 
 // logDir is where Nix keeps the output of builds: beside its state directory.

@@ -161,18 +161,29 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 			failed = cmp.Or(failed, err)
 		}
 	}
-	if h.looked[m.place] {
-		return nil
-	}
 	// What is mounted from further above shows it too.
 	for looked := range h.looked {
 		if m.within(looked) {
 			h.looked[m.place] = true
-			return nil
+			break
 		}
+	}
+	if h.looked[m.place] && m.kind == "overlay" && !h.sawRoot(m.device) {
+		return fmt.Errorf("%s on %s: %w", m.kind, m.point, errPart)
+	}
+	if h.looked[m.place] {
+		return nil
 	}
 	return cmp.Or(failed, fmt.Errorf("%s on %s: %w", m.kind, m.point, errHidden))
 }
+
+// errPart: by a redirect, a directory of an overlay may have another name than on its
+// layer, anywhere in it. One that leads to the store lies below what shows of the store
+// at the overlay's root, if that is in sight.
+var errPart = errors.New("only a part of it is mounted, and nothing tells what the rest shows; mount it whole too")
+
+// sawRoot tells whether the root of a file system was looked into.
+func (h *Host) sawRoot(device string) bool { return h.looked[place{device, "/"}] }
 
 var errHidden = errors.New("another mount covers it, so that it cannot be looked into; unmount it")
 

@@ -122,7 +122,7 @@ const (
 		mv $R/layers/lower/*-later $R/layers/upper/`
 	live = `mkdir $R/iso $R/media
 		cp -a $SEED $R/nix
-		rm -rf $R/nix/store/*-later
+		find $R/nix/store -mindepth 1 -delete-later
 		disk $R/nix/store $R/iso/store
 		rm -rf $R/nix/store
 		mkdir $R/nix/store $R/nix/.ro-store $R/nix/.rw-store
@@ -149,7 +149,7 @@ var layouts = []layout{
 	},
 	{
 		name: "store on other disk", disk: storeDir, image: "/disks/store",
-		before:  "cp -a $SEED $R/nix; mkdir $R/disks; disk $SEED/store $R/disks/store; rm -rf $R/nix/store/*",
+		before:  "cp -a $SEED $R/nix; mkdir $R/disks; disk $SEED/store $R/disks/store; find $R/nix/store -mindepth 1 -delete",
 		after:   "mount -o loop /disks/store /nix/store",
 		backing: []string{"/disks/store", "/disks"},
 	},
