@@ -122,7 +122,7 @@ const (
 		mv $R/layers/lower/*-later $R/layers/upper/`
 	live = `mkdir $R/iso $R/media
 		cp -a $SEED $R/nix
-		find $R/nix/store -mindepth 1 -delete-later
+		rm -rf $R/nix/store/*-later
 		disk $R/nix/store $R/iso/store
 		rm -rf $R/nix/store
 		mkdir $R/nix/store $R/nix/.ro-store $R/nix/.rw-store
