@@ -178,6 +178,9 @@ func (m Memo) file(q Query) string {
 	return "roots-" + hex.EncodeToString(sum[:20])
 }
 
+// EntryName is the name of the file that says what is remembered of q.
+func (m Memo) EntryName(q Query) string { return m.file(q) }
+
 // lookup returns what is remembered of q. Anything that is not whole is not
 // remembered.
 func (m Memo) lookup(q Query) (entry, bool) {
@@ -243,20 +246,60 @@ func (m Memo) Forget(q Query, digest string) error {
 
 // WriteFile writes a file that a reader sees whole or not at all, with mode
 // 0600. It is not synced: nothing in the runtime directory outlives a boot.
-func WriteFile(dir *os.Root, name string, data []byte) (Err error) {
+func WriteFile(dir *os.Root, name string, data []byte) error {
+	err := writeFile(dir, name, data)
+	if errors.Is(err, fs.ErrNotExist) {
+		// A sweep took the temporary file, before it was locked.
+		err = writeFile(dir, name, data)
+	}
+	return err
+}
+
+func writeFile(dir *os.Root, name string, data []byte) (Err error) {
 	temporary := "." + name + "." + rand.Text()
-	f, err := dir.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := CreateTemporary(dir, temporary)
 	if err != nil {
 		return err
 	}
+	defer f.Close()
 	defer func() {
 		if Err != nil {
 			_ = dir.Remove(temporary)
 		}
 	}()
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Close()); err != nil {
+	if _, err := f.Write(data); err != nil {
 		return err
 	}
 	return dir.Rename(temporary, name)
+}
+
+// CreateTemporary makes a file that is going to be renamed, with a lock (flock) that
+// keeps sweeps from it for as long as it is open.
+func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
+	f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		f.Close()
+		return nil, errors.Join(&os.PathError{Op: "flock", Path: f.Name(), Err: err}, dir.Remove(name))
+	}
+	return f, nil
+}
+
+// Abandoned tells whether nobody is going to rename a file that CreateTemporary made,
+// or one beside it, which has its name and a hyphen and more: whoever made it was
+// killed.
+func Abandoned(dir *os.Root, name string) bool {
+	dot := strings.LastIndexByte(name, '.') + 1
+	random, _, _ := strings.Cut(name[dot:], "-")
+	f, err := dir.Open(name[:dot] + random)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	if err != nil {
+		return false
+	}
+	defer f.Close() // gives the lock back
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
 }

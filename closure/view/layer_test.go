@@ -33,7 +33,7 @@ func TestOneLayer(t *testing.T) {
 	for range 50 {
 		all.Go(func() {
 			<-start
-			layer, err := EnsureLayer(h.views, h.store, c, listed)
+			layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 			if err != nil || layer.path != h.dir+"/views/"+c.Digest() {
 				t.Errorf("%q, %v", layer.path, err)
 				return
@@ -90,12 +90,12 @@ func TestLayerIsKept(t *testing.T) {
 	if _, ok := OpenLayer(h.views, c.Digest(), listed, 0); ok {
 		t.Error("there is a layer already")
 	}
-	first, err := EnsureLayer(h.views, h.store, c, listed)
+	first, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 	must(t, err)
 	before, err := os.Stat(first.path)
 	must(t, err)
 	for range 2 {
-		again, err := EnsureLayer(h.views, h.store, c, listed)
+		again, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 		must(t, err)
 		after, err := os.Stat(again.path)
 		must(t, err)
@@ -165,7 +165,7 @@ func TestWaitForTheBuilder(t *testing.T) {
 	must(t, err, unix.Flock(int(builder.Fd()), unix.LOCK_EX))
 	done := make(chan error, 1)
 	go func() {
-		layer, err := EnsureLayer(h.views, h.store, c, listed)
+		layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 		if err == nil && layer.path != h.dir+"/views/"+name {
 			err = errors.New("another layer: " + layer.path)
 		}
@@ -242,7 +242,7 @@ func TestStaleLayer(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			h := newHost(t)
 			c := h.fill(t)
-			layer, err := EnsureLayer(h.views, h.store, c, listed)
+			layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 			must(t, err)
 			before, err := os.Stat(layer.path)
 			must(t, err)
@@ -264,9 +264,9 @@ func TestStaleLayer(t *testing.T) {
 func TestLayerOfAMissingPath(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
-	_, err := EnsureLayer(h.views, h.store, c, listed)
+	_, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 	must(t, err, os.Remove(h.store.Dir+"/"+string(named("file"))))
-	if _, err := EnsureLayer(h.views, h.store, c, listed); !errors.Is(err, ErrMissing) {
+	if _, err := EnsureLayer(t.Context(), h.views, h.store, c, listed); !errors.Is(err, ErrMissing) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -293,7 +293,7 @@ func TestCheck(t *testing.T) {
 		h.file(t, string(named("file")), "file", 0o444)
 		h.link(t, string(named("link")), "/")
 		c := closure.New(h.store, []closure.BaseName{named("a-directory"), named("file"), named("link")})
-		layer, err := EnsureLayer(h.views, h.store, c, listed)
+		layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 		must(t, err, k.change(layer.path+"/"+shown))
 		v, err := NewOverlay(h.store, layer, listed)
 		must(t, err)
