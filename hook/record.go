@@ -76,7 +76,8 @@ func (d *RuntimeDir) writeRecord(r Record) (Err error) {
 	if err := errors.Join(err, unix.Close(fd)); err != nil {
 		return &os.PathError{Op: "write", Path: temporary, Err: err}
 	}
-	return os.NewSyscallError("rename "+temporary, unix.Rename(temporary, d.recordFile(r.ID)))
+	err = unix.Renameat(unix.AT_FDCWD, temporary, unix.AT_FDCWD, d.recordFile(r.ID))
+	return os.NewSyscallError("renameat "+temporary, err)
 }
 
 // temporaryRecord is the name under which a record is written. The lock of the ID

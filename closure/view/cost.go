@@ -35,16 +35,22 @@ const sizeLink = "size"
 // directory, what is shown, the directory for links, and sizeLink.
 const ownInodes = 4
 
+// attributeBytes is what the extended attributes of one entry take of a tmpfs, but
+// for the name that the redirect leads to.
+const attributeBytes = 160
+
 // layerCost is the cost of a closure's layer in the file system of a directory.
 func layerCost(dir int, c closure.Closure) (Cost, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(dir, &st); err != nil {
 		return Cost{}, os.NewSyscallError("fstat", err)
 	}
-	inodes := int64(len(c.Names)) + ownInodes
-	// Since Linux 6.6 a tmpfs counts extended attributes as parts of inodes: those
-	// of a layer are a tenth of one each.
-	inodes += inodes / 8
+	// Since Linux 6.6 a tmpfs counts extended attributes as parts of inodes.
+	attributes := int64(0)
+	for _, name := range c.Names {
+		attributes += attributeBytes + int64(len(name))
+	}
+	inodes := int64(len(c.Names)) + ownInodes + (attributes+InodeBytes-1)/InodeBytes
 	cost := Cost{inodes, inodes * InodeBytes}
 	// Most store paths are directories, which take a block each on a disk, and
 	// nothing on a tmpfs. Files are all hole.

@@ -4,8 +4,10 @@ package view
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -191,6 +193,116 @@ func TestWaitForTheBuilder(t *testing.T) {
 	}
 	if now, err := os.Stat(h.dir + "/views/" + name); err != nil || !os.SameFile(made, now) {
 		t.Errorf("the builder's layer was replaced: %v", err)
+	}
+}
+
+// A builder that was stopped keeps nobody from starting, and does no harm when it
+// goes on.
+func TestStoppedBuilder(t *testing.T) {
+	defer func(d time.Duration) { builderTimeout = d }(builderTimeout)
+	builderTimeout = 50 * time.Millisecond
+	h := newHost(t)
+	c := h.fill(t)
+	name := c.Digest()
+	aside := h.dir + "/views/" + name + ".new"
+	must(t, os.Mkdir(aside, 0o700))
+	builder, err := os.Open(aside)
+	must(t, err, unix.Flock(int(builder.Fd()), unix.LOCK_EX))
+	defer builder.Close()
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	want := fmt.Sprintf("waiting for another process to make %s (process %d has the lock): context deadline exceeded", aside, os.Getpid())
+	if _, err := EnsureLayer(ctx, h.views, h.store, c, listed); !errors.Is(err, context.DeadlineExceeded) || err.Error() != want {
+		t.Errorf("after the deadline: %v\nwant %s", err, want)
+	}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
+			if err != nil || layer.path != h.dir+"/views/"+name {
+				t.Errorf("%q, %v", layer.path, err)
+				return
+			}
+			if got := list(t, layer.path+"/"+shown); !slices.Equal(got, c.Names) {
+				t.Errorf("half a layer: %d names", len(got))
+			}
+		})
+	}
+	all.Wait()
+	made, err := os.Stat(h.dir + "/views/" + name)
+	must(t, err)
+	if left := list(t, h.dir+"/views"); len(left) != 2 {
+		t.Errorf("there are %q", left)
+	}
+	if Abandoned(h.views, name+half) {
+		t.Error("taken for abandoned, though it has the lock")
+	}
+
+	storeDir, err := openStore(h.store)
+	must(t, err)
+	defer storeDir.Close()
+	must(t, fill(builder, storeDir, h.store, c, listed), publish(h.views, storeDir, name+half, c, listed))
+	if now, err := os.Stat(h.dir + "/views/" + name); err != nil || !os.SameFile(made, now) {
+		t.Errorf("replaced: %v", err)
+	}
+	if left := list(t, h.dir+"/views"); len(left) != 1 {
+		t.Errorf("there are %q", left)
+	}
+}
+
+// What nobody finishes has no lock.
+func TestAbandoned(t *testing.T) {
+	h := newHost(t)
+	for _, name := range []string{"a", "a.new", "a.X.new", "a.stale.X"} {
+		must(t, os.Mkdir(h.dir+"/views/"+name, 0o700))
+		if got := Abandoned(h.views, name); got != strings.HasSuffix(name, ".new") {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if Abandoned(h.views, "nothing.new") {
+		t.Error("what is not there")
+	}
+}
+
+// A layer says what it takes of its file system, and that is not less than it does.
+func TestLayerCost(t *testing.T) {
+	for _, kind := range []string{"tmpfs", "the file system of the tests"} {
+		h := newHost(t)
+		if kind == "tmpfs" {
+			must(t, unix.Mount("tmpfs", h.dir+"/views", "tmpfs", 0, ""))
+			defer func() { must(t, unix.Unmount(h.dir+"/views", unix.MNT_DETACH)) }()
+			var err error
+			h.views, err = os.OpenRoot(h.dir + "/views")
+			must(t, err)
+		}
+		var names []closure.BaseName
+		for i := range 500 {
+			name := named(fmt.Sprint("a-path-with-a-name-of-common-length-", i))
+			h.directory(t, string(name), 0o555)
+			names = append(names, name)
+		}
+		c := closure.New(h.store, names)
+		var before, after unix.Statfs_t
+		must(t, unix.Statfs(h.dir+"/views", &before))
+		want, err := LayerCost(h.views, c, listed)
+		must(t, err)
+		_, err = EnsureLayer(t.Context(), h.views, h.store, c, listed)
+		must(t, err, unix.Statfs(h.dir+"/views", &after))
+		got := CostOf(h.views, c.Digest())
+		if got.Inodes != want.Inodes || got.Bytes < want.Inodes*InodeBytes || got.Bytes > 2*want.Bytes {
+			t.Errorf("%s: costs %v, and %v was expected", kind, got, want)
+		}
+		if kind == "tmpfs" { // where nobody else is
+			if used := int64(before.Ffree) - int64(after.Ffree); used > got.Inodes || used < got.Inodes/2 {
+				t.Errorf("takes %d inodes, and says %v", used, got)
+			}
+		}
+		// One of an earlier version does not say.
+		must(t, os.Remove(h.dir+"/views/"+c.Digest()+"/"+sizeLink))
+		if old := CostOf(h.views, c.Digest()); old.Inodes < 500 || old.Bytes < 500*InodeBytes {
+			t.Errorf("%s: without the link: %v", kind, old)
+		}
 	}
 }
 
