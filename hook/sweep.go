@@ -336,7 +336,8 @@ func (s *sweeper) known(id string) (bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil && !(s.dryRun && slices.Contains(s.swept.Records, id)), err
+	swept := s.dryRun && slices.Contains(s.swept.Records, id)
+	return err == nil && !swept, err
 }
 
 // users returns the names in a directory that a container uses, and the others,

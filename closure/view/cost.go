@@ -55,7 +55,7 @@ func layerCost(dir int, c closure.Closure) (Cost, error) {
 	// Most store paths are directories, which take a block each on a disk, and
 	// nothing on a tmpfs. Files are all hole.
 	if st.Blocks > 0 {
-		cost.Bytes += inodes * int64(st.Blksize)
+		cost.Bytes += inodes * int64(st.Blksize) //nolint:unconvert // another type on arm64
 	}
 	return cost, nil
 }
