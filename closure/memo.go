@@ -246,16 +246,7 @@ func (m Memo) Forget(q Query, digest string) error {
 
 // WriteFile writes a file that a reader sees whole or not at all, with mode
 // 0600. It is not synced: nothing in the runtime directory outlives a boot.
-func WriteFile(dir *os.Root, name string, data []byte) error {
-	err := writeFile(dir, name, data)
-	if errors.Is(err, fs.ErrNotExist) {
-		// A sweep took the temporary file, before it was locked.
-		err = writeFile(dir, name, data)
-	}
-	return err
-}
-
-func writeFile(dir *os.Root, name string, data []byte) (Err error) {
+func WriteFile(dir *os.Root, name string, data []byte) (Err error) {
 	temporary := "." + name + "." + rand.Text()
 	f, err := CreateTemporary(dir, temporary)
 	if err != nil {
@@ -274,32 +265,42 @@ func writeFile(dir *os.Root, name string, data []byte) (Err error) {
 }
 
 // CreateTemporary makes a file that is going to be renamed, with a lock (flock) that
-// keeps sweeps from it for as long as it is open.
+// keeps sweeps from it for as long as it is open. Nobody else has its name.
 func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
-	f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+	for range 100 {
+		f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		locked := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+		there, err := dir.Lstat(name)
+		open, err2 := f.Stat()
+		if locked && err == nil && err2 == nil && os.SameFile(there, open) {
+			return f, nil
+		}
+		// A sweep came before the lock, and is removing the file.
 		f.Close()
-		return nil, errors.Join(&os.PathError{Op: "flock", Path: f.Name(), Err: err}, dir.Remove(name))
+		time.Sleep(time.Millisecond)
 	}
-	return f, nil
+	return nil, fmt.Errorf("%s/%s: cannot be locked", dir.Name(), name)
 }
 
-// Abandoned tells whether nobody is going to rename a file that CreateTemporary made,
-// or one beside it, which has its name and a hyphen and more: whoever made it was
-// killed.
-func Abandoned(dir *os.Root, name string) bool {
+// LockAbandoned takes the lock of a file that CreateTemporary made, or that has its
+// name and a hyphen and more, if nobody has it: whoever made it was killed. Until
+// release, nobody makes it anew; remove it before.
+func LockAbandoned(dir *os.Root, name string) (release func(), ok bool) {
 	dot := strings.LastIndexByte(name, '.') + 1
 	random, _, _ := strings.Cut(name[dot:], "-")
 	f, err := dir.Open(name[:dot] + random)
 	if errors.Is(err, fs.ErrNotExist) {
-		return true
+		return func() {}, true // it is made before the others, and removed after
 	}
 	if err != nil {
-		return false
+		return nil, false
 	}
-	defer f.Close() // gives the lock back
-	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		f.Close()
+		return nil, false
+	}
+	return func() { f.Close() }, true
 }

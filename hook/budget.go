@@ -50,7 +50,9 @@ func (d *RuntimeDir) MakeRoom(ctx context.Context, c config.Config, need view.Co
 	}
 	total = total.Add(need)
 	fits := func() bool { return total.Inodes <= limit.Inodes && total.Bytes <= limit.Bytes }
-	slices.SortFunc(unused, func(a, b kept) int { return cmp.Or(a.last.Compare(b.last), cmp.Compare(a.name, b.name)) })
+	slices.SortFunc(unused, func(a, b kept) int {
+		return cmp.Or(a.last.Compare(b.last), cmp.Compare(a.name, b.name))
+	})
 	var errs []error
 	for _, k := range unused {
 		if fits() || ctx.Err() != nil {
@@ -65,7 +67,8 @@ func (d *RuntimeDir) MakeRoom(ctx context.Context, c config.Config, need view.Co
 		return s.swept, nil
 	}
 	used := total.Sub(need)
-	err = fmt.Errorf("no room in %s: what is in use takes %d inodes and %d bytes, this needs %d and %d more, and the limits are %s and %s; "+
+	err = fmt.Errorf("no room in %s: what is in use takes %d inodes and %d bytes, "+
+		"this needs %d and %d more, and the limits are %s and %s; "+
 		"raise runtime-inodes or runtime-size in the configuration, or end containers",
 		d.path, used.Inodes, used.Bytes, need.Inodes, need.Bytes, limited(limit.Inodes), limited(limit.Bytes))
 	return s.swept, errors.Join(append([]error{err}, errs...)...)
@@ -129,10 +132,7 @@ func (s *sweeper) inventory() (total view.Cost, unused []kept, _ error) {
 				return total, nil, err
 			}
 			total = total.Add(cost)
-			if _, _, mark := isUse(name); mark || used[layerOf(name)] || strings.HasPrefix(name, ".") {
-				continue
-			}
-			if dir == s.dir.Views && view.IsHalf(name) && !view.Abandoned(dir, name) {
+			if _, _, mark := isUse(name); mark || !view.IsHalf(name) && used[layerOf(name)] || strings.HasPrefix(name, ".") {
 				continue
 			}
 			if last, err := lastUse(dir, name); err == nil {
@@ -162,11 +162,9 @@ func (s *sweeper) makeRoom(k kept) (removed bool, err error) {
 		if removed, err = s.view(k.name); removed {
 			s.swept.Views = append(s.swept.Views, k.name)
 		}
+		return removed, err
 	case s.dir.Registrations:
-		err = s.removeFile(k.dir, k.name, &s.swept.Registrations)
-		removed = err == nil
-	default:
-		removed, err = s.closure(k.name)
+		return s.registration(k.name)
 	}
-	return removed, err
+	return s.closure(k.name)
 }

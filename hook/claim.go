@@ -78,7 +78,8 @@ func (d *RuntimeDir) claim(ctx context.Context, store closure.Store, r Record) (
 	defer lock.release()
 	old, ok, err := d.readRecord(r.ID)
 	if err != nil {
-		return false, fmt.Errorf("%w; nobody can tell whose it is: remove %s when no container with this ID runs", err, d.recordFile(r.ID))
+		return false, fmt.Errorf("%w; nobody can tell whose it is: remove %s when no container with this ID runs",
+			err, d.recordFile(r.ID))
 	}
 	if ok {
 		if attached, err := d.judge(old, r); attached || err != nil {
@@ -95,7 +96,8 @@ func (d *RuntimeDir) claim(ctx context.Context, store closure.Store, r Record) (
 // already. An error says that the record is another container's that runs, or may.
 func (d *RuntimeDir) judge(old, r Record) (attached bool, _ error) {
 	cannotTell := func(err error) error {
-		return fmt.Errorf("cannot tell whether the container with this ID that has process %d (bundle %s) still runs: %w; remove %s when it does not",
+		return fmt.Errorf("cannot tell whether the container with this ID that has process %d (bundle %s) still runs: "+
+			"%w; remove %s when it does not",
 			old.Pid, old.Bundle, err, d.recordFile(r.ID))
 	}
 	runs, err := old.processRuns()
@@ -113,13 +115,15 @@ func (d *RuntimeDir) judge(old, r Record) (attached bool, _ error) {
 		return false, cannotTell(err)
 	}
 	if live {
-		return false, fmt.Errorf("process %d of another container with this id is running (bundle %s); give one of them another name", old.Pid, old.Bundle)
+		return false, fmt.Errorf("process %d of another container with this id is running (bundle %s); "+
+			"give one of them another name", old.Pid, old.Bundle)
 	}
 	return false, nil
 }
 
 // errNotOwn says that the record of a start is gone, or another's.
-var errNotOwn = errors.New("the container's record was removed or replaced meanwhile: its process has ended; start it again")
+var errNotOwn = errors.New("the container's record was removed or replaced meanwhile: " +
+	"its process has ended; start it again")
 
 // lock takes the lock of the ID, where the record is still this start's. A sweep
 // removes it when the container's process has ended, and then the ID may be

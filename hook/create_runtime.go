@@ -93,7 +93,8 @@ func (b *built) commit(ctx context.Context) error {
 	if err := b.rewrite(r); err != nil {
 		return err
 	}
-	b.log.Info("attached", "mode", r.Mode, "why", b.why, "digest", r.Digest, "paths", b.resolution.Paths, "took", time.Since(b.began).String())
+	b.log.Info("attached", "mode", r.Mode, "why", b.why, "digest", r.Digest,
+		"paths", b.resolution.Paths, "took", time.Since(b.began).String())
 	return nil
 }
 

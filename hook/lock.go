@@ -79,7 +79,8 @@ func (d *RuntimeDir) lockID(ctx context.Context, id string) (idLock, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return noLock, fmt.Errorf("waiting for the lock of the container ID in %s: %w%s; let that process go on, or kill it",
+			return noLock, fmt.Errorf("waiting for the lock of the container ID in %s: %w%s; "+
+				"let that process go on, or kill it",
 				d.locksFile(), ctx.Err(), d.holder(id))
 		case <-time.After(pause):
 		}
@@ -103,6 +104,7 @@ func (d *RuntimeDir) holder(id string) string {
 	if err != nil {
 		return ""
 	}
+	place := fmt.Sprintf(" %d %[1]d", lockOffset(id))
 	for _, p := range processes {
 		comm, err := os.ReadFile("/proc/" + p.Name() + "/comm")
 		if err != nil || !strings.HasPrefix(string(comm), "nix-closure") {
@@ -120,7 +122,7 @@ func (d *RuntimeDir) holder(id string) string {
 			}
 			for line := range bytes.Lines(info) {
 				text := string(line)
-				if strings.HasPrefix(text, "lock:") && strings.Contains(text, fmt.Sprintf(" %d %[1]d", lockOffset(id))) {
+				if strings.HasPrefix(text, "lock:") && strings.Contains(text, place) {
 					return fmt.Sprintf("; process %s (%s) has it", p.Name(), strings.TrimSpace(string(comm)))
 				}
 			}

@@ -37,7 +37,9 @@ func poststop(ctx context.Context, c config.Config, state spec.State, log *slog.
 // end forgets a container that is gone, unless the record is another's: of a
 // container with the same ID, of another engine or namespace, or of this one, which
 // was started again. What cannot be told is kept.
-func (d *RuntimeDir) end(ctx context.Context, store closure.Store, state spec.State, log *slog.Logger) (forgotten bool, _ error) {
+func (d *RuntimeDir) end(
+	ctx context.Context, store closure.Store, state spec.State, log *slog.Logger,
+) (forgotten bool, _ error) {
 	lock, err := d.lockID(ctx, state.ID)
 	if err != nil {
 		return false, err
@@ -45,7 +47,7 @@ func (d *RuntimeDir) end(ctx context.Context, store closure.Store, state spec.St
 	defer lock.release()
 	r, ok, err := d.readRecord(state.ID)
 	if err != nil {
-		return false, fmt.Errorf("record kept: %w; remove %s when no container with this ID runs", err, d.recordFile(state.ID))
+		return false, keptRecord(err, d.recordFile(state.ID))
 	}
 	if !ok {
 		return false, nil // there is a record as long as there is anything else
@@ -58,13 +60,18 @@ func (d *RuntimeDir) end(ctx context.Context, store closure.Store, state spec.St
 	// container without a PID namespace.
 	runs, err := r.processRuns()
 	if err != nil {
-		return false, fmt.Errorf("record kept: %w; remove %s when the container does not run", err, d.recordFile(state.ID))
+		return false, keptRecord(err, d.recordFile(state.ID))
 	}
 	if runs {
 		log.Warn("left alone: the container runs", "pid", r.Pid)
 		return false, nil
 	}
 	return true, d.forget(store, r)
+}
+
+// keptRecord says that nobody can tell whether a record is of a container that runs.
+func keptRecord(err error, file string) error {
+	return fmt.Errorf("record kept: %w; remove %s when no container with this ID runs", err, file)
 }
 
 // waitForEnd gives a container's process, which was killed, a moment to end: not

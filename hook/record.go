@@ -137,7 +137,12 @@ func readFile(path string) ([]byte, error) {
 // record is there as long as anything else is. What the container used of views
 // and registrations counts from now on as unused. Hold the lock of its ID.
 func (d *RuntimeDir) forget(store closure.Store, r Record) error {
-	if err := errors.Join(d.gcRoots(store).Remove(r.ID), d.release(d.Views, r.View, r.ID), d.release(d.Registrations, r.Database, r.ID)); err != nil {
+	err := errors.Join(
+		d.gcRoots(store).Remove(r.ID),
+		d.release(d.Views, r.View, r.ID),
+		d.release(d.Registrations, r.Database, r.ID),
+	)
+	if err != nil {
 		return err
 	}
 	if err := unix.Unlink(d.recordFile(r.ID)); err != nil && !errors.Is(err, unix.ENOENT) {

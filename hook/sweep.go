@@ -201,7 +201,7 @@ func (s *sweeper) gone(id string) (r Record, gone bool, _ error) {
 		gone = err == nil && !live
 	}
 	if err != nil {
-		err = fmt.Errorf("record kept: %w; remove %s when no container with this ID runs", err, s.dir.recordFile(id))
+		err = keptRecord(err, s.dir.recordFile(id))
 	}
 	return r, gone, err
 }
@@ -256,10 +256,24 @@ func (s *sweeper) temporaryRecord(name string) error {
 // temporary removes a file that closure.WriteFile did not finish, or that another
 // process did not finish that has a lock on it meanwhile.
 func (s *sweeper) temporary(dir *os.Root, name string) error {
-	if !strings.HasPrefix(name, ".") || !old(dir, name, s.unused) || !closure.Abandoned(dir, name) {
+	if !strings.HasPrefix(name, ".") || !old(dir, name, s.unused) {
 		return nil
 	}
-	return s.remove(dir, name)
+	_, err := s.file(dir, name)
+	return err
+}
+
+// file removes a file, unless another process is writing it.
+func (s *sweeper) file(dir *os.Root, name string) (removed bool, _ error) {
+	if strings.HasPrefix(name, ".") {
+		release, ok := closure.LockAbandoned(dir, name)
+		if !ok {
+			return false, nil
+		}
+		defer release()
+	}
+	err := s.remove(dir, name)
+	return err == nil, err
 }
 
 func (s *sweeper) remove(dir *os.Root, name string) error {
@@ -310,7 +324,9 @@ func (s *sweeper) gcRoots(ctx context.Context) error {
 
 // unknown removes name in a directory, which is an ID's, if that is of nobody, and
 // is when nobody else can change that.
-func (s *sweeper) unknown(id string, ofNobody func(id string) (bool, error), dir *os.Root, name string) (removed bool, _ error) {
+func (s *sweeper) unknown(
+	id string, ofNobody func(id string) (bool, error), dir *os.Root, name string,
+) (removed bool, _ error) {
 	if yes, err := ofNobody(id); err != nil || !yes {
 		return false, err
 	}
@@ -416,8 +432,7 @@ func (s *sweeper) views(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return errors.Join(append(errs, ctx.Err())...)
 		}
-		half := view.Abandoned(dir, name)
-		if !half && (view.IsHalf(name) || used[layerOf(name)] || !s.unusedLong(dir, name)) {
+		if !view.IsHalf(name) && (used[layerOf(name)] || !s.unusedLong(dir, name)) {
 			continue
 		}
 		if s.most > 0 && s.moved > 0 {
@@ -435,6 +450,13 @@ func (s *sweeper) views(ctx context.Context) error {
 // half made one that nobody finishes.
 func (s *sweeper) view(name string) (removed bool, _ error) {
 	dir := s.dir.Views
+	if view.IsHalf(name) {
+		release, ok := view.LockAbandoned(dir, name)
+		if !ok {
+			return false, nil
+		}
+		defer release()
+	}
 	if s.dryRun {
 		return true, nil
 	}
@@ -489,12 +511,23 @@ func (s *sweeper) registrations(context.Context) error {
 		return err
 	}
 	for _, name := range s.part(others) {
-		if used[name] || !s.unusedLong(dir, name) || strings.HasPrefix(name, ".") && !closure.Abandoned(dir, name) {
+		if used[name] || !s.unusedLong(dir, name) {
 			continue
 		}
-		errs = append(errs, s.removeFile(dir, name, &s.swept.Registrations))
+		_, err := s.registration(name)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// registration removes a registration that nobody was seen to use, or a part of one
+// that nobody finishes.
+func (s *sweeper) registration(name string) (removed bool, _ error) {
+	removed, err := s.file(s.dir.Registrations, name)
+	if removed {
+		s.swept.Registrations = append(s.swept.Registrations, name)
+	}
+	return removed, err
 }
 
 // closures removes what is remembered of closures. Nothing that runs needs it:
@@ -524,11 +557,14 @@ func (s *sweeper) closure(name string) (removed bool, _ error) {
 			return false, err
 		}
 	}
-	if s.preparing[name] || strings.HasPrefix(name, ".") && !closure.Abandoned(s.dir.Closures, name) {
+	if s.preparing[name] {
 		return false, nil
 	}
-	err := s.removeFile(s.dir.Closures, name, &s.swept.Closures)
-	return err == nil, err
+	removed, err := s.file(s.dir.Closures, name)
+	if removed {
+		s.swept.Closures = append(s.swept.Closures, name)
+	}
+	return removed, err
 }
 
 // preparing are the names in closures that containers need that are being prepared.
@@ -556,12 +592,4 @@ func (d *RuntimeDir) preparing(store closure.Store) (map[string]bool, error) {
 		}
 	}
 	return needed, nil
-}
-
-func (s *sweeper) removeFile(dir *os.Root, name string, to *[]string) error {
-	if err := s.remove(dir, name); err != nil {
-		return err
-	}
-	*to = append(*to, name)
-	return nil
 }

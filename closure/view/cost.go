@@ -79,7 +79,7 @@ func LayerCost(views *os.Root, c closure.Closure, o Options) (Cost, error) {
 func CostOf(views *os.Root, name string) Cost {
 	if target, err := views.Readlink(name + "/" + sizeLink); err == nil {
 		var c Cost
-		if n, err := fmt.Sscanf(target, "%d %d", &c.Inodes, &c.Bytes); n == 2 && err == nil && c.Inodes > 0 && c.Bytes > 0 {
+		if _, err := fmt.Sscanf(target, "%d %d", &c.Inodes, &c.Bytes); err == nil && c.Inodes > 0 && c.Bytes > 0 {
 			return c
 		}
 	}

@@ -90,7 +90,9 @@ const half = ".new"
 // one makes it, aside, and renames it, and the others wait for it. They do not wait
 // for long: a process that was stopped must not keep others from starting, so each
 // makes the layer itself then, and the first that is done renames it.
-func EnsureLayer(ctx context.Context, views *os.Root, store closure.Store, c closure.Closure, o Options) (_ Layer, Err error) {
+func EnsureLayer(
+	ctx context.Context, views *os.Root, store closure.Store, c closure.Closure, o Options,
+) (Layer, error) {
 	name := LayerName(c.Digest(), o)
 	storeDir, err := openStore(store)
 	if err != nil {
@@ -255,18 +257,22 @@ func flockHolder(dir *os.File) string {
 // IsHalf tells whether a name in views is of a layer that is being made.
 func IsHalf(name string) bool { return strings.HasSuffix(name, half) }
 
-// Abandoned tells whether a name in views is of a layer that nobody finishes:
-// whoever made it was killed.
-func Abandoned(views *os.Root, name string) bool {
+// LockAbandoned takes the lock of a layer that is being made, if nobody has it:
+// whoever made it was killed. Until release, nobody goes on with it; if it has another
+// name by then, nobody ever does.
+func LockAbandoned(views *os.Root, name string) (release func(), ok bool) {
 	if !IsHalf(name) {
-		return false
+		return nil, false
 	}
 	dir, err := views.Open(name)
 	if err != nil {
-		return false
+		return nil, false
 	}
-	defer dir.Close() // gives the lock back
-	return unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isNow(views, name, dir)
+	if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || !isNow(views, name, dir) {
+		dir.Close()
+		return nil, false
+	}
+	return func() { dir.Close() }, true
 }
 
 // isNow tells whether name in views is the open directory.

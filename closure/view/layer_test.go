@@ -235,7 +235,7 @@ func TestStoppedBuilder(t *testing.T) {
 	if left := list(t, h.dir+"/views"); len(left) != 2 {
 		t.Errorf("there are %q", left)
 	}
-	if Abandoned(h.views, name+half) {
+	if _, ok := LockAbandoned(h.views, name+half); ok {
 		t.Error("taken for abandoned, though it has the lock")
 	}
 
@@ -251,17 +251,42 @@ func TestStoppedBuilder(t *testing.T) {
 	}
 }
 
-// What nobody finishes has no lock.
-func TestAbandoned(t *testing.T) {
+// What nobody finishes has no lock, and nobody goes on with it while it has one.
+func TestLockAbandoned(t *testing.T) {
 	h := newHost(t)
 	for _, name := range []string{"a", "a.new", "a.X.new", "a.stale.X"} {
 		must(t, os.Mkdir(h.dir+"/views/"+name, 0o700))
-		if got := Abandoned(h.views, name); got != strings.HasSuffix(name, ".new") {
-			t.Errorf("%s: %v", name, got)
+		release, ok := LockAbandoned(h.views, name)
+		if ok != strings.HasSuffix(name, ".new") {
+			t.Errorf("%s: %v", name, ok)
 		}
+		if !ok {
+			continue
+		}
+		if _, ok := LockAbandoned(h.views, name); ok {
+			t.Errorf("%s: locked twice", name)
+		}
+		release()
 	}
-	if Abandoned(h.views, "nothing.new") {
+	if _, ok := LockAbandoned(h.views, "nothing.new"); ok {
 		t.Error("what is not there")
+	}
+	// A builder that comes meanwhile makes another.
+	release, ok := LockAbandoned(h.views, "a.new")
+	builder := make(chan *os.File)
+	go func() {
+		dir, err := lockedDir(t.Context(), h.views, "a.new", "a")
+		if err != nil {
+			t.Error(err)
+		}
+		builder <- dir
+	}()
+	time.Sleep(20 * time.Millisecond)
+	must(t, os.Rename(h.dir+"/views/a.new", h.dir+"/views/a.stale.Y"))
+	release()
+	dir := <-builder
+	if !ok || dir == nil || !isNow(h.views, "a.new", dir) {
+		t.Errorf("%v, %v", ok, dir)
 	}
 }
 

@@ -19,7 +19,10 @@ import (
 
 // ensureRegistration makes the registration of a closure, if there is none or it
 // is out of date.
-func ensureRegistration(ctx context.Context, c config.Config, dir *hook.RuntimeDir, q closure.Query, res closure.Resolution, resolved closure.Closure) (Err error) {
+func ensureRegistration(
+	ctx context.Context, c config.Config, dir *hook.RuntimeDir,
+	q closure.Query, res closure.Resolution, resolved closure.Closure,
+) (Err error) {
 	name := closure.RegistrationName(res.Digest, q.Info)
 	if f, err := dir.Registration(name, res.Since); err == nil {
 		return f.Close()

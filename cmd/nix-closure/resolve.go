@@ -96,7 +96,9 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 
 // askAndLoad is ask, and the closure. A sweep may take what is remembered of it
 // before it is loaded.
-func askAndLoad(ctx context.Context, c config.Config, memo closure.Memo, q closure.Query) (closure.Resolution, closure.Closure, error) {
+func askAndLoad(
+	ctx context.Context, c config.Config, memo closure.Memo, q closure.Query,
+) (closure.Resolution, closure.Closure, error) {
 	const attempts = 5
 	for attempt := 1; ; attempt++ {
 		res, err := ask(ctx, c, memo, q)
