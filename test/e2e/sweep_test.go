@@ -74,7 +74,7 @@ func TestKilledHook(t *testing.T) {
 		{before: "openat", path: runtimeDir + "/containers/." + id + ".json"},
 		{before: "write", path: runtimeDir + "/containers/." + id + ".json"},
 		{before: "renameat", path: runtimeDir + "/containers/" + id + ".json"},
-		{before: "mkdirat", path: id},                                                    // for GC roots
+		{before: "mkdirat", path: id}, // for GC roots
 		{before: "symlinkat"},
 		{before: "mkdirat", path: runtimeDir + "/views", mode: "overlay"},
 		{before: "fsetxattr", mode: "overlay"},
