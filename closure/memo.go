@@ -179,6 +179,9 @@ func (m Memo) file(q Query) string {
 	return "roots-" + hex.EncodeToString(sum[:20])
 }
 
+// EntryName is the name of the file that says what is remembered of q.
+func (m Memo) EntryName(q Query) string { return m.file(q) }
+
 // lookup returns what is remembered of q. Anything that is not whole is not
 // remembered.
 func (m Memo) lookup(q Query) (entry, bool) {
@@ -246,18 +249,59 @@ func (m Memo) Forget(q Query, digest string) error {
 // 0600. It is not synced: nothing in the runtime directory outlives a boot.
 func WriteFile(dir *os.Root, name string, data []byte) (Err error) {
 	temporary := "." + name + "." + rand.Text()
-	f, err := dir.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := CreateTemporary(dir, temporary)
 	if err != nil {
 		return err
 	}
+	defer f.Close()
 	defer func() {
 		if Err != nil {
 			_ = dir.Remove(temporary)
 		}
 	}()
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Close()); err != nil {
+	if _, err := f.Write(data); err != nil {
 		return err
 	}
 	return dir.Rename(temporary, name)
+}
+
+// CreateTemporary makes a file that is going to be renamed, with a lock (flock) that
+// keeps sweeps from it for as long as it is open. Nobody else has its name.
+func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
+	for range 100 {
+		f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		locked := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+		there, err := dir.Lstat(name)
+		open, err2 := f.Stat()
+		if locked && err == nil && err2 == nil && os.SameFile(there, open) {
+			return f, nil
+		}
+		// A sweep came before the lock, and is removing the file.
+		f.Close()
+		time.Sleep(time.Millisecond)
+	}
+	return nil, fmt.Errorf("%s/%s: cannot be locked", dir.Name(), name)
+}
+
+// LockAbandoned takes the lock of a file that CreateTemporary made, or that has its
+// name and a hyphen and more, if nobody has it: whoever made it was killed. Until
+// release, nobody makes it anew; remove it before.
+func LockAbandoned(dir *os.Root, name string) (release func(), ok bool) {
+	dot := strings.LastIndexByte(name, '.') + 1
+	random, _, _ := strings.Cut(name[dot:], "-")
+	f, err := dir.Open(name[:dot] + random)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, true // it is made before the others, and removed after
+	}
+	if err != nil {
+		return nil, false
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		f.Close()
+		return nil, false
+	}
+	return func() { f.Close() }, true
 }

@@ -118,7 +118,11 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 	if err != nil || g.Indirect {
 		return err
 	}
-	if err := dir.Symlink(boot(), own+"/"+bootLink); err != nil {
+	made := boot()
+	if made == "" {
+		made = unknownBoot
+	}
+	if err := dir.Symlink(made, own+"/"+bootLink); err != nil {
 		return err
 	}
 	for _, p := range pins {
@@ -133,19 +137,39 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 // which boot of the host they were made. Nix does not mind it.
 const bootLink = ".boot"
 
+// unknownBoot is the boot of GC roots that were made where the boot's ID could not
+// be read. Nothing follows from it.
+const unknownBoot = "unknown"
+
+// bootFile has the ID of the boot (random(4)).
+var bootFile = "/proc/sys/kernel/random/boot_id"
+
+// boot returns the ID of this boot, or "" where that cannot be read: then nobody
+// knows which GC roots are from an earlier one.
 func boot() string {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	fd, err := unix.Open(bootFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "unknown"
+		return ""
 	}
-	return strings.TrimSpace(string(id))
+	defer unix.Close(fd)
+	text := make([]byte, 64)
+	n, err := unix.Read(fd, text)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text[:n]))
 }
 
 // OfEarlierBoot tells whether a container's GC roots are from before the host was
-// last started, and so of no container that runs. The clock has no say in it.
+// last started, and so of no container that runs. The clock has no say in it. Where
+// it cannot be told, it says no.
 func (g GCRoots) OfEarlierBoot(container string) bool {
 	made, err := os.Readlink(g.Of(container) + "/" + bootLink)
-	return err == nil && made != boot()
+	if err != nil || made == unknownBoot {
+		return false
+	}
+	now := boot()
+	return now != "" && made != now
 }
 
 // Remove removes what Add made, and Realise in it. That nothing is there is no

@@ -241,3 +241,39 @@ func TestOfEarlierBoot(t *testing.T) {
 		t.Error("of those that do not say it, it is not known")
 	}
 }
+
+// Without the boot's ID nobody knows which GC roots are from an earlier boot, and
+// none are.
+func TestOfEarlierBootUnknown(t *testing.T) {
+	store := stateStore(t)
+	roots := store.GCRoots()
+	for _, id := range []string{"before", "another"} {
+		if err := roots.Add(store, id, []BaseName{named("a")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := roots.Of("another") + "/" + bootLink
+	if err := errors.Join(os.Remove(link), os.Symlink("another", link)); err != nil {
+		t.Fatal(err)
+	}
+	readable, empty := bootFile, t.TempDir()+"/empty"
+	defer func() { bootFile = readable }()
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, bootFile = range []string{"/nowhere/boot_id", t.TempDir(), empty} {
+		if err := roots.Add(store, "unreadable", []BaseName{named("a")}); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []string{"before", "another", "unreadable"} {
+			if roots.OfEarlierBoot(id) {
+				t.Errorf("%s: the GC roots of %s are taken for an earlier boot's", bootFile, id)
+			}
+		}
+	}
+	// Nor later, of those that were made meanwhile.
+	bootFile = readable
+	if roots.OfEarlierBoot("unreadable") || roots.OfEarlierBoot("before") || !roots.OfEarlierBoot("another") {
+		t.Error("once it can be read")
+	}
+}

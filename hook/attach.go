@@ -20,11 +20,10 @@ import (
 
 // attachment is a view and where it goes.
 type attachment struct {
-	state    spec.State
-	bundle   spec.Config
-	store    closure.Store
-	host     *spec.Host
-	checked  checked
+	state  spec.State
+	bundle spec.Config
+	store  closure.Store
+	*inspected
 	view     view.View // nil: none, see spec.Request.Sandbox
 	pidStart uint64    // see Record; 0: not known
 	// registration goes on the state directory; nil: none is asked for.

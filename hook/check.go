@@ -37,34 +37,37 @@ func CheckContainer(configPath string, container Container) (request *spec.Reque
 	if err != nil {
 		return nil, nil, &failure{"", "reading the configuration", err}
 	}
-	checked, err := check(c, container)
-	if err != nil || checked.request == nil {
-		return nil, nil, err
+	var p progress
+	inspected, err := inspect(&p, c, container)
+	if err != nil {
+		return nil, nil, &failure{container.ID, p.doing(), err}
 	}
-	defer checked.host.Close()
-	checked.request.Mode = modeOf(checked.request, c)
-	return checked.request, checked.mounts.replaced, nil
+	if inspected == nil {
+		return nil, nil, nil
+	}
+	defer inspected.host.Close()
+	inspected.request.Mode = modeOf(inspected.request, c)
+	return inspected.request, inspected.mounts.replaced, nil
 }
 
-// checked is a container that may have what it asks for, as far as its annotations and
-// its mount list tell.
-type checked struct {
-	request *spec.Request // nil: it asks for nothing, and the rest is not set
+// inspected is what a container asks for, as its annotations and its mount list say.
+type inspected struct {
+	request *spec.Request
 	host    *spec.Host
 	mounts  checkedMounts
 }
 
 // asked are the store paths that the container asks for by name: by annotations and
 // by mounts.
-func (c checked) asked() []closure.BaseName {
-	return slices.Concat(c.request.Asked(), c.mounts.asked)
+func (i *inspected) asked() []closure.BaseName {
+	return slices.Concat(i.request.Asked(), i.mounts.asked)
 }
 
 // roots are what the closure begins with, beside a closure-info: each once, those of
 // the annotations first.
-func (c checked) roots() []closure.BaseName {
-	all := slices.Clone(c.request.Roots)
-	for _, r := range c.mounts.roots {
+func (i *inspected) roots() []closure.BaseName {
+	all := slices.Clone(i.request.Roots)
+	for _, r := range i.mounts.roots {
 		if !slices.Contains(all, r) {
 			all = append(all, r)
 		}
@@ -72,35 +75,112 @@ func (c checked) roots() []closure.BaseName {
 	return all
 }
 
-// check is the first step of every stage and engine: what a container asks for, and
-// what its mounts show. Close the host that it returns.
-func check(c config.Config, container Container) (checked, error) {
-	fail := func(doing string, err error) (checked, error) {
-		return checked{}, &failure{container.ID, doing, err}
-	}
+// inspect is the same for every stage and engine: what a container asks for, and what
+// its mounts show. It returns nil for one that asks for nothing. Close the host that
+// it returns.
+func inspect(p *progress, c config.Config, container Container) (_ *inspected, Err error) {
+	p.at("reading the annotations")
 	request, err := spec.ParseAnnotations(c.Store(), container.Engine, container.ID, container.Annotations)
-	if err != nil {
-		return fail("reading the annotations", err)
+	if err != nil || request == nil {
+		return nil, err
 	}
-	if request == nil {
-		return checked{}, nil
-	}
+	p.at("looking at the host's store")
 	host, err := lookAtHost(c)
 	if err != nil {
-		return fail("looking at the host's store", err)
+		return nil, err
 	}
-	if container.Root != "" {
-		if err := host.CheckRoot(container.Bundle, container.Root); err != nil {
+	defer func() {
+		if Err != nil {
 			host.Close()
-			return fail("looking at the container's root", err)
+		}
+	}()
+	if container.Root != "" {
+		p.at("looking at the container's root")
+		if err := host.CheckRoot(container.Bundle, container.Root); err != nil {
+			return nil, err
 		}
 	}
+	p.at("looking at the container's mounts")
 	mounts, err := classify(host, container.Bundle, container.Mounts)
 	if err != nil {
-		host.Close()
-		return fail("looking at the container's mounts", err)
+		return nil, err
 	}
-	return checked{request, host, mounts}, nil
+	return &inspected{request, host, mounts}, nil
+}
+
+// checked is a container that may have what it asks for.
+type checked struct {
+	*start
+	*inspected
+	store  closure.Store
+	bundle spec.Config
+	// sharedPID: the container has no PID namespace of its own, see Record.
+	sharedPID bool
+}
+
+// check reads what a container asks for, and refuses what it may not have. It
+// returns nil for a container that asks for nothing.
+func check(s *start) (*checked, error) {
+	s.at("reading the annotations")
+	// What they say is said before anything of config.json.
+	request, err := spec.ParseAnnotations(s.config.Store(), s.engine(), s.state.ID, s.state.Annotations)
+	if err != nil || request == nil {
+		return nil, err
+	}
+	s.at("reading the container's config.json")
+	bundle, err := spec.ReadConfig(s.state.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	i, err := inspect(s.progress, s.config, Container{
+		s.state.ID, s.engine(), s.state.Bundle, bundle.Root, s.state.Annotations, bundle.Mounts,
+	})
+	if err != nil {
+		return nil, err
+	}
+	c := &checked{start: s, inspected: i, store: s.config.Store(), bundle: bundle}
+	if err := c.allowed(c.asked()); err != nil {
+		c.host.Close()
+		return nil, err
+	}
+	s.at("looking at the container's PID namespace")
+	c.sharedPID, err = sharesPIDs(s.config, bundle)
+	if err != nil && !request.Sandbox {
+		c.host.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// allowed refuses store paths that the configuration does not allow to a container.
+func (c *checked) allowed(paths []closure.BaseName) error {
+	c.at("checking what is allowed here")
+	err := c.config.CheckAllowed(c.request.Namespace, paths)
+	if err != nil && c.request.IgnoredNamespace != "" {
+		err = fmt.Errorf("%w; annotation %s was not believed, because an image or a user may have set it",
+			err, c.request.IgnoredNamespace)
+	}
+	return err
+}
+
+func modeOf(r *spec.Request, c config.Config) spec.Mode {
+	if r.Mode != "" {
+		return r.Mode
+	}
+	return spec.Mode(c.Mode)
+}
+
+// lookAtHost finds out what the host's mount namespace has, once for all mounts.
+func lookAtHost(c config.Config) (*spec.Host, error) {
+	mountinfo, err := readMountinfo("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	host, err := spec.LookAtHost(c.Store(), c.RuntimeDir, mountinfo)
+	if err == nil {
+		host.ProcessesAllowed, host.FUSEAllowed = c.SharedPID, c.FUSE
+	}
+	return host, err
 }
 
 // checkedMounts is what a mount list means. Positions are of the list.
@@ -137,15 +217,6 @@ func classify(host *spec.Host, bundle string, mounts []specs.Mount) (checkedMoun
 
 func leak(m specs.Mount, shows string) error {
 	return fmt.Errorf("mount of %s on %s: shows %s of the host, and with it more than the closure; take the mount out", m.Source, m.Destination, shows)
-}
-
-// allow applies the policy to store paths that a container asks for.
-func allow(c config.Config, request *spec.Request, paths []closure.BaseName) error {
-	err := c.CheckAllowed(request.Namespace, paths)
-	if err != nil && request.IgnoredNamespace != "" {
-		err = fmt.Errorf("%w; annotation %s was not believed, because an image or a user may have set it", err, request.IgnoredNamespace)
-	}
-	return err
 }
 
 // MissingView tells whether a container that runs asks for a closure by its

@@ -69,7 +69,7 @@ func (c *containerMounts) prepare(places []*place) error {
 		return err
 	}
 	for _, base := range shown {
-		if !slices.Contains(c.checked.asked(), base) {
+		if !slices.Contains(c.asked(), base) {
 			return fmt.Errorf("a mount shows %s, which no mount of config.json names; take it out", c.store.Path(base))
 		}
 	}
@@ -195,7 +195,7 @@ func (c *containerMounts) isolate() (changed bool, _ error) {
 func (c *containerMounts) detach() (detached bool, _ error) {
 	// Last mounted, first taken off; each once, so that nothing goes but what
 	// config.json has there.
-	positions := slices.Sorted(slices.Values(slices.Concat(c.checked.mounts.replaced, c.checked.mounts.admitted)))
+	positions := slices.Sorted(slices.Values(slices.Concat(c.inspected.mounts.replaced, c.inspected.mounts.admitted)))
 	for _, i := range slices.Backward(positions) {
 		m := c.bundle.Mounts[i]
 		f, err := openInRoot(c.root, m.Destination)

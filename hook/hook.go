@@ -23,11 +23,8 @@ import (
 // precreate, which is podman's and CRI-O's.
 var Stages = []string{"precreate", "prestart", "createRuntime", "createContainer", "poststop"}
 
-// deadline bounds a container's start, but for what is fetched for it. It is
-// longer than any closure takes. patience is how long the end of a container waits
-// for others.
+// patience is how long the end of a container waits for others.
 const (
-	deadline = 100 * time.Second
 	patience = 10 * time.Second
 	// fetchMargin is for what comes before and after fetching.
 	fetchMargin = 15 * time.Second
@@ -114,7 +111,7 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	// What is made in the image must be open to the container's users, whatever
 	// the runtime's own mask is.
 	syscall.Umask(0o022)
-	limit := deadline
+	limit := startDeadline()
 	if c.Substitute {
 		// A kubelet waits for two minutes, of which fetching has 100 seconds if
 		// nobody says otherwise.
@@ -122,7 +119,8 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if err := create(ctx, c, call, state, log); err != nil {
+	s := &start{&progress{}, c, call, state, log, time.Now()}
+	if err := createWatched(ctx, s); err != nil {
 		logError(log, err)
 		return err
 	}

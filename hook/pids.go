@@ -50,11 +50,15 @@ func sharesPIDs(c config.Config, bundle spec.Config) (bool, error) {
 	return true, nil
 }
 
-// checkSharedPIDs looks at the processes whose PID namespace a container joins: those
+// checkNeighbours looks at the processes whose PID namespace a container joins: those
 // of containers with the same closure, and of others that see nothing of the store,
 // such as a pod's sandbox, may be there.
-func checkSharedPIDs(dir *RuntimeDir, host *spec.Host, namespace string, pid int, digest string) error {
-	joined, err := os.Stat(namespace)
+func (p *pinned) checkNeighbours() error {
+	if !p.sharedPID || p.config.SharedPID {
+		return nil
+	}
+	p.at("looking at the container's PID namespace")
+	joined, err := os.Stat(p.bundle.PIDs)
 	if err != nil {
 		return err
 	}
@@ -62,12 +66,13 @@ func checkSharedPIDs(dir *RuntimeDir, host *spec.Host, namespace string, pid int
 	if err != nil {
 		return err
 	}
-	seen := []string{strconv.Itoa(pid)} // a process of each mount namespace
-	for _, p := range processes {
-		if _, err := strconv.Atoi(p.Name()); err != nil {
+	seen := []string{strconv.Itoa(p.state.Pid)} // a process of each mount namespace
+	for _, process := range processes {
+		name := process.Name()
+		if _, err := strconv.Atoi(name); err != nil {
 			continue
 		}
-		if in, err := isIn(p.Name(), joined); err != nil || !in {
+		if in, err := isIn(name, joined); err != nil || !in {
 			if err != nil {
 				return err
 			}
@@ -75,7 +80,7 @@ func checkSharedPIDs(dir *RuntimeDir, host *spec.Host, namespace string, pid int
 		}
 		known := false
 		for _, other := range seen {
-			same, err := sameNamespace(other, p.Name())
+			same, err := sameNamespace(other, name)
 			if gone(err) {
 				continue
 			}
@@ -87,10 +92,10 @@ func checkSharedPIDs(dir *RuntimeDir, host *spec.Host, namespace string, pid int
 		if known {
 			continue
 		}
-		seen = append(seen, p.Name())
-		if err := dir.checkNeighbour(host, p.Name(), digest); err != nil {
+		seen = append(seen, name)
+		if err := p.dir.checkNeighbour(p.host, name, p.resolution.Digest); err != nil {
 			// One that has ended meanwhile shows nothing.
-			if in, other := isIn(p.Name(), joined); in || other != nil {
+			if in, other := isIn(name, joined); in || other != nil {
 				return err
 			}
 		}

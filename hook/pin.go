@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,41 +15,56 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
-	"github.com/nix-closure/nix-closure/internal/config"
 )
+
+// pinned is a container whose closure is valid and stays so.
+type pinned struct {
+	*claimed
+	pinner     pinner
+	resolution closure.Resolution
+}
+
+// pin finds the closure, and keeps it from Nix's garbage collector.
+func pin(ctx context.Context, c *claimed) (*pinned, error) {
+	p := pinner{
+		claimed: c,
+		memo:    closure.Memo{Dir: c.dir.Closures, Store: c.store},
+		roots:   c.dir.gcRoots(c.store),
+		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
+	}
+	resolution, err := p.pin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &pinned{c, p, resolution}, nil
+}
 
 // pinner finds the closure of one container and keeps it from Nix's garbage
 // collector.
 type pinner struct {
-	config     config.Config
-	configPath string
-	memo       closure.Memo
-	roots      closure.GCRoots
-	// allowed is asked before anything is pinned: a closure-info may list what it
-	// does not reference.
-	allowed func([]closure.BaseName) error
-	query   closure.Query
-	log     *slog.Logger
+	*claimed
+	memo  closure.Memo
+	roots closure.GCRoots
+	query closure.Query
 }
 
 // pin resolves the closure, and makes it one that the garbage collector leaves
-// alone. record is called before anything is made for the container. When pin
-// returns without an error, every path of the closure is valid and stays so
-// until the container's GC roots are removed.
+// alone. When it returns without an error, every path of the closure is valid and
+// stays so until the container's GC roots are removed.
 //
 // What is not valid is fetched first, where the configuration says so.
-func (p pinner) pin(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
-	res, err := p.pinValid(ctx, id, record)
+func (p pinner) pin(ctx context.Context) (closure.Resolution, error) {
+	res, err := p.pinValid(ctx)
 	fetching, cancel := context.WithTimeout(ctx, time.Duration(p.config.SubstituteTimeout))
 	defer cancel()
 	for range fetches {
 		if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
 			break
 		}
-		if err := p.fetch(fetching, id, record); err != nil {
+		if err := p.fetch(fetching); err != nil {
 			return res, err
 		}
-		res, err = p.pinValid(ctx, id, record)
+		res, err = p.pinValid(ctx)
 	}
 	return res, err
 }
@@ -60,30 +74,40 @@ func (p pinner) pin(ctx context.Context, id string, record func(digest string) e
 // ended, takes it away at once.
 const fetches = 3
 
-func (p pinner) pinValid(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
+func (p pinner) pinValid(ctx context.Context) (closure.Resolution, error) {
+	p.at("resolving " + asked(p.store, p.request))
 	lock, err := closure.HoldCollector(p.config.Store())
 	if errors.Is(err, closure.ErrCollecting) {
 		p.log.Info("the garbage collector is running; Nix tells it what to keep")
-		return p.pinByNix(ctx, id, record)
+		return p.pinByNix(ctx)
 	}
 	if errors.Is(err, closure.ErrNotOurs) && p.roots.Indirect {
-		return p.pinByNix(ctx, id, record)
+		return p.pinByNix(ctx)
 	}
 	if err != nil {
 		return closure.Resolution{}, fmt.Errorf("holding the garbage collector off: %w", err)
 	}
 	defer lock.Close()
-	res, err := p.resolve(ctx)
-	if err == nil {
-		err = p.allowed(res.Pins)
-	}
+	res, err := p.resolveAllowed(ctx)
 	if err != nil {
 		return res, err
 	}
-	if err := record(res.Digest); err != nil {
+	return res, p.begin(ctx, res.Digest, res.Pins)
+}
+
+// resolveAllowed resolves the closure, and refuses one that may not be pinned: a
+// closure-info may list what it does not reference.
+func (p pinner) resolveAllowed(ctx context.Context) (closure.Resolution, error) {
+	res, err := p.resolve(ctx)
+	if err != nil {
 		return res, err
 	}
-	return res, p.roots.Add(p.config.Store(), id, res.Pins)
+	doing := p.doing()
+	if err := p.allowed(res.Pins); err != nil {
+		return res, err
+	}
+	p.at(doing)
+	return res, nil
 }
 
 // pinByNix pins a closure where the garbage collector cannot be held off. Either
@@ -91,9 +115,9 @@ func (p pinner) pinValid(ctx context.Context, id string, record func(digest stri
 // it, and the GC roots are for the next collection. Or Nix's state directory is
 // root's and this user is another: then only Nix can make the GC roots. In both
 // cases Nix says whether the paths are still valid.
-func (p pinner) pinByNix(ctx context.Context, id string, record func(digest string) error) (res closure.Resolution, err error) {
+func (p pinner) pinByNix(ctx context.Context) (res closure.Resolution, err error) {
 	for range changes {
-		res, err = p.tryByNix(ctx, id, record)
+		res, err = p.tryByNix(ctx)
 		if !errors.Is(err, errChanged) {
 			break
 		}
@@ -107,11 +131,8 @@ const changes = 5
 
 var errChanged = errors.New("the store changed meanwhile; start the container again")
 
-func (p pinner) tryByNix(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
-	before, err := p.resolve(ctx)
-	if err == nil {
-		err = p.allowed(before.Pins)
-	}
+func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
+	before, err := p.resolveAllowed(ctx)
 	if err != nil {
 		return before, err
 	}
@@ -123,15 +144,12 @@ func (p pinner) tryByNix(ctx context.Context, id string, record func(digest stri
 			return before, fmt.Errorf("%s: Nix does not let an ordinary user make a derivation itself a GC root; ask for its output", root)
 		}
 		p.log.Info("waiting for the garbage collector", "root", root)
-		return p.pinAfterCollecting(ctx, id, record)
+		return p.pinAfterCollecting(ctx)
 	}
-	if err := record(before.Digest); err != nil {
+	if err := p.begin(ctx, before.Digest, before.Pins); err != nil {
 		return before, err
 	}
-	if err := p.roots.Add(p.config.Store(), id, before.Pins); err != nil {
-		return before, err
-	}
-	if err := p.nix().Realise(ctx, before.Pins, p.indirect(id)); err != nil {
+	if err := p.nix().Realise(ctx, before.Pins, p.indirect()); err != nil {
 		// Collected since that look, Nix says that it will not build it. By now it
 		// may have come back.
 		if _, now := p.resolve(ctx); errors.Is(now, closure.ErrNotValid) {
@@ -150,7 +168,7 @@ func (p pinner) tryByNix(ctx context.Context, id string, record func(digest stri
 
 // fetch fetches what the container asks for. It is made a GC root first: it is
 // kept from the moment that it is there.
-func (p pinner) fetch(ctx context.Context, id string, record func(digest string) error) error {
+func (p pinner) fetch(ctx context.Context) error {
 	names := slices.Clone(p.query.Roots)
 	if p.query.Info != "" {
 		names = append(names, p.query.Info)
@@ -158,14 +176,11 @@ func (p pinner) fetch(ctx context.Context, id string, record func(digest string)
 	if i := slices.IndexFunc(names, isDerivation); i >= 0 {
 		return fmt.Errorf("%s: a derivation cannot be fetched, only what it builds; instantiate it first", p.config.Store().Path(names[i]))
 	}
-	if err := record(""); err != nil {
-		return err
-	}
-	if err := p.roots.Add(p.config.Store(), id, names); err != nil {
+	if err := p.begin(ctx, "", names); err != nil {
 		return err
 	}
 	terminal := isTerminal(os.Stderr)
-	err := p.nix().Fetch(ctx, names, p.indirect(id), func(line string) {
+	err := p.nix().Fetch(ctx, names, p.indirect(), func(line string) {
 		p.log.Info("fetching", "nix-store", line)
 		if terminal {
 			fmt.Fprintln(os.Stderr, oneLine(line))
@@ -188,16 +203,16 @@ func (p pinner) nix() closure.NixStore {
 }
 
 // indirect is where Nix is to put links that are GC roots; empty: nowhere.
-func (p pinner) indirect(id string) string {
+func (p pinner) indirect() string {
 	if !p.roots.Indirect {
 		return ""
 	}
-	return p.roots.Of(id)
+	return p.roots.Of(p.record.ID)
 }
 
 func isDerivation(b closure.BaseName) bool { return strings.HasSuffix(string(b), ".drv") }
 
-func (p pinner) pinAfterCollecting(ctx context.Context, id string, record func(digest string) error) (closure.Resolution, error) {
+func (p pinner) pinAfterCollecting(ctx context.Context) (closure.Resolution, error) {
 	const pause = 100 * time.Millisecond
 	for {
 		select {
@@ -212,7 +227,7 @@ func (p pinner) pinAfterCollecting(ctx context.Context, id string, record func(d
 		if err == nil {
 			// Held from here on, so that pin's own look succeeds.
 			defer lock.Close()
-			return p.pinValid(ctx, id, record)
+			return p.pinValid(ctx)
 		}
 		return closure.Resolution{}, err
 	}
@@ -238,27 +253,32 @@ func (p pinner) resolver() (closure.Resolver, error) {
 	self, err := os.Executable()
 	return closure.Resolver{
 		Program: filepath.Join(filepath.Dir(self), "nix-closure"),
-		Args:    []string{"--config", p.configPath},
+		Args:    []string{"--config", p.call.Config},
 	}, err
 }
 
 // load returns the store paths of the closure. A memo that was damaged is made
-// anew.
+// anew, and so is one that a sweep took: sweeps that begin when the record has the
+// digest leave it alone, so that those that began before are all there is to try
+// again for.
 func (p pinner) load(ctx context.Context, res closure.Resolution) (closure.Closure, error) {
-	c, err := p.memo.Load(res.Digest)
-	if err == nil {
-		return c, nil
+	for attempt := 1; ; attempt++ {
+		c, err := p.memo.Load(res.Digest)
+		if err == nil || attempt == loadAttempts {
+			return c, err
+		}
+		p.log.Warn("the memo is missing or damaged, and made anew", "error", err.Error())
+		if err := p.memo.Forget(p.query, res.Digest); err != nil {
+			return closure.Closure{}, err
+		}
+		again, err := p.resolve(ctx)
+		if err != nil {
+			return closure.Closure{}, err
+		}
+		if again.Digest != res.Digest {
+			return closure.Closure{}, errors.New("the closure is not what the memo said; start the container again")
+		}
 	}
-	p.log.Warn("the memo is damaged and made anew", "error", err.Error())
-	if err := p.memo.Forget(p.query, res.Digest); err != nil {
-		return closure.Closure{}, err
-	}
-	again, err := p.resolve(ctx)
-	if err != nil {
-		return closure.Closure{}, err
-	}
-	if again.Digest != res.Digest {
-		return closure.Closure{}, errors.New("the closure is not what the memo said; start the container again")
-	}
-	return p.memo.Load(res.Digest)
 }
+
+const loadAttempts = 5

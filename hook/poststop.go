@@ -4,10 +4,12 @@ package hook
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"time"
 
+	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
@@ -23,44 +25,62 @@ func poststop(ctx context.Context, c config.Config, state spec.State, log *slog.
 		return
 	}
 	dir.waitForEnd(ctx, state.ID)
-	// Alone: the same container may be starting again.
-	lock, err := dir.lockAlone(ctx)
+	defer dir.sweepSome(ctx, false, c.Store(), log)
+	forgotten, err := dir.end(ctx, c.Store(), state, log)
 	if err != nil {
 		fail("cleaning up", err)
-		return
+	} else if forgotten {
+		log.Info("forgotten")
 	}
-	defer dir.sweepSome(lock, false, c.Store(), log)
-	r, ok, err := dir.readRecord(state.ID)
+}
+
+// end forgets a container that is gone, unless the record is another's: of a
+// container with the same ID, of another engine or namespace, or of this one, which
+// was started again. What cannot be told is kept.
+func (d *RuntimeDir) end(
+	ctx context.Context, store closure.Store, state spec.State, log *slog.Logger,
+) (forgotten bool, _ error) {
+	lock, err := d.lockID(ctx, state.ID)
 	if err != nil {
-		fail("reading the record", err)
-		return
+		return false, err
+	}
+	defer lock.release()
+	r, ok, err := d.readRecord(state.ID)
+	if err != nil {
+		return false, keptRecord(err, d.recordFile(state.ID))
 	}
 	if !ok {
-		return // there is a record as long as there is anything else
+		return false, nil // there is a record as long as there is anything else
 	}
-	// A container with the same id, of another engine or namespace, keeps what
-	// it has.
 	if r.Bundle != "" && !sameFile(r.Bundle, state.Bundle) {
 		log.Warn("left alone: the record is of another container with this id", "bundle", r.Bundle)
-		return
+		return false, nil
 	}
-	if r.Pid > 0 && r.live() {
+	// Where the runtime calls this, it has ended the other processes too, also of a
+	// container without a PID namespace.
+	runs, err := r.processRuns()
+	if err != nil {
+		return false, keptRecord(err, d.recordFile(state.ID))
+	}
+	if runs {
 		log.Warn("left alone: the container runs", "pid", r.Pid)
-		return
+		return false, nil
 	}
-	r.ID = state.ID // of a damaged record, too
-	if err := dir.forget(c.Store(), r); err != nil {
-		fail("cleaning up", err)
-		return
-	}
-	log.Info("forgotten")
+	return true, d.forget(store, r)
+}
+
+// keptRecord says that nobody can tell whether a record is of a container that runs.
+func keptRecord(err error, file string) error {
+	return fmt.Errorf("record kept: %w; remove %s when no container with this ID runs", err, file)
 }
 
 // waitForEnd gives a container's process, which was killed, a moment to end: not
 // every runtime does.
 func (d *RuntimeDir) waitForEnd(ctx context.Context, id string) {
 	for range 300 {
-		if r, ok, err := d.readRecord(id); !ok || err != nil || r.Pid <= 0 || !r.live() || ctx.Err() != nil {
+		if r, ok, err := d.readRecord(id); !ok || err != nil || r.Pid <= 0 || ctx.Err() != nil {
+			return
+		} else if runs, err := r.processRuns(); !runs || err != nil {
 			return
 		}
 		time.Sleep(time.Millisecond)

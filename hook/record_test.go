@@ -3,6 +3,7 @@
 package hook
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,8 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,22 +124,44 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// A damaged record is of nobody: it keeps no container from starting or from
-// being forgotten.
+// Of whom a damaged record is, nobody can tell: it is kept, and a start with its ID
+// is refused.
 func TestDamagedRecord(t *testing.T) {
 	h := newHost(t)
 	d := newRuntimeDir(t, h)
-	for _, text := range []string{"", "{", "null", "[]", `"x"`, `{"id":7}`, `{"pid":"1"}`, `{"id":"web","bundle":"/b","created":"yesterday"}`, "\x00\x00"} {
-		must(t, os.WriteFile(h.dir+"/run/containers/web.json", []byte(text), 0o600))
-		r, ok, err := d.readRecord("web")
-		if err != nil || !ok || !cmp.Equal(r, Record{}) || r.live() {
-			t.Errorf("%q: %+v, %v, %v", text, r, ok, err)
+	file := h.dir + "/run/containers/web.json"
+	kept := func(name string) {
+		t.Helper()
+		want := "remove " + file + " when no container with this ID runs"
+		if _, _, err := d.readRecord("web"); err == nil {
+			t.Errorf("%s: read", name)
 		}
+		if _, err := d.claim(t.Context(), h.store, Record{ID: "web", Bundle: "/b"}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: claimed: %v", name, err)
+		}
+		if swept, err := Sweep(t.Context(), h.config, 0, false); err == nil || !strings.Contains(err.Error(), want) || len(swept.Records) > 0 {
+			t.Errorf("%s: swept %+v, %v", name, swept, err)
+		}
+		must(t, Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(`{"id":"web","pid":0,"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`), nil))
+		logged := false
+		for _, l := range h.log(t) {
+			logged = logged || l["level"] == "ERROR" && strings.Contains(fmt.Sprint(l["error"]), want)
+		}
+		if !logged || !exists(t, file) || !exists(t, h.store.GCRoots().Of("web")) {
+			t.Errorf("%s: in the log %v, record %v, GC roots %v", name, logged, exists(t, file), exists(t, h.store.GCRoots().Of("web")))
+		}
+		must(t, os.RemoveAll(h.dir+"/log"))
 	}
-	must(t, os.Remove(h.dir+"/run/containers/web.json"), os.Mkdir(h.dir+"/run/containers/web.json", 0o700))
-	if _, ok, err := d.readRecord("web"); err == nil {
-		t.Errorf("a directory: %v", ok)
+	must(t, h.store.GCRoots().Add(h.store, "web", []closure.BaseName{named("hello")}))
+	for _, text := range []string{"", "{", "null", "[]", `"x"`, `{"id":7}`, `{"pid":"1"}`, `{"id":"web","bundle":"/b","created":"yesterday"}`, "\x00\x00"} {
+		must(t, os.WriteFile(file, []byte(text), 0o600))
+		if _, ok, err := d.readRecord("web"); !errors.Is(err, errDamaged) || ok {
+			t.Errorf("%q: %v, %v", text, ok, err)
+		}
+		kept(text)
 	}
+	must(t, os.Remove(file), os.Mkdir(file, 0o700))
+	kept("a directory")
 }
 
 func TestStartTime(t *testing.T) {
@@ -183,8 +208,73 @@ func TestLive(t *testing.T) {
 		{"none", Record{}, false},
 		{"one that nobody knows", Record{Pid: -1}, false},
 	} {
-		if got := c.record.live(); got != c.want {
-			t.Errorf("%s: %v", c.name, got)
+		if got, err := c.record.live(); got != c.want || err != nil {
+			t.Errorf("%s: %v, %v", c.name, got, err)
+		}
+	}
+}
+
+// Without a PID namespace of its own, a container may go on when its first process
+// has ended, for as long as its bundle is there.
+func TestLiveSharedPID(t *testing.T) {
+	bundle := t.TempDir()
+	for _, c := range []struct {
+		name   string
+		record Record
+		want   bool
+	}{
+		{"its first process runs", runs(t, Record{SharedPID: true, Bundle: "/nowhere"}), true},
+		{"its first process has ended", ended(t, Record{SharedPID: true, Bundle: bundle}), true},
+		{"its bundle is gone", ended(t, Record{SharedPID: true, Bundle: bundle + "/gone"}), false},
+		{"it has a PID namespace", ended(t, Record{Bundle: bundle}), false},
+	} {
+		if got, err := c.record.live(); got != c.want || err != nil {
+			t.Errorf("%s: %v, %v", c.name, got, err)
+		}
+	}
+	// Its end is the end.
+	h := newHost(t)
+	h.make(t, ended(t, Record{ID: "web", SharedPID: true, Bundle: bundle}))
+	if swept := h.sweep(t, 0, false); len(swept.Records) > 0 {
+		t.Errorf("swept %q", swept.Records)
+	}
+	in := fmt.Sprintf(`{"id":"web","pid":0,"bundle":%q,"annotations":{"nix-closure/roots":"x"}}`, bundle)
+	must(t, Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(in), nil))
+	if exists(t, h.dir+"/run/containers/web.json") || exists(t, h.store.GCRoots().Of("web")) {
+		t.Error("something is left after poststop")
+	}
+	// One that is started again is the same container.
+	h.make(t, ended(t, Record{ID: "web", SharedPID: true, Bundle: bundle, Attached: true}))
+	if attached, err := newRuntimeDir(t, h).claim(t.Context(), h.store, runs(t, Record{ID: "web", SharedPID: true, Bundle: bundle})); attached || err != nil {
+		t.Errorf("%v, %v", attached, err)
+	}
+}
+
+// A process that cannot be looked at may run.
+func TestLiveUnknown(t *testing.T) {
+	defer func() { procDir = "/proc" }()
+	for name, make := range map[string]func(stat string) error{
+		"not understood": func(stat string) error { return os.WriteFile(stat, []byte("7 (x) R 1"), 0o600) },
+		"no number":      func(stat string) error { return os.WriteFile(stat, []byte("7 (x) R"+strings.Repeat(" x", 30)), 0o600) },
+		"unreadable":     func(stat string) error { return os.Mkdir(stat, 0o700) },
+	} {
+		procDir = t.TempDir()
+		must(t, os.Mkdir(procDir+"/7", 0o700), make(procDir+"/7/stat"))
+		h := newHost(t)
+		h.make(t, Record{ID: "web", Bundle: "/b", Pid: 7, PidStart: 1})
+		if live, err := (Record{Pid: 7}).live(); live || err == nil {
+			t.Errorf("%s: %v, %v", name, live, err)
+		}
+		if swept, err := Sweep(t.Context(), h.config, 0, false); err == nil || !strings.Contains(err.Error(), "record kept: ") || len(swept.Records) > 0 {
+			t.Errorf("%s: swept %+v, %v", name, swept, err)
+		}
+		_, err := newRuntimeDir(t, h).claim(t.Context(), h.store, Record{ID: "web", Bundle: "/other", Pid: 8})
+		if err == nil || !strings.Contains(err.Error(), "remove "+h.dir+"/run/containers/web.json when it does not") {
+			t.Errorf("%s: claimed: %v", name, err)
+		}
+		must(t, Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(`{"id":"web","pid":0,"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`), nil))
+		if !exists(t, h.dir+"/run/containers/web.json") || !exists(t, h.store.GCRoots().Of("web")) {
+			t.Errorf("%s: forgotten", name)
 		}
 	}
 }
@@ -245,13 +335,6 @@ func TestPoststop(t *testing.T) {
 	if !there("db") {
 		t.Error("another container was forgotten")
 	}
-	// What a damaged record belongs to cannot be told: it goes.
-	make("web", "/b")
-	must(t, os.WriteFile(h.dir+"/run/containers/web.json", []byte("{"), 0o600))
-	stop("web", "/b", annotation)
-	if there("web") {
-		t.Error("a damaged record stays")
-	}
 	// A host on which it cannot work does not keep a container from being removed.
 	make("web", "/b")
 	must(t, os.Chmod(h.dir+"/run", 0o755))
@@ -281,12 +364,13 @@ func TestLiveWithoutFirstThread(t *testing.T) {
 	if must(t, err); fields[0] != "Z" {
 		t.Fatalf("the first thread does not end: %q", fields)
 	}
-	if !(Record{Pid: cmd.Process.Pid, PidStart: start}).live() {
-		t.Error("taken for one that has ended")
+	record := Record{Pid: cmd.Process.Pid, PidStart: start}
+	if live, err := record.live(); !live || err != nil {
+		t.Errorf("taken for one that has ended: %v", err)
 	}
 	must(t, cmd.Process.Kill())
 	for range 500 { // a zombie now, and nothing else
-		if !(Record{Pid: cmd.Process.Pid, PidStart: start}).live() {
+		if live, err := record.live(); !live && err == nil {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -306,17 +390,134 @@ func TestPoststopWithoutRecord(t *testing.T) {
 	}
 }
 
-// Of two containers with one id that start at the same moment, one has the record.
+// Of containers with one ID that start at the same moment, over what one left that
+// has ended, one has the record, and what it made stays.
 func TestClaim(t *testing.T) {
+	h := newHost(t)
+	roots := h.store.GCRoots()
+	for round := range 50 {
+		h.make(t, ended(t, Record{ID: "web", Bundle: "/ended", View: "v"}))
+		var all sync.WaitGroup
+		var won atomic.Int64
+		begin := make(chan struct{})
+		for i := range 4 {
+			// As two engines: each has a runtime directory that it opened itself.
+			d := newRuntimeDir(t, h)
+			r := runs(t, Record{ID: "web", Bundle: fmt.Sprint("/", i)})
+			all.Go(func() {
+				<-begin
+				attached, err := d.claim(t.Context(), h.store, r)
+				if attached || err != nil && !strings.Contains(err.Error(), "of another container with this id is running (bundle /") {
+					t.Errorf("%d: %v, %v", i, attached, err)
+				}
+				if err == nil {
+					won.Add(1)
+					if err := roots.Add(h.store, "web", []closure.BaseName{named(fmt.Sprint("of-", i))}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		close(begin)
+		all.Wait()
+		r, ok, err := newRuntimeDir(t, h).readRecord("web")
+		if won.Load() != 1 || !ok || err != nil {
+			t.Fatalf("round %d: %d have it: %v, %v", round, won.Load(), ok, err)
+		}
+		if want := roots.Of("web") + "/" + string(named("of-"+r.Bundle[1:])); len(list(t, roots.Of("web"))) != 2 {
+			t.Fatalf("round %d: %q, want %s", round, list(t, roots.Of("web")), want)
+		} else if _, err := os.Lstat(want); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		must(t, os.Remove(h.dir+"/run/containers/web.json"))
+	}
+	if left := list(t, h.dir+"/run/containers"); len(left) > 0 {
+		t.Errorf("%q", left)
+	}
+}
+
+// The one that has the ID already has what it made; the one before it left nothing.
+func TestClaimAgain(t *testing.T) {
+	h := newHost(t)
+	d := newRuntimeDir(t, h)
+	own := runs(t, Record{ID: "web", Bundle: "/a"})
+	for _, c := range []struct {
+		name     string
+		old, new Record
+		attached bool
+		refused  bool
+	}{
+		{name: "attached", old: Record{ID: "web", Bundle: "/a", Pid: own.Pid, PidStart: own.PidStart, Attached: true}, new: own, attached: true},
+		{name: "a hook was killed", old: own, new: own},
+		{name: "another start of the process's number", old: Record{ID: "web", Bundle: "/a", Pid: own.Pid, PidStart: 1, Attached: true}, new: own},
+		{name: "another bundle", old: Record{ID: "web", Bundle: "/b", Pid: own.Pid, PidStart: own.PidStart}, new: own, refused: true},
+		{name: "another process", old: own, new: Record{ID: "web", Bundle: "/a", Pid: 1, PidStart: 1}, refused: true},
+	} {
+		h.make(t, c.old)
+		attached, err := d.claim(t.Context(), h.store, c.new)
+		if attached != c.attached || (err != nil) != c.refused {
+			t.Errorf("%s: %v, %v", c.name, attached, err)
+		}
+		if kept := exists(t, h.store.GCRoots().Of("web")); kept != (c.attached || c.refused) {
+			t.Errorf("%s: GC roots kept: %v", c.name, kept)
+		}
+	}
+}
+
+// A start that fails, and one that goes on too late, leave another's alone.
+func TestOwnRecord(t *testing.T) {
+	h := newHost(t)
+	d := newRuntimeDir(t, h)
+	own := ended(t, Record{ID: "web", Bundle: "/a"})
+	c := &claimed{checked: &checked{store: h.store}, dir: d, record: own}
+	other := runs(t, Record{ID: "web", Bundle: "/b"})
+	h.make(t, other)
+	lock, err := d.tryLockID("web") // makes the file
+	must(t, err)
+	lock.release()
+	before := h.files(t)
+	must(t, (&ownRecord{d, h.store, own}).undo(t.Context()))
+	if err := c.begin(t.Context(), strings.Repeat("0", 64), []closure.BaseName{named("a")}); !errors.Is(err, errNotOwn) {
+		t.Errorf("begun: %v", err)
+	}
+	if diff := cmp.Diff(before, h.files(t)); diff != "" {
+		t.Errorf("another's changed (-before +after)\n%s", diff)
+	}
+	must(t, os.Remove(h.dir+"/run/containers/web.json"))
+	if err := c.begin(t.Context(), "", nil); !errors.Is(err, errNotOwn) {
+		t.Errorf("begun without a record: %v", err)
+	}
+	must(t, (&ownRecord{d, h.store, own}).undo(t.Context()))
+	if exists(t, h.store.GCRoots().Of("web")) {
+		t.Error("GC roots of nobody stay")
+	}
+}
+
+// A lock that somebody keeps is waited for, but not for ever, and the message says
+// who has it.
+func TestLockID(t *testing.T) {
 	d := newRuntimeDir(t, newHost(t))
-	must(t, d.claim(Record{ID: "web", Bundle: "/a"}))
-	if err := d.claim(Record{ID: "web", Bundle: "/b"}); err == nil || !strings.Contains(err.Error(), "is being started at this moment") {
-		t.Errorf("claimed twice: %v", err)
+	lock, err := d.lockID(t.Context(), "web")
+	must(t, err)
+	if _, err := d.tryLockID("web"); !errors.Is(err, errLocked) {
+		t.Errorf("locked twice: %v", err)
 	}
-	if r, ok, err := d.readRecord("web"); !ok || err != nil || r.Bundle != "/a" {
-		t.Errorf("%+v, %v, %v", r, ok, err)
+	other, err := d.tryLockID("db")
+	must(t, err)
+	other.release()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := d.lockID(ctx, "web"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "waiting for the lock of the container ID in "+d.path+"/locks") {
+		t.Errorf("error %v", err)
 	}
-	if all, err := names(d.Containers); err != nil || len(all) != 1 {
-		t.Errorf("%q, %v", all, err)
+	comm, err := os.ReadFile("/proc/self/comm")
+	must(t, err, os.WriteFile("/proc/self/comm", []byte("nix-closure-hook"), 0))
+	if got, want := d.holder("web"), fmt.Sprintf("; process %d (nix-closure-hoo) has it", os.Getpid()); got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
+	must(t, os.WriteFile("/proc/self/comm", comm, 0))
+	time.AfterFunc(50*time.Millisecond, lock.release)
+	again, err := d.lockID(t.Context(), "web")
+	must(t, err)
+	again.release()
 }

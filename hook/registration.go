@@ -4,7 +4,10 @@ package hook
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
@@ -12,26 +15,38 @@ import (
 
 // registration makes a state directory with a copy of the closure's database. The
 // database is made once, by the program that reads the host's.
-func registration(ctx context.Context, dir *RuntimeDir, p pinner, res closure.Resolution, o view.Options, size int64, owner view.Owner) (view.View, error) {
-	name := closure.RegistrationName(res.Digest, p.query.Info)
-	db, err := dir.Registration(name, res.Since)
+func registration(ctx context.Context, p *pinned, size int64, owner view.Owner) (view.View, error) {
+	db, err := openRegistration(ctx, p)
 	if err != nil {
-		program, err := p.resolver()
-		if err != nil {
-			return nil, err
-		}
-		program.Args = append(program.Args, "--registration")
-		made, err := program.Resolve(ctx, p.config.Store(), p.query)
-		if err != nil {
-			return nil, err
-		}
-		if made.Digest != res.Digest {
-			return nil, fmt.Errorf("the closure is not what the memo said; start the container again")
-		}
-		if db, err = dir.Registration(name, made.Since); err != nil {
-			return nil, err
-		}
+		return nil, err
 	}
 	defer db.Close()
-	return view.NewRegistration(p.config.Store(), db, o, size, owner)
+	return view.NewRegistration(p.store, db, p.options, size, owner)
 }
+
+// openRegistration opens the database, and has it made if there is none. An open
+// file outlives a sweep; one that a sweep takes before it is opened is made again.
+func openRegistration(ctx context.Context, p *pinned) (*os.File, error) {
+	name := closure.RegistrationName(p.resolution.Digest, p.query().Info)
+	db, err := p.dir.Registration(name, p.resolution.Since)
+	for attempt := 0; err != nil && attempt < layerAttempts; attempt++ {
+		program, err2 := p.pinner.resolver()
+		if err2 != nil {
+			return nil, err2
+		}
+		program.Args = append(program.Args, "--registration")
+		made, err2 := program.Resolve(ctx, p.store, p.query())
+		if err2 != nil {
+			return nil, err2
+		}
+		if made.Digest != p.resolution.Digest {
+			return nil, fmt.Errorf("the closure is not what the memo said; start the container again")
+		}
+		if db, err = p.dir.Registration(name, made.Since); !errors.Is(err, fs.ErrNotExist) {
+			return db, err
+		}
+	}
+	return db, err
+}
+
+func (p *pinned) query() closure.Query { return p.pinner.query }

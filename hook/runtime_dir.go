@@ -3,14 +3,12 @@
 package hook
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +25,8 @@ type RuntimeDir struct {
 	Registrations *os.Root // <name>: see closure.RegistrationName
 	// In views and registrations, an empty file <name>@<id> says that the
 	// container uses what is named so.
+
+	path string // absolute
 
 	// roots is, for an ordinary user, gcroots: links that are indirect GC roots,
 	// in a directory for each container. Nil for who owns Nix's state directory.
@@ -45,7 +45,7 @@ func OpenRuntimeDir(c config.Config) (*RuntimeDir, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	var d RuntimeDir
+	d := RuntimeDir{path: c.RuntimeDir}
 	subs := []struct {
 		name string
 		to   **os.Root
@@ -137,71 +137,37 @@ func (d *RuntimeDir) gcRoots(store closure.Store) closure.GCRoots {
 	return store.GCRoots()
 }
 
-// Preparing keeps sweeps away, also from what is half written, until the file is
-// closed.
-func (d *RuntimeDir) Preparing() (*os.File, error) { return d.lock(unix.LOCK_SH) }
-
-// lock makes this process one of those that prepare a container (LOCK_SH), or
-// the one that removes what no container needs (LOCK_EX), until the file is
-// closed.
-func (d *RuntimeDir) lock(how int) (*os.File, error) {
-	f, err := d.Containers.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	err = unix.EINTR
-	for errors.Is(err, unix.EINTR) {
-		err = unix.Flock(int(f.Fd()), how)
-	}
-	if err != nil {
-		f.Close()
-		return nil, &os.PathError{Op: "flock", Path: d.Containers.Name(), Err: err}
-	}
-	return f, nil
-}
-
-// lockAlone waits for LOCK_EX.
-func (d *RuntimeDir) lockAlone(ctx context.Context) (*os.File, error) {
-	for {
-		lock, err := d.lock(unix.LOCK_EX | unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return lock, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for containers that are being prepared: %w", ctx.Err())
-		case <-time.After(time.Millisecond):
-		}
-	}
-}
-
 // separator is between a name and the id of the container that uses it. Neither
 // has it in it.
 const separator = "@"
 
 // use says that a container uses name in dir, from before it is looked for until
-// release.
+// release. That order, and not a lock, is what keeps sweeps away from it: see
+// sweeper. Hold the lock of the ID.
 func (d *RuntimeDir) use(dir *os.Root, name, id string) error {
-	f, err := dir.OpenFile(name+separator+id, os.O_CREATE|os.O_WRONLY, 0o600)
+	path := dir.Name() + "/" + name + separator + id
+	fd, err := unix.Open(path, unix.O_CREAT|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	return f.Close()
+	return unix.Close(fd)
 }
 
-// release ends use. It leaves on name when that was.
+// release ends use. It leaves on name when that was. Hold the lock of the ID.
 func (d *RuntimeDir) release(dir *os.Root, name, id string) error {
 	if name == "" {
 		return nil
 	}
-	err := dir.Remove(name + separator + id)
+	path := dir.Name() + "/" + name
+	err := unix.Unlink(path + separator + id)
 	if err == nil {
-		err = dir.Chtimes(name, time.Now(), time.Time{})
+		now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_OMIT}}
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, path, now, unix.AT_SYMLINK_NOFOLLOW)
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "unlink", Path: path + separator + id, Err: err}
 	}
-	return err
+	return nil
 }
 
 // isUse takes the name of a file apart that use made.

@@ -17,7 +17,10 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
@@ -53,8 +56,9 @@ const rememberedFor = 48
 
 // Sweep removes what no container needs: records whose process is gone, with
 // their GC roots; GC roots of an earlier boot; and what was unused for some time.
-// Of a container that is being prepared or runs, it removes nothing. Where others
-// prepare containers, it waits for them.
+// Of a container that is being prepared or runs, it removes nothing, and it waits
+// for none: what another process is busy with is left for the next sweep. What it
+// cannot judge it keeps, and says so in the error.
 func Sweep(ctx context.Context, configPath string, unused time.Duration, dryRun bool) (Swept, error) {
 	c, err := config.Read(configPath)
 	if err != nil {
@@ -64,52 +68,80 @@ func Sweep(ctx context.Context, configPath string, unused time.Duration, dryRun 
 	if err != nil {
 		return Swept{}, fmt.Errorf("opening the runtime directory: %w", err)
 	}
-	lock, err := dir.lockAlone(ctx)
-	if err != nil {
-		return Swept{}, err
-	}
 	s := sweeper{dir: dir, store: c.Store(), unused: unused, dryRun: dryRun}
 	// Not nil: in JSON, what is empty is a list too.
 	s.swept = Swept{[]string{}, []string{}, []string{}, []string{}, []string{}}
-	err = errors.Join(s.sweep(), lock.Close(), s.removeViews())
+	err = s.sweep(ctx)
 	return s.swept, err
 }
 
 // sweepSome is Sweep in bounded time, for a container's start or end: it looks at
-// some of what there is, others the next time. lock is held alone, and given back.
-// What goes wrong is in the log, and keeps no container from starting. Before a
-// start it looks at records alone; their GC roots go with them.
-func (d *RuntimeDir) sweepSome(lock *os.File, starting bool, store closure.Store, log *slog.Logger) {
+// some of what there is, others the next time. What goes wrong is in the log, and
+// keeps no container from starting. Before a start it looks at records alone; their
+// GC roots go with them.
+func (d *RuntimeDir) sweepSome(ctx context.Context, starting bool, store closure.Store, log *slog.Logger) {
 	s := sweeper{dir: d, store: store, unused: UnusedFor, most: some}
-	sweep := s.sweep
+	var err error
 	if starting {
-		s.most, sweep = few, s.records
+		s.most = few
+		err = s.records(ctx)
+	} else {
+		err = s.sweep(ctx)
 	}
-	err := errors.Join(sweep(), lock.Close(), s.removeViews())
-	if swept := s.swept; len(swept.Records)+len(swept.GCRoots)+len(swept.Views)+len(swept.Registrations)+len(swept.Closures) > 0 {
-		log.Info("swept", "records", swept.Records, "gcRoots", swept.GCRoots, "views", swept.Views,
-			"registrations", swept.Registrations, "closures", swept.Closures)
-	}
+	s.swept.log(log, "swept")
 	if err != nil {
 		logError(log, &failure{"", "sweeping", err})
 	}
 }
 
+// log says what was removed, if anything was.
+func (s Swept) log(log *slog.Logger, message string) {
+	if len(s.Records)+len(s.GCRoots)+len(s.Views)+len(s.Registrations)+len(s.Closures) > 0 {
+		log.Info(message, "records", s.Records, "gcRoots", s.GCRoots, "views", s.Views,
+			"registrations", s.Registrations, "closures", s.Closures)
+	}
+}
+
+// sweeper removes what no container needs, while others start and end.
+//
+// What is kept per container (its record, its GC roots, its use marks) is removed
+// with the lock of the container's ID, taken without waiting, after a second look.
+//
+// What containers share is protected by the order of steps, as in Dekker's
+// algorithm. A start writes its record, then its use mark, and only then looks for
+// the view. A sweep renames a view that nobody marks, so that nobody finds it any
+// more, and only then looks at the marks once more; it removes the view if there is
+// still none. Each writes before it reads, and the kernel orders what is done in one
+// directory. So at least one sees the other: either the start does not find the
+// view, and makes one, or the sweep sees the mark, and gives the view its name back,
+// or leaves it under its other name until nobody marks it. A start that loses the
+// view between looking at it and mounting it looks for it again.
+//
+// A registration is unlinked if nobody marks it. It needs no such care: a start that
+// has it open keeps it, and one that does not find it has it made.
 type sweeper struct {
-	dir    *RuntimeDir
-	store  closure.Store
-	unused time.Duration
-	dryRun bool
-	most   int // entries of a directory that are looked at; 0: all
-	swept  Swept
-	ended  []string // views and registrations whose use ends with a record
-	moved  []string // views that are out of the way, to be removed
+	dir       *RuntimeDir
+	store     closure.Store
+	unused    time.Duration
+	dryRun    bool
+	most      int // entries of a directory that are looked at; 0: all
+	swept     Swept
+	ended     []string // views and registrations whose use ends with a record
+	moved     int      // views that were taken out of the way
+	preparing map[string]bool
 }
 
 // sweep goes on after an error: what is in the way of one thing is not in the
 // way of the next.
-func (s *sweeper) sweep() error {
-	return errors.Join(s.records(), s.gcRoots(), s.views(), s.registrations(), s.closures())
+func (s *sweeper) sweep(ctx context.Context) error {
+	var errs []error
+	for _, part := range []func(context.Context) error{s.records, s.gcRoots, s.views, s.registrations, s.closures} {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		errs = append(errs, part(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 // part returns all of a list, or as many as are to be looked at, from another
@@ -131,28 +163,27 @@ func names(dir *os.Root) ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
-func (s *sweeper) records() error {
+func (s *sweeper) records(ctx context.Context) error {
 	all, err := names(s.dir.Containers)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, name := range s.part(all) {
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, ctx.Err())...)
+		}
 		id, ok := strings.CutSuffix(name, ".json")
-		if !ok {
-			errs = append(errs, s.temporary(s.dir.Containers, name))
+		if !ok || strings.HasPrefix(name, ".") {
+			errs = append(errs, s.temporaryRecord(name))
 			continue
 		}
-		r, ok, err := s.dir.readRecord(id)
-		if err != nil || !ok || r.live() {
+		if _, gone, err := s.gone(id); err != nil || !gone {
 			errs = append(errs, err)
 			continue
 		}
-		r.ID = id // of a damaged record, too
-		if !s.dryRun {
-			err = s.dir.forget(s.store, r)
-		}
-		if errs = append(errs, err); err == nil {
+		r, removed, err := s.record(id)
+		if errs = append(errs, err); removed {
 			s.swept.Records = append(s.swept.Records, id)
 			s.ended = append(s.ended, r.View, r.Database)
 		}
@@ -160,13 +191,89 @@ func (s *sweeper) records() error {
 	return errors.Join(errs...)
 }
 
-// temporary removes a file that closure.WriteFile did not finish. It takes much
-// less than unusedFor.
-func (s *sweeper) temporary(dir *os.Root, name string) error {
-	if strings.HasPrefix(name, ".") && old(dir, name, s.unused) {
-		return s.remove(dir, name)
+// gone tells whether there is a record of a container that is gone. An error says
+// that nobody can tell, and what to do.
+func (s *sweeper) gone(id string) (r Record, gone bool, _ error) {
+	r, ok, err := s.dir.readRecord(id)
+	if err == nil && ok {
+		var live bool
+		live, err = r.live()
+		gone = err == nil && !live
 	}
-	return nil
+	if err != nil {
+		err = keptRecord(err, s.dir.recordFile(id))
+	}
+	return r, gone, err
+}
+
+// record removes a record, and what is kept with it, if the container is still gone
+// when nobody else can change that.
+func (s *sweeper) record(id string) (_ Record, removed bool, _ error) {
+	lock, err := s.lock(id)
+	if errors.Is(err, errLocked) {
+		return Record{}, false, nil
+	}
+	if err != nil {
+		return Record{}, false, err
+	}
+	defer lock.release()
+	r, gone, err := s.gone(id)
+	if err != nil || !gone {
+		return r, false, err
+	}
+	if !s.dryRun {
+		err = s.dir.forget(s.store, r)
+	}
+	return r, err == nil, err
+}
+
+// lock takes the lock of an ID, without waiting. A dry run needs none, and makes no
+// file for it.
+func (s *sweeper) lock(id string) (idLock, error) {
+	if s.dryRun {
+		return noLock, nil
+	}
+	return s.dir.tryLockID(id)
+}
+
+// temporaryRecord removes a record that writeRecord did not finish.
+func (s *sweeper) temporaryRecord(name string) error {
+	id := strings.TrimPrefix(strings.TrimSuffix(name, ".json"), ".")
+	if name != temporaryRecord(id) {
+		return s.temporary(s.dir.Containers, name)
+	}
+	lock, err := s.lock(id)
+	if errors.Is(err, errLocked) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	return s.remove(s.dir.Containers, name)
+}
+
+// temporary removes a file that closure.WriteFile did not finish, or that another
+// process did not finish that has a lock on it meanwhile.
+func (s *sweeper) temporary(dir *os.Root, name string) error {
+	if !strings.HasPrefix(name, ".") || !old(dir, name, s.unused) {
+		return nil
+	}
+	_, err := s.file(dir, name)
+	return err
+}
+
+// file removes a file, unless another process is writing it.
+func (s *sweeper) file(dir *os.Root, name string) (removed bool, _ error) {
+	if strings.HasPrefix(name, ".") {
+		release, ok := closure.LockAbandoned(dir, name)
+		if !ok {
+			return false, nil
+		}
+		defer release()
+	}
+	err := s.remove(dir, name)
+	return err == nil, err
 }
 
 func (s *sweeper) remove(dir *os.Root, name string) error {
@@ -182,7 +289,7 @@ func (s *sweeper) remove(dir *os.Root, name string) error {
 // gcRoots removes the GC roots of containers of an earlier boot, whose records
 // went with it. What was made since may be another runtime directory's, or its
 // record was removed by hand.
-func (s *sweeper) gcRoots() error {
+func (s *sweeper) gcRoots(ctx context.Context) error {
 	roots := s.dir.gcRoots(s.store)
 	dir, err := os.OpenRoot(roots.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -195,20 +302,58 @@ func (s *sweeper) gcRoots() error {
 	if err != nil {
 		return err
 	}
+	ofNobody := func(id string) (bool, error) {
+		known, err := s.known(id)
+		return err == nil && !known && (roots.Indirect || roots.OfEarlierBoot(id)), err
+	}
 	var errs []error
 	for _, id := range s.part(all) {
-		if s.known(id) || slices.Contains(s.swept.Records, id) || !roots.Indirect && !roots.OfEarlierBoot(id) {
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, ctx.Err())...)
+		}
+		if slices.Contains(s.swept.Records, id) {
 			continue
 		}
-		errs = append(errs, s.removeFile(dir, id, &s.swept.GCRoots))
+		removed, err := s.unknown(id, ofNobody, dir, id)
+		if errs = append(errs, err); removed {
+			s.swept.GCRoots = append(s.swept.GCRoots, id)
+		}
 	}
 	return errors.Join(errs...)
 }
 
-// known tells whether a container has a record.
-func (s *sweeper) known(id string) bool {
+// unknown removes name in a directory, which is an ID's, if that is of nobody, and
+// is when nobody else can change that.
+func (s *sweeper) unknown(
+	id string, ofNobody func(id string) (bool, error), dir *os.Root, name string,
+) (removed bool, _ error) {
+	if yes, err := ofNobody(id); err != nil || !yes {
+		return false, err
+	}
+	lock, err := s.lock(id)
+	if errors.Is(err, errLocked) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer lock.release()
+	if yes, err := ofNobody(id); err != nil || !yes {
+		return false, err
+	}
+	err = s.remove(dir, name)
+	return err == nil, err
+}
+
+// known tells whether a container has a record. In a dry run, what would be removed
+// is none. An error says that nobody can tell.
+func (s *sweeper) known(id string) (bool, error) {
 	_, err := s.dir.Containers.Lstat(id + ".json")
-	return err == nil && !slices.Contains(s.swept.Records, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	swept := s.dryRun && slices.Contains(s.swept.Records, id)
+	return err == nil && !swept, err
 }
 
 // users returns the names in a directory that a container uses, and the others,
@@ -222,14 +367,21 @@ func (s *sweeper) users(dir *os.Root) (used map[string]bool, others []string, _ 
 	var errs []error
 	for _, file := range all {
 		name, id, ok := isUse(file)
-		switch {
-		case !ok:
+		if !ok {
 			others = append(others, name)
-		case s.known(id):
-			used[name] = true
-		default:
-			errs = append(errs, s.remove(dir, file))
+			continue
 		}
+		known, err := s.known(id)
+		if known || err != nil {
+			used[name] = true
+			errs = append(errs, err)
+			continue
+		}
+		_, err = s.unknown(id, func(id string) (bool, error) {
+			known, err := s.known(id)
+			return !known, err
+		}, dir, file)
+		errs = append(errs, err)
 	}
 	return used, others, errors.Join(errs...)
 }
@@ -240,93 +392,204 @@ func (s *sweeper) unusedLong(dir *os.Root, name string) bool {
 	return (s.unused <= 0 || !slices.Contains(s.ended, name)) && old(dir, name, s.unused)
 }
 
-// old tells whether a file was neither made nor used for some time.
+// old tells whether a file was neither made nor used for some time. What cannot be
+// looked at is not old.
 func old(dir *os.Root, name string, unused time.Duration) bool {
+	last, err := lastUse(dir, name)
+	return err == nil && time.Since(last) >= unused
+}
+
+// lastUse is when a file was last made or used, as far as the file system notes it.
+func lastUse(dir *os.Root, name string) (time.Time, error) {
 	st, err := dir.Lstat(name)
 	if err != nil {
-		return false
+		return time.Time{}, err
 	}
 	last := st.ModTime()
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok && last.Before(time.Unix(sys.Atim.Unix())) {
 		last = time.Unix(sys.Atim.Unix())
 	}
-	return time.Since(last) >= unused
+	return last, nil
 }
 
-// views takes views out of the way. To remove them takes longer, and is for when
-// other containers may be prepared again: removeViews.
-func (s *sweeper) views() error {
+// layerOf is the name of the layer that something in views is, was or becomes.
+func layerOf(name string) string {
+	layer, _, _ := strings.Cut(name, ".")
+	return layer
+}
+
+// isLayer tells whether a start would find something in views.
+func isLayer(name string) bool { return name == layerOf(name) }
+
+func (s *sweeper) views(ctx context.Context) error {
 	dir := s.dir.Views
 	used, others, err := s.users(dir)
 	errs := []error{err}
+	if used == nil {
+		return err
+	}
 	for _, name := range s.part(others) {
-		// Nobody makes a layer now: what is half made was left by one who was
-		// killed. One that is stale is used by whoever uses the layer of its name.
-		layer, _, _ := strings.Cut(name, ".")
-		abandoned := strings.HasSuffix(name, ".new")
-		if !abandoned && (used[layer] || !s.unusedLong(dir, name)) {
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, ctx.Err())...)
+		}
+		if !view.IsHalf(name) && (used[layerOf(name)] || !s.unusedLong(dir, name)) {
 			continue
 		}
-		if s.most > 0 && len(s.moved) > 0 {
-			break // the next one the next time
+		if s.most > 0 && s.moved > 0 {
+			break // to remove one takes long: the next one the next time
 		}
-		moved := name
-		var err error
-		if !s.dryRun && (abandoned || name == layer) {
-			// What is half removed must not be found under its name, and what is
-			// half made not be finished by another.
-			moved = layer + ".stale." + crand.Text()
-			err = dir.Rename(name, moved)
-		}
-		if errs = append(errs, err); err == nil {
+		removed, err := s.view(name)
+		if errs = append(errs, err); removed {
 			s.swept.Views = append(s.swept.Views, name)
-			s.moved = append(s.moved, moved)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s *sweeper) removeViews() error {
-	var errs []error
-	for _, name := range s.moved {
-		errs = append(errs, s.remove(s.dir.Views, name))
+// view removes a view that nobody was seen to use: a layer, one that is stale, or a
+// half made one that nobody finishes.
+func (s *sweeper) view(name string) (removed bool, _ error) {
+	dir := s.dir.Views
+	if view.IsHalf(name) {
+		release, ok := view.LockAbandoned(dir, name)
+		if !ok {
+			return false, nil
+		}
+		defer release()
 	}
-	return errors.Join(errs...)
+	if s.dryRun {
+		return true, nil
+	}
+	moved := name
+	if isLayer(name) || view.IsHalf(name) {
+		// What is half removed must not be found under its name, and what is
+		// half made not be finished by another.
+		moved = layerOf(name) + ".stale." + crand.Text()
+		if err := dir.Rename(name, moved); err != nil {
+			return false, ignoreMissing(err)
+		}
+	}
+	s.moved++
+	if !view.IsHalf(name) {
+		// The second look, see sweeper. What was stale before the first look
+		// cannot have been found since, but another view of its name can.
+		used, _, err := s.users(dir)
+		if err != nil || used[layerOf(name)] {
+			return false, errors.Join(err, s.giveBack(moved, name))
+		}
+	}
+	return true, s.remove(dir, moved)
 }
 
-func (s *sweeper) registrations() error {
+// giveBack gives a view that was taken out of the way its name back. If there is
+// another by now, it stays stale, and a later sweep removes it.
+func (s *sweeper) giveBack(moved, name string) error {
+	if moved == name {
+		return nil
+	}
+	dir := s.dir.Views.Name() + "/"
+	err := unix.Renameat2(unix.AT_FDCWD, dir+moved, unix.AT_FDCWD, dir+name, unix.RENAME_NOREPLACE)
+	// EINVAL: the file system cannot (Linux 3.15; some file systems later).
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return os.NewSyscallError("renameat2 "+moved, err)
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (s *sweeper) registrations(context.Context) error {
 	dir := s.dir.Registrations
 	used, others, err := s.users(dir)
 	errs := []error{err}
+	if used == nil {
+		return err
+	}
 	for _, name := range s.part(others) {
-		if !used[name] && s.unusedLong(dir, name) {
-			errs = append(errs, s.removeFile(dir, name, &s.swept.Registrations))
+		if used[name] || !s.unusedLong(dir, name) {
+			continue
 		}
+		_, err := s.registration(name)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
+// registration removes a registration that nobody was seen to use, or a part of one
+// that nobody finishes.
+func (s *sweeper) registration(name string) (removed bool, _ error) {
+	removed, err := s.file(s.dir.Registrations, name)
+	if removed {
+		s.swept.Registrations = append(s.swept.Registrations, name)
+	}
+	return removed, err
+}
+
 // closures removes what is remembered of closures. Nothing that runs needs it:
-// it makes the next start faster.
-func (s *sweeper) closures() error {
+// it makes the next start faster. One that is being prepared does.
+func (s *sweeper) closures(context.Context) error {
 	dir := s.dir.Closures
 	all, err := names(dir)
 	if err != nil {
 		return err
 	}
-	errs := []error{err}
+	var errs []error
 	for _, name := range s.part(all) {
 		if old(dir, name, min(s.unused, math.MaxInt64/rememberedFor)*rememberedFor) {
-			errs = append(errs, s.removeFile(dir, name, &s.swept.Closures))
+			_, err := s.closure(name)
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s *sweeper) removeFile(dir *os.Root, name string, to *[]string) error {
-	if err := s.remove(dir, name); err != nil {
-		return err
+// closure removes what is remembered of a closure, unless a container is being
+// prepared that needs it, or it is being written.
+func (s *sweeper) closure(name string) (removed bool, _ error) {
+	if s.preparing == nil {
+		var err error
+		if s.preparing, err = s.dir.preparing(s.store); err != nil {
+			return false, err
+		}
 	}
-	*to = append(*to, name)
-	return nil
+	if s.preparing[name] {
+		return false, nil
+	}
+	removed, err := s.file(s.dir.Closures, name)
+	if removed {
+		s.swept.Closures = append(s.swept.Closures, name)
+	}
+	return removed, err
+}
+
+// preparing are the names in closures that containers need that are being prepared.
+// It is not looked at again: a start whose record is younger has it made anew.
+func (d *RuntimeDir) preparing(store closure.Store) (map[string]bool, error) {
+	all, err := names(d.Containers)
+	if err != nil {
+		return nil, err
+	}
+	memo := closure.Memo{Dir: d.Closures, Store: store}
+	needed := map[string]bool{}
+	for _, name := range all {
+		id, ok := strings.CutSuffix(name, ".json")
+		if !ok || strings.HasPrefix(name, ".") {
+			continue
+		}
+		// What cannot be read prepares nothing: no start has such a record.
+		r, ok, err := d.readRecord(id)
+		if err != nil || !ok || r.Attached {
+			continue
+		}
+		if live, err := r.live(); live || err != nil {
+			needed[r.Digest] = true
+			needed[memo.EntryName(closure.Query{Roots: r.Roots, Info: r.ClosureInfo})] = true
+		}
+	}
+	return needed, nil
 }

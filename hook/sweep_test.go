@@ -3,7 +3,6 @@
 package hook
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -127,9 +127,9 @@ func TestSweepRecords(t *testing.T) {
 		{id: "no-process", process: func(_ *testing.T, r Record) Record { return r }},
 		{id: "gvisor", process: sandbox(bundle), stays: true},
 		{id: "gvisor-gone", process: sandbox(bundle + "/gone")},
-		{id: "empty", process: runs, text: " "},
-		{id: "cut-off", process: runs, text: `{"id":"cut-off","pid":`},
-		{id: "no-record", process: runs, text: `[]`},
+		{id: "empty", process: ended, text: " ", stays: true},
+		{id: "cut-off", process: ended, text: `{"id":"cut-off","pid":`, stays: true},
+		{id: "no-record", process: ended, text: `[]`, stays: true},
 		{id: "another-id", process: runs, text: `{"id":"runs","pid":0}`},
 	} {
 		h.make(t, c.process(t, Record{ID: c.id, View: "view-" + c.id, Database: "db-" + c.id}))
@@ -140,14 +140,19 @@ func TestSweepRecords(t *testing.T) {
 			gone = append(gone, c.id)
 		}
 	}
-	swept := h.sweep(t, 0, false)
+	swept, err := Sweep(t.Context(), h.config, 0, false)
+	for _, id := range []string{"empty", "cut-off", "no-record"} {
+		if want := h.dir + "/run/containers/" + id + ".json"; err == nil || !strings.Contains(err.Error(), "record kept: damaged record "+want) {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
 	slices.Sort(gone)
 	if slices.Sort(swept.Records); !slices.Equal(swept.Records, gone) {
 		t.Errorf("swept %q, want %q", swept.Records, gone)
 	}
 	for id, stays := range map[string]bool{
 		"runs": true, "runs.json": true, "ended": false, "another-process": false, "no-process": false, "gvisor": true,
-		"gvisor-gone": false, "empty": false, "cut-off": false, "no-record": false, "another-id": false,
+		"gvisor-gone": false, "empty": true, "cut-off": true, "no-record": true, "another-id": false,
 	} {
 		for _, path := range []string{
 			h.dir + "/run/containers/" + id + ".json", h.store.GCRoots().Of(id),
@@ -177,7 +182,8 @@ func TestSweepTemporary(t *testing.T) {
 		{"registrations/.a.ABC", 2 * time.Hour, false},
 		{"registrations/.a.ABC-journal", 2 * time.Hour, false},
 		{"registrations/.b.ABC", time.Minute, true},
-		{"views/a.new", 0, false}, // nobody makes one while a sweep does this
+		{"views/a.new", 0, false},          // nobody has a lock on it
+		{"containers/.web.json", 0, false}, // nor on the ID
 		{"views/a.stale.ABC", 2 * time.Hour, false},
 		{"views/b.stale.ABC", time.Minute, true},
 	} {
@@ -348,38 +354,137 @@ func TestSweepGoesOn(t *testing.T) {
 	}
 }
 
-// A sweep waits for who prepares a container, and as long as it is allowed.
-func TestSweepWaits(t *testing.T) {
+// A sweep waits for nobody: what another process is busy with stays for the next.
+func TestSweepDoesNotWait(t *testing.T) {
 	h := newHost(t)
-	preparing, err := newRuntimeDir(t, h).lock(unix.LOCK_SH)
+	d := newRuntimeDir(t, h)
+	h.make(t, ended(t, Record{ID: "web", View: "v"}))
+	must(t, h.store.GCRoots().Add(h.store, "earlier", nil), d.use(d.Views, "w", "nobody"),
+		os.Remove(h.store.GCRoots().Of("earlier")+"/.boot"), os.Symlink("another", h.store.GCRoots().Of("earlier")+"/.boot"))
+	temporary, err := closure.CreateTemporary(d.Closures, ".roots.ABC")
 	must(t, err)
-	h.make(t, ended(t, Record{ID: "web"}))
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if swept, err := Sweep(ctx, h.config, 0, false); !errors.Is(err, context.DeadlineExceeded) || !exists(t, h.dir+"/run/containers/web.json") {
-		t.Errorf("swept %+v while a container was prepared: %v", swept, err)
+	fill(t, h.dir+"/run/registrations/.x.ABC-db")
+	held, err := closure.CreateTemporary(d.Registrations, ".x.ABC")
+	must(t, err)
+	fill(t, h.dir+"/run/containers/.nobody.json")
+	fill(t, h.dir+"/run/views/w.new")
+	builder, err := os.Open(h.dir + "/run/views/w.new")
+	must(t, err, unix.Flock(int(builder.Fd()), unix.LOCK_EX))
+	var locks []idLock
+	for _, id := range []string{"web", "earlier", "nobody"} {
+		lock, err := d.lockID(t.Context(), id)
+		must(t, err)
+		locks = append(locks, lock)
 	}
-	time.AfterFunc(50*time.Millisecond, func() { preparing.Close() })
-	if swept := h.sweep(t, 0, false); len(swept.Records) != 1 {
-		t.Errorf("%+v", swept)
+	before := len(h.files(t))
+	began := time.Now()
+	swept := h.sweep(t, 0, false)
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("took %s", took)
+	}
+	if diff := cmp.Diff(Swept{[]string{}, []string{}, []string{}, []string{}, []string{}}, swept); diff != "" || len(h.files(t)) != before {
+		t.Errorf("swept (-want +got)\n%s", diff)
+	}
+	for _, lock := range locks {
+		lock.release()
+	}
+	temporary.Close()
+	held.Close()
+	builder.Close()
+	h.sweep(t, 0, false)
+	for _, dir := range []string{"run/containers", "run/views", "run/registrations", "run/closures", "nix/var/nix/gcroots/nix-closure"} {
+		if left := list(t, h.dir+"/"+dir); len(left) > 0 {
+			t.Errorf("%s: left %q", dir, left)
+		}
 	}
 }
 
-// A view that nobody finished is out of the way before others may make it: they
-// would go on with it while it is removed.
-func TestSweepHalfMadeView(t *testing.T) {
-	for _, name := range []string{"v.new", "v", "v.stale.X"} {
-		h := newHost(t)
-		d := newRuntimeDir(t, h)
-		s := sweeper{dir: d, store: h.store}
-		must(t, os.MkdirAll(h.dir+"/run/views/"+name+"/store/old", 0o700), s.sweep())
-		// From here on others may.
-		if name == "v.stale.X" {
-			name = "v"
+// A start and a sweep at the same moment: what the start finds stays, and what the
+// sweep takes the start does not find.
+func TestSweepHandshake(t *testing.T) {
+	const rounds = 300
+	h := newHost(t)
+	d := newRuntimeDir(t, h)
+	found := 0
+	for round := range rounds {
+		fill(t, h.dir+"/run/views/v")
+		r := runs(t, Record{ID: "web"})
+		must(t, d.writeRecord(r))
+		var all sync.WaitGroup
+		var dir *os.File
+		begin := make(chan struct{})
+		all.Go(func() {
+			<-begin
+			if err := d.use(d.Views, "v", "web"); err != nil {
+				t.Error(err)
+			}
+			if f, err := d.Views.Open("v"); err == nil {
+				dir = f
+			}
+		})
+		all.Go(func() {
+			s := sweeper{dir: d, store: h.store}
+			close(begin)
+			if round%3 > 0 {
+				time.Sleep(time.Duration(round) * 100 * time.Nanosecond)
+			}
+			if err := s.views(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+		all.Wait()
+		if dir != nil {
+			found++
+			// By whatever name it has now, it is whole.
+			if _, err := os.Stat(fmt.Sprintf("/proc/self/fd/%d/store/x", dir.Fd())); err != nil {
+				t.Errorf("round %d: removed under a container that found it: %v", round, err)
+			}
+			dir.Close()
 		}
-		must(t, os.MkdirAll(h.dir+"/run/views/"+name+"/store/new", 0o700), s.removeViews())
-		if left, err := filepath.Glob(h.dir + "/run/views/*/store/*"); err != nil || !slices.Equal(left, []string{h.dir + "/run/views/" + name + "/store/new"}) {
-			t.Errorf("%s: left %q, %v", name, left, err)
+		must(t, d.forget(h.store, Record{ID: "web", View: "v"}))
+		h.sweep(t, 0, false)
+		if left := list(t, h.dir+"/run/views"); len(left) > 0 {
+			t.Fatalf("round %d: left %q", round, left)
+		}
+	}
+	t.Logf("%d of %d found it", found, rounds)
+}
+
+// A sweep that listed the marks before a container marked a view gives it back.
+func TestSweepGivesBack(t *testing.T) {
+	h := newHost(t)
+	h.make(t, runs(t, Record{ID: "web", View: "v"}))
+	s := sweeper{dir: newRuntimeDir(t, h), store: h.store}
+	if removed, err := s.view("v"); removed || err != nil || !exists(t, h.dir+"/run/views/v/store/x") {
+		t.Errorf("%v, %v: %q", removed, err, list(t, h.dir+"/run/views"))
+	}
+	// Unless there is another by now.
+	fill(t, h.dir+"/run/views/v.stale.X")
+	if removed, err := s.view("v.stale.X"); removed || err != nil || !exists(t, h.dir+"/run/views/v.stale.X/store/x") {
+		t.Errorf("stale: %v, %v: %q", removed, err, list(t, h.dir+"/run/views"))
+	}
+}
+
+// What is remembered of a closure stays while a container is prepared that needs it.
+func TestSweepPreparing(t *testing.T) {
+	h := newHost(t)
+	d := newRuntimeDir(t, h)
+	r := runs(t, Record{ID: "web", Roots: []closure.BaseName{named("hello")}, Digest: strings.Repeat("0", 64)})
+	memo := closure.Memo{Dir: d.Closures, Store: h.store}
+	needed := []string{r.Digest, memo.EntryName(closure.Query{Roots: r.Roots})}
+	for _, name := range append(needed, "other") {
+		fill(t, h.dir+"/run/closures/"+name)
+	}
+	for _, attached := range []bool{false, true} {
+		r.Attached = attached
+		must(t, d.writeRecord(r))
+		h.sweep(t, 0, false)
+		want := needed
+		if attached {
+			want = nil
+		}
+		if left := list(t, h.dir+"/run/closures"); !slices.Equal(left, want) {
+			t.Errorf("attached %v: left %q", attached, left)
 		}
 	}
 }
@@ -391,13 +496,7 @@ func TestSweepSome(t *testing.T) {
 	d := newRuntimeDir(t, h)
 	pass := func() {
 		t.Helper()
-		lock, err := d.lock(unix.LOCK_EX)
-		must(t, err)
-		d.sweepSome(lock, false, h.store, slog.New(slog.DiscardHandler))
-		if lock, err = d.lock(unix.LOCK_EX | unix.LOCK_NB); err != nil {
-			t.Fatalf("the lock is not given back: %v", err)
-		}
-		lock.Close()
+		d.sweepSome(t.Context(), false, h.store, slog.New(slog.DiscardHandler))
 	}
 	const many = 200
 	h.make(t, runs(t, Record{ID: "runs", View: "used"}))

@@ -257,7 +257,7 @@ func (h *Host) showsAny(mounts Mounts, shown []mountPoint) (shows string, asked 
 // showsProcesses tells whether a mount is the host's /proc: by a process's root, it
 // shows the store.
 func (h *Host) showsProcesses(m mountPoint) bool {
-	if m.kind != "proc" || h.ProcessesShown {
+	if m.kind != "proc" || h.ProcessesAllowed {
 		return false
 	}
 	first, _, _ := strings.Cut(strings.TrimPrefix(m.path, "/"), "/")

@@ -40,8 +40,11 @@ type Host struct {
 	layered bool
 	// looked are places that were looked into. What they show is in guarded.
 	looked map[place]bool
-	// ProcessesShown: whether a mount of the host's /proc is none of our business.
-	ProcessesShown bool
+	// ProcessesAllowed: whether a mount of the host's /proc is none of our business.
+	ProcessesAllowed bool
+	// FUSEAllowed: whether a volume may be a FUSE file system, which is looked into
+	// then, and can show anything all the same.
+	FUSEAllowed bool
 }
 
 // guard is a directory that must not show. Of the store directory, a single

@@ -242,7 +242,10 @@ func (h *Host) lookAtLayers() error {
 		return err
 	}
 	for _, m := range h.mounts {
-		if err := h.look(h.mounts, m); err != nil && !errors.Is(err, errHidden) {
+		if isMovable(m.kind) {
+			continue // no layer of the store; and its server may not answer
+		}
+		if err := h.look(h.mounts, m); err != nil && !errors.Is(err, errHidden) && !errors.Is(err, errPart) {
 			return err
 		}
 	}

@@ -149,6 +149,9 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 	if !h.needsLook(m) || h.looked[m.place] {
 		return nil
 	}
+	if isFUSE(m.kind) && !h.FUSEAllowed {
+		return fmt.Errorf("%s on %s: %w", m.kind, m.point, errFUSE)
+	}
 	var failed error
 	for _, o := range mounts {
 		if o.device != m.device || h.looked[o.place] {
@@ -181,6 +184,8 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 // layer, anywhere in it. One that leads to the store lies below what shows of the store
 // at the overlay's root, if that is in sight.
 var errPart = errors.New("only a part of it is mounted, and nothing tells what the rest shows; mount it whole too")
+
+var errFUSE = errors.New("what a FUSE file system shows is what its program likes, also later; take the volume out, or set fuse = true in the configuration if the programs behind this host's volumes are trusted")
 
 // sawRoot tells whether the root of a file system was looked into.
 func (h *Host) sawRoot(device string) bool { return h.looked[place{device, "/"}] }

@@ -249,7 +249,7 @@ func TestProcesses(t *testing.T) {
 		}
 	}
 	host := h.look(t)
-	host.ProcessesShown = true
+	host.ProcessesAllowed = true
 	if got, err := host.Classify("/", bind("/proc", "/x")); err != nil || got.Class != NoneOfOurs {
 		t.Errorf("where the configuration allows it: %+v, %v", got, err)
 	}

@@ -3,12 +3,14 @@
 package view
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,13 +62,39 @@ func OpenLayer(views *os.Root, digest string, o Options, since int64) (_ Layer, 
 	return Layer{filepath.Join(views.Name(), name)}, true
 }
 
+// FindLayer returns the layer of a closure if there is one that shows the store
+// paths as they are, or ok is false. It looks at each of them.
+func FindLayer(views *os.Root, store closure.Store, c closure.Closure, o Options) (_ Layer, ok bool, _ error) {
+	storeDir, err := openStore(store)
+	if err != nil {
+		return Layer{}, false, err
+	}
+	defer storeDir.Close()
+	return currentLayer(views, storeDir, c, o)
+}
+
+func openStore(store closure.Store) (*os.File, error) {
+	return os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+}
+
+// builderTimeout is how long a process waits for another that makes the same layer.
+// Most layers take milliseconds.
+var builderTimeout = 5 * time.Second
+
+// half is at the end of the name of a layer that is being made. Who makes it has a
+// lock on the directory (flock): without one, nobody finishes it.
+const half = ".new"
+
 // EnsureLayer makes the layer of a closure, or takes the one that is there if it
 // still shows the store paths as they are. Many processes may do so at once:
-// one makes it, aside, and renames it, and the others wait for it.
-func EnsureLayer(views *os.Root, store closure.Store, c closure.Closure, o Options) (_ Layer, Err error) {
+// one makes it, aside, and renames it, and the others wait for it. They do not wait
+// for long: a process that was stopped must not keep others from starting, so each
+// makes the layer itself then, and the first that is done renames it.
+func EnsureLayer(
+	ctx context.Context, views *os.Root, store closure.Store, c closure.Closure, o Options,
+) (Layer, error) {
 	name := LayerName(c.Digest(), o)
-	aside := name + ".new"
-	storeDir, err := os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	storeDir, err := openStore(store)
 	if err != nil {
 		return Layer{}, err
 	}
@@ -75,37 +103,64 @@ func EnsureLayer(views *os.Root, store closure.Store, c closure.Closure, o Optio
 	if l, ok, err := currentLayer(views, storeDir, c, o); ok || err != nil {
 		return l, err
 	}
-	work, err := lockedDir(views, aside, name)
+	aside := name + half
+	work, err := lockedDir(ctx, views, aside, name)
+	if errors.Is(err, errBuilding) {
+		// Nobody else has this name.
+		aside = name + "." + rand.Text() + half
+		work, err = lockedDir(ctx, views, aside, name)
+	}
 	if err != nil {
 		return Layer{}, err
 	}
 	defer work.Close()
 	if isNow(views, name, work) {
-		return Layer{filepath.Join(views.Name(), name)}, nil
+		return layerIn(views, name), nil
 	}
 	// Another process may have finished between the first look and the lock.
 	if l, ok, err := currentLayer(views, storeDir, c, o); ok || err != nil {
 		return l, errors.Join(err, views.RemoveAll(aside))
-	}
-	// What is there shows the paths as they were: they were collected and came
-	// back different, or someone changed an attribute. Containers that run may
-	// use it, so it is moved out of the way, which an overlay does not notice.
-	if err := views.Rename(name, name+".stale."+rand.Text()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return Layer{}, err
 	}
 	began := time.Now()
 	err = fill(work, storeDir, store, c, o)
 	if err == nil {
 		err = views.Chtimes(aside, began, began)
 	}
+	if err == nil {
+		err = publish(views, storeDir, aside, c, o)
+	}
 	if err != nil {
 		return Layer{}, errors.Join(err, views.RemoveAll(aside))
 	}
-	if err := views.Rename(aside, name); err != nil {
-		return Layer{}, err
-	}
-	return Layer{filepath.Join(views.Name(), name)}, nil
+	return layerIn(views, name), nil
 }
+
+func layerIn(views *os.Root, name string) Layer { return Layer{filepath.Join(views.Name(), name)} }
+
+// publish gives a layer that was made aside its name.
+func publish(views *os.Root, storeDir *os.File, aside string, c closure.Closure, o Options) error {
+	name := LayerName(c.Digest(), o)
+	for range publishAttempts {
+		err := views.Rename(aside, name)
+		if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTEMPTY) {
+			return err
+		}
+		// What is there was made by another meanwhile; or it shows the paths as
+		// they were: they were collected and came back different, or someone
+		// changed an attribute. Containers that run may use it, so it is moved
+		// out of the way, which an overlay does not notice.
+		if _, ok, err := currentLayer(views, storeDir, c, o); ok || err != nil {
+			return errors.Join(err, views.RemoveAll(aside))
+		}
+		if err := views.Rename(name, name+".stale."+rand.Text()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return fmt.Errorf("%s: others replace it all the time", filepath.Join(views.Name(), name))
+}
+
+// publishAttempts is more often than others come first.
+const publishAttempts = 10
 
 // currentLayer returns the layer that is there, if it is up to date.
 func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Options) (Layer, bool, error) {
@@ -117,14 +172,23 @@ func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Option
 	ok, err := upToDate(l.path+"/"+shown, storeDir, c)
 	if ok && err == nil {
 		err = views.Chtimes(LayerName(c.Digest(), o), began, began)
+		if errors.Is(err, fs.ErrNotExist) {
+			return Layer{}, false, nil // a sweep took it just now
+		}
 	}
 	return l, ok, err
 }
 
+// errBuilding says that another process makes the layer.
+var errBuilding = errors.New("another process makes the layer")
+
 // lockedDir returns the directory aside in views, made if it is missing, empty
 // and locked by this process alone; or, if the process that had the lock
-// finished it while this one waited, the same directory under its name.
-func lockedDir(views *os.Root, aside, name string) (_ *os.File, Err error) {
+// finished it while this one waited, the same directory under its name. After
+// builderTimeout it fails with errBuilding.
+func lockedDir(ctx context.Context, views *os.Root, aside, name string) (_ *os.File, Err error) {
+	waited, cancel := context.WithTimeout(ctx, builderTimeout)
+	defer cancel()
 	for {
 		if err := views.Mkdir(aside, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
@@ -135,15 +199,16 @@ func lockedDir(views *os.Root, aside, name string) (_ *os.File, Err error) {
 		} else if err != nil {
 			return nil, err
 		}
-		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+		err = waitFlock(waited, dir)
 		switch {
+		case errors.Is(err, errBuilding) && ctx.Err() != nil:
+			err = fmt.Errorf("waiting for another process to make %s%s: %w", dir.Name(), flockHolder(dir), ctx.Err())
 		case err != nil:
-			err = &os.PathError{Op: "flock", Path: dir.Name(), Err: err}
 		case isNow(views, name, dir):
 			return dir, nil
 		case isNow(views, aside, dir):
 			// What a killed process left in it goes.
-			if err = views.RemoveAll(aside + "/" + shown); err == nil {
+			if err = errors.Join(views.RemoveAll(aside+"/"+shown), views.RemoveAll(aside+"/"+sizeLink)); err == nil {
 				return dir, nil
 			}
 		}
@@ -152,6 +217,62 @@ func lockedDir(views *os.Root, aside, name string) (_ *os.File, Err error) {
 			return nil, err
 		}
 	}
+}
+
+// waitFlock waits for the lock of a directory, or fails with errBuilding.
+func waitFlock(ctx context.Context, dir *os.File) error {
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return &os.PathError{Op: "flock", Path: dir.Name(), Err: err}
+		}
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errBuilding
+		case <-time.After(pause):
+		}
+	}
+}
+
+// flockHolder says which process has the lock of a directory, for a message.
+func flockHolder(dir *os.File) string {
+	var st unix.Stat_t
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil || unix.Fstat(int(dir.Fd()), &st) != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(locks)) {
+		// 1: FLOCK  ADVISORY  WRITE 4711 00:1a:7 0 EOF
+		f := strings.Fields(line)
+		if len(f) == 8 && f[1] == "FLOCK" && strings.HasSuffix(f[5], fmt.Sprintf(":%d", st.Ino)) {
+			return fmt.Sprintf(" (process %s has the lock)", f[4])
+		}
+	}
+	return ""
+}
+
+// IsHalf tells whether a name in views is of a layer that is being made.
+func IsHalf(name string) bool { return strings.HasSuffix(name, half) }
+
+// LockAbandoned takes the lock of a layer that is being made, if nobody has it:
+// whoever made it was killed. Until release, nobody goes on with it; if it has another
+// name by then, nobody ever does.
+func LockAbandoned(views *os.Root, name string) (release func(), ok bool) {
+	if !IsHalf(name) {
+		return nil, false
+	}
+	dir, err := views.Open(name)
+	if err != nil {
+		return nil, false
+	}
+	if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || !isNow(views, name, dir) {
+		dir.Close()
+		return nil, false
+	}
+	return func() { dir.Close() }, true
 }
 
 // isNow tells whether name in views is the open directory.
@@ -167,6 +288,14 @@ func isNow(views *os.Root, name string, dir *os.File) bool {
 // fill makes the layer's directory tree in work, which is empty.
 func fill(work, storeDir *os.File, store closure.Store, c closure.Closure, o Options) error {
 	dirfd := int(work.Fd())
+	// First, so that it counts while it is being made.
+	cost, err := layerCost(dirfd, c)
+	if err != nil {
+		return err
+	}
+	if err := unix.Symlinkat(cost.String(), dirfd, sizeLink); err != nil {
+		return &os.PathError{Op: "symlink", Path: sizeLink, Err: err}
+	}
 	if err := unix.Mkdirat(dirfd, shown, 0o700); err != nil {
 		return &os.PathError{Op: "mkdir", Path: shown, Err: err}
 	}

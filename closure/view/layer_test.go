@@ -4,8 +4,10 @@ package view
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -33,7 +35,7 @@ func TestOneLayer(t *testing.T) {
 	for range 50 {
 		all.Go(func() {
 			<-start
-			layer, err := EnsureLayer(h.views, h.store, c, listed)
+			layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 			if err != nil || layer.path != h.dir+"/views/"+c.Digest() {
 				t.Errorf("%q, %v", layer.path, err)
 				return
@@ -90,12 +92,12 @@ func TestLayerIsKept(t *testing.T) {
 	if _, ok := OpenLayer(h.views, c.Digest(), listed, 0); ok {
 		t.Error("there is a layer already")
 	}
-	first, err := EnsureLayer(h.views, h.store, c, listed)
+	first, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 	must(t, err)
 	before, err := os.Stat(first.path)
 	must(t, err)
 	for range 2 {
-		again, err := EnsureLayer(h.views, h.store, c, listed)
+		again, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 		must(t, err)
 		after, err := os.Stat(again.path)
 		must(t, err)
@@ -165,7 +167,7 @@ func TestWaitForTheBuilder(t *testing.T) {
 	must(t, err, unix.Flock(int(builder.Fd()), unix.LOCK_EX))
 	done := make(chan error, 1)
 	go func() {
-		layer, err := EnsureLayer(h.views, h.store, c, listed)
+		layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 		if err == nil && layer.path != h.dir+"/views/"+name {
 			err = errors.New("another layer: " + layer.path)
 		}
@@ -191,6 +193,141 @@ func TestWaitForTheBuilder(t *testing.T) {
 	}
 	if now, err := os.Stat(h.dir + "/views/" + name); err != nil || !os.SameFile(made, now) {
 		t.Errorf("the builder's layer was replaced: %v", err)
+	}
+}
+
+// A builder that was stopped keeps nobody from starting, and does no harm when it
+// goes on.
+func TestStoppedBuilder(t *testing.T) {
+	defer func(d time.Duration) { builderTimeout = d }(builderTimeout)
+	builderTimeout = 50 * time.Millisecond
+	h := newHost(t)
+	c := h.fill(t)
+	name := c.Digest()
+	aside := h.dir + "/views/" + name + ".new"
+	must(t, os.Mkdir(aside, 0o700))
+	builder, err := os.Open(aside)
+	must(t, err, unix.Flock(int(builder.Fd()), unix.LOCK_EX))
+	defer builder.Close()
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	want := fmt.Sprintf("waiting for another process to make %s (process %d has the lock): context deadline exceeded", aside, os.Getpid())
+	if _, err := EnsureLayer(ctx, h.views, h.store, c, listed); !errors.Is(err, context.DeadlineExceeded) || err.Error() != want {
+		t.Errorf("after the deadline: %v\nwant %s", err, want)
+	}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
+			if err != nil || layer.path != h.dir+"/views/"+name {
+				t.Errorf("%q, %v", layer.path, err)
+				return
+			}
+			if got := list(t, layer.path+"/"+shown); !slices.Equal(got, c.Names) {
+				t.Errorf("half a layer: %d names", len(got))
+			}
+		})
+	}
+	all.Wait()
+	made, err := os.Stat(h.dir + "/views/" + name)
+	must(t, err)
+	if left := list(t, h.dir+"/views"); len(left) != 2 {
+		t.Errorf("there are %q", left)
+	}
+	if _, ok := LockAbandoned(h.views, name+half); ok {
+		t.Error("taken for abandoned, though it has the lock")
+	}
+
+	storeDir, err := openStore(h.store)
+	must(t, err)
+	defer storeDir.Close()
+	must(t, fill(builder, storeDir, h.store, c, listed), publish(h.views, storeDir, name+half, c, listed))
+	if now, err := os.Stat(h.dir + "/views/" + name); err != nil || !os.SameFile(made, now) {
+		t.Errorf("replaced: %v", err)
+	}
+	if left := list(t, h.dir+"/views"); len(left) != 1 {
+		t.Errorf("there are %q", left)
+	}
+}
+
+// What nobody finishes has no lock, and nobody goes on with it while it has one.
+func TestLockAbandoned(t *testing.T) {
+	h := newHost(t)
+	for _, name := range []string{"a", "a.new", "a.X.new", "a.stale.X"} {
+		must(t, os.Mkdir(h.dir+"/views/"+name, 0o700))
+		release, ok := LockAbandoned(h.views, name)
+		if ok != strings.HasSuffix(name, ".new") {
+			t.Errorf("%s: %v", name, ok)
+		}
+		if !ok {
+			continue
+		}
+		if _, ok := LockAbandoned(h.views, name); ok {
+			t.Errorf("%s: locked twice", name)
+		}
+		release()
+	}
+	if _, ok := LockAbandoned(h.views, "nothing.new"); ok {
+		t.Error("what is not there")
+	}
+	// A builder that comes meanwhile makes another.
+	release, ok := LockAbandoned(h.views, "a.new")
+	builder := make(chan *os.File)
+	go func() {
+		dir, err := lockedDir(t.Context(), h.views, "a.new", "a")
+		if err != nil {
+			t.Error(err)
+		}
+		builder <- dir
+	}()
+	time.Sleep(20 * time.Millisecond)
+	must(t, os.Rename(h.dir+"/views/a.new", h.dir+"/views/a.stale.Y"))
+	release()
+	dir := <-builder
+	if !ok || dir == nil || !isNow(h.views, "a.new", dir) {
+		t.Errorf("%v, %v", ok, dir)
+	}
+}
+
+// A layer says what it takes of its file system, and that is not less than it does.
+func TestLayerCost(t *testing.T) {
+	for _, kind := range []string{"tmpfs", "the file system of the tests"} {
+		h := newHost(t)
+		if kind == "tmpfs" {
+			must(t, unix.Mount("tmpfs", h.dir+"/views", "tmpfs", 0, ""))
+			defer func() { must(t, unix.Unmount(h.dir+"/views", unix.MNT_DETACH)) }()
+			var err error
+			h.views, err = os.OpenRoot(h.dir + "/views")
+			must(t, err)
+		}
+		var names []closure.BaseName
+		for i := range 500 {
+			name := named(fmt.Sprint("a-path-with-a-name-of-common-length-", i))
+			h.directory(t, string(name), 0o555)
+			names = append(names, name)
+		}
+		c := closure.New(h.store, names)
+		var before, after unix.Statfs_t
+		must(t, unix.Statfs(h.dir+"/views", &before))
+		want, err := LayerCost(h.views, c, listed)
+		must(t, err)
+		_, err = EnsureLayer(t.Context(), h.views, h.store, c, listed)
+		must(t, err, unix.Statfs(h.dir+"/views", &after))
+		got := CostOf(h.views, c.Digest())
+		if got.Inodes != want.Inodes || got.Bytes < want.Inodes*InodeBytes || got.Bytes > 2*want.Bytes {
+			t.Errorf("%s: costs %v, and %v was expected", kind, got, want)
+		}
+		if kind == "tmpfs" { // where nobody else is
+			if used := int64(before.Ffree) - int64(after.Ffree); used > got.Inodes || used < got.Inodes/2 {
+				t.Errorf("takes %d inodes, and says %v", used, got)
+			}
+		}
+		// One of an earlier version does not say.
+		must(t, os.Remove(h.dir+"/views/"+c.Digest()+"/"+sizeLink))
+		if old := CostOf(h.views, c.Digest()); old.Inodes < 500 || old.Bytes < 500*InodeBytes {
+			t.Errorf("%s: without the link: %v", kind, old)
+		}
 	}
 }
 
@@ -242,7 +379,7 @@ func TestStaleLayer(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			h := newHost(t)
 			c := h.fill(t)
-			layer, err := EnsureLayer(h.views, h.store, c, listed)
+			layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 			must(t, err)
 			before, err := os.Stat(layer.path)
 			must(t, err)
@@ -264,9 +401,9 @@ func TestStaleLayer(t *testing.T) {
 func TestLayerOfAMissingPath(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
-	_, err := EnsureLayer(h.views, h.store, c, listed)
+	_, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 	must(t, err, os.Remove(h.store.Dir+"/"+string(named("file"))))
-	if _, err := EnsureLayer(h.views, h.store, c, listed); !errors.Is(err, ErrMissing) {
+	if _, err := EnsureLayer(t.Context(), h.views, h.store, c, listed); !errors.Is(err, ErrMissing) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -293,7 +430,7 @@ func TestCheck(t *testing.T) {
 		h.file(t, string(named("file")), "file", 0o444)
 		h.link(t, string(named("link")), "/")
 		c := closure.New(h.store, []closure.BaseName{named("a-directory"), named("file"), named("link")})
-		layer, err := EnsureLayer(h.views, h.store, c, listed)
+		layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 		must(t, err, k.change(layer.path+"/"+shown))
 		v, err := NewOverlay(h.store, layer, listed)
 		must(t, err)

@@ -3,6 +3,7 @@
 package view
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -176,7 +177,7 @@ var modes = []struct {
 	make func(h host, c closure.Closure, o Options) (View, error)
 }{
 	{"overlay", func(h host, c closure.Closure, o Options) (View, error) {
-		layer, err := EnsureLayer(h.views, h.store, c, o)
+		layer, err := EnsureLayer(context.Background(), h.views, h.store, c, o)
 		if err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@
 package view
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,7 +24,7 @@ var container = Owner{UID: 1234, GID: 4321}
 // newWritable makes views of a size in bytes.
 func newWritable(size int64) func(host, closure.Closure, Options) (View, error) {
 	return func(h host, c closure.Closure, o Options) (View, error) {
-		layer, err := EnsureLayer(h.views, h.store, c, o)
+		layer, err := EnsureLayer(context.Background(), h.views, h.store, c, o)
 		if err != nil {
 			return nil, err
 		}
@@ -250,7 +251,7 @@ func TestWritableInAnotherNamespace(t *testing.T) {
 func TestWritableChecks(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
-	layer, err := EnsureLayer(h.views, h.store, c, listed)
+	layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 	must(t, err, unix.Removexattr(layer.path+"/"+shown+"/"+string(named("a-directory")), xattrRedirect))
 	v := NewWritable(h.store, c, layer, listed, 1<<20, container)
 	if err := v.Attach(h.target(t, "target")); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "shows without its content") {
@@ -322,7 +323,7 @@ func TestLayerNames(t *testing.T) {
 		if l, ok := OpenLayer(h.views, digest, v.Options, 0); ok {
 			t.Errorf("%+v: there is %v", v.Options, l)
 		}
-		l, err := EnsureLayer(h.views, h.store, c, v.Options)
+		l, err := EnsureLayer(t.Context(), h.views, h.store, c, v.Options)
 		if err != nil || l.path != h.dir+"/views/"+v.name {
 			t.Errorf("%+v: %v, %v", v.Options, l, err)
 		}
@@ -342,7 +343,7 @@ func TestLayerNames(t *testing.T) {
 	for _, v := range variants {
 		before, err := os.Stat(h.dir + "/views/" + v.name)
 		must(t, err)
-		_, err = EnsureLayer(h.views, h.store, c, v.Options)
+		_, err = EnsureLayer(t.Context(), h.views, h.store, c, v.Options)
 		must(t, err)
 		if after, err := os.Stat(h.dir + "/views/" + v.name); err != nil || !os.SameFile(before, after) {
 			t.Errorf("%s: made anew, %v", v.name, err)

@@ -12,30 +12,41 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/nixdb"
+	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/hook"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
 // ensureRegistration makes the registration of a closure, if there is none or it
 // is out of date.
-func ensureRegistration(ctx context.Context, c config.Config, dir *hook.RuntimeDir, q closure.Query, res closure.Resolution) (Err error) {
+func ensureRegistration(
+	ctx context.Context, c config.Config, dir *hook.RuntimeDir,
+	q closure.Query, res closure.Resolution, resolved closure.Closure,
+) (Err error) {
 	name := closure.RegistrationName(res.Digest, q.Info)
 	if f, err := dir.Registration(name, res.Since); err == nil {
 		return f.Close()
 	}
 	began := time.Now()
-	resolved, err := closure.Memo{Dir: dir.Closures, Store: c.Store()}.Load(res.Digest)
-	if err != nil {
-		return err
-	}
 	infos, err := pathInfos(ctx, c, q, resolved)
 	if err != nil {
 		return err
 	}
-	temporary := "." + name + "." + rand.Text()
+	if _, err := dir.MakeRoom(ctx, c, registrationCost(infos)); err != nil {
+		return err
+	}
+	held := "." + name + "." + rand.Text()
+	lock, err := closure.CreateTemporary(dir.Registrations, held)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	temporary := held + "-db"
 	defer func() {
-		if err := dir.Registrations.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) && Err == nil {
-			Err = err
+		for _, file := range []string{temporary, held} {
+			if err := dir.Registrations.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) && Err == nil {
+				Err = err
+			}
 		}
 	}()
 	if err := nixdb.WriteRegistration(ctx, dir.Registrations.Name()+"/"+temporary, c.Store(), infos); err != nil {
@@ -46,6 +57,17 @@ func ensureRegistration(ctx context.Context, c config.Config, dir *hook.RuntimeD
 		return err
 	}
 	return dir.Registrations.Rename(temporary, name)
+}
+
+// registrationCost is about what the registration of a closure takes: a page for each
+// table and index, and the rows.
+func registrationCost(infos []closure.PathInfo) view.Cost {
+	const pages, row, reference = 64 << 10, 1 << 10, 64
+	cost := view.Cost{Inodes: 1, Bytes: view.InodeBytes + pages}
+	for _, info := range infos {
+		cost.Bytes += int64(row + reference*len(info.References))
+	}
+	return cost
 }
 
 // pathInfos returns the registration of a closure: of what the closure-info lists that

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/nixdb"
+	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/hook"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
@@ -65,27 +67,21 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 	if err != nil {
 		return fmt.Errorf("opening the runtime directory: %w; run as the user who runs the hook, mostly root", err)
 	}
-	lock, err := dir.Preparing()
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
 	memo := closure.Memo{Dir: dir.Closures, Store: store}
-	res, err := ask(ctx, c, memo, q)
+	res, resolved, err := askAndLoad(ctx, c, memo, q)
 	if err != nil {
 		return err
 	}
+	// What is remembered of closures takes room too. Where what is in use takes
+	// all of it, this is not the place to say so.
+	_, _ = dir.MakeRoom(ctx, c, view.Cost{})
 	if o.registration {
-		if err := ensureRegistration(ctx, c, dir, q, res); err != nil {
+		if err := ensureRegistration(ctx, c, dir, q, res, resolved); err != nil {
 			return err
 		}
 	}
 	if o.asJSON {
 		return json.NewEncoder(out).Encode(res)
-	}
-	resolved, err := memo.Load(res.Digest)
-	if err != nil {
-		return err
 	}
 	for _, n := range resolved.Names {
 		if _, err := fmt.Fprintln(out, store.Path(n)); err != nil {
@@ -93,6 +89,24 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 		}
 	}
 	return nil
+}
+
+// askAndLoad is ask, and the closure. A sweep may take what is remembered of it
+// before it is loaded.
+func askAndLoad(
+	ctx context.Context, c config.Config, memo closure.Memo, q closure.Query,
+) (closure.Resolution, closure.Closure, error) {
+	const attempts = 5
+	for attempt := 1; ; attempt++ {
+		res, err := ask(ctx, c, memo, q)
+		if err != nil {
+			return res, closure.Closure{}, err
+		}
+		resolved, err := memo.Load(res.Digest)
+		if !errors.Is(err, fs.ErrNotExist) || attempt == attempts {
+			return res, resolved, err
+		}
+	}
 }
 
 // ask asks Nix's database, or, where it cannot be read, Nix's own program.

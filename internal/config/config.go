@@ -36,14 +36,21 @@ type Config struct {
 	MaxPaths          int      `toml:"max-paths"`
 	// WritableSize bounds what one container adds to its store; 0: half of the
 	// container's memory limit, or a gibibyte where it has none.
-	WritableSize Size   `toml:"writable-size"`
-	Runtime      string `toml:"runtime"`
+	WritableSize Size `toml:"writable-size"`
+	// RuntimeInodes and RuntimeSize bound what views, registrations and the memo
+	// take of the runtime directory's file system; 0: a quarter of it.
+	RuntimeInodes int64  `toml:"runtime-inodes"`
+	RuntimeSize   Size   `toml:"runtime-size"`
+	Runtime       string `toml:"runtime"`
 	// Engine is the engine that calls nix-closure-runtime, where that cannot be seen:
 	// "cri-o", or empty.
 	Engine string `toml:"engine"`
 	// SharedPID: a container may have the PID namespace of the host, or that of a
 	// container with another closure.
 	SharedPID bool `toml:"shared-pid"`
+	// FUSE: a container may have volumes on FUSE file systems, which can show
+	// anything.
+	FUSE bool `toml:"fuse"`
 	// Rootless says that the user who runs this program is not the host's root,
 	// who owns /run. No key sets it.
 	Rootless bool   `toml:"-"`
@@ -163,6 +170,12 @@ func (c Config) check() error {
 	}
 	if c.WritableSize != 0 && c.WritableSize < smallestSize {
 		return fmt.Errorf("writable-size = %d: less than %d bytes", c.WritableSize, smallestSize)
+	}
+	if c.RuntimeInodes < 0 {
+		return fmt.Errorf("runtime-inodes = %d: less than none; 0 is a quarter of the file system's", c.RuntimeInodes)
+	}
+	if c.RuntimeSize != 0 && c.RuntimeSize < smallestSize {
+		return fmt.Errorf("runtime-size = %d: less than %d bytes", c.RuntimeSize, smallestSize)
 	}
 	if c.MaxPaths < 1 || c.MaxPaths > mostPaths {
 		return fmt.Errorf("max-paths = %d: not a number from 1 to %d", c.MaxPaths, mostPaths)

@@ -70,7 +70,10 @@ func TestKilledHook(t *testing.T) {
 		{before: "openat", path: runtimeDir + "/registrations"}, // sweeping
 		{before: "openat", path: "/nix/var/nix/gc.lock"},
 		{before: "renameat", path: runtimeDir + "/closures"}, // by the program that resolves
-		{before: "renameat", path: runtimeDir + "/containers"},
+		{before: "fcntl", path: runtimeDir + "/locks"},       // claiming the ID
+		{before: "openat", path: runtimeDir + "/containers/." + id + ".json"},
+		{before: "write", path: runtimeDir + "/containers/." + id + ".json"},
+		{before: "renameat", path: runtimeDir + "/containers/" + id + ".json"},
 		{before: "mkdirat", path: id}, // for GC roots
 		{before: "symlinkat"},
 		{before: "mkdirat", path: runtimeDir + "/views", mode: "overlay"},
@@ -281,7 +284,6 @@ func TestSweepCommand(t *testing.T) {
 	view, registration, memo := fmt.Sprintf(long, "views"), fmt.Sprintf(long, "registrations"), fmt.Sprintf(long, "closures")
 	forge := func() {
 		dead(t, "ended", `{"id":"ended","pid":999999999,"pidStart":1}`)
-		dead(t, "damaged", `{"id":"damaged","pid":`)
 		dead(t, "another-process", fmt.Sprintf(`{"id":"another-process","pid":%d,"pidStart":1}`, os.Getpid()))
 		for _, id := range []string{"earlier-boot", "younger"} {
 			create(t, filepath.Join(gcRoots, id)+"/")
@@ -307,7 +309,7 @@ func TestSweepCommand(t *testing.T) {
 	memos := func() []string {
 		return strings.Fields(must(t, "find", runtimeDir+"/closures", "-type", "f", "-printf", "%f\n"))
 	}
-	records := []string{"another-process", "damaged", "ended"}
+	records := []string{"another-process", "ended"}
 	for _, c := range []struct {
 		flags []string
 		want  func() lists
@@ -391,6 +393,48 @@ func TestSweepCommand(t *testing.T) {
 		t.Error(err)
 	}
 	sweptClean(t, "after mistakes")
+}
+
+// A record that cannot be understood may be a container's that runs: it is kept,
+// everybody says so, and nothing else is kept with it.
+func TestSweepDamaged(t *testing.T) {
+	b := newBundle(t, roots(store["tools"]), "true", "createRuntime", "poststop")
+	if _, _, stderr, err := b.run(t, "runc"); err != nil { // makes the directories
+		t.Fatalf("%v %s", err, stderr)
+	}
+	file := runtimeDir + "/containers/damaged.json"
+	want := "damaged record " + file + ": unexpected end of JSON input; "
+	dead(t, "damaged", `{"id":"damaged","pid":`)
+	dead(t, "ended", `{"id":"ended","pid":999999999,"pidStart":1}`)
+	out, stderr, err := call(*bin+"/nix-closure", "gc")
+	if err == nil || out != "record ended\n" || stderr != "nix-closure: record kept: "+want+"remove "+file+" when no container with this ID runs\n" {
+		t.Errorf("%v %q %q", err, out, stderr)
+	}
+	for _, runtime := range runtimes {
+		before := len(readLog(t))
+		if out, err := b.command(t, runtime, "damaged").CombinedOutput(); err == nil {
+			t.Errorf("%s: it started: %s", runtime, out)
+		}
+		said := slices.ContainsFunc(readLog(t)[before:], func(l logLine) bool {
+			return strings.HasPrefix(l.Msg, "nix-closure: container damaged: claiming the container ID: "+want) &&
+				strings.HasSuffix(l.Msg, "remove "+file+" when no container with this ID runs")
+		})
+		if !said {
+			t.Errorf("%s: not in the log: %+v", runtime, readLog(t)[before:])
+		}
+		// Another container is in nobody's way.
+		if _, _, stderr, err := b.run(t, runtime); err != nil {
+			t.Errorf("%s: %v %s", runtime, err, stderr)
+		}
+	}
+	for _, path := range []string{file, filepath.Join(gcRoots, "damaged", filepath.Base(store["data"]))} {
+		if _, err := os.Lstat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	removeAll(t, file)
+	removeAll(t, filepath.Join(gcRoots, "damaged"))
+	nothingLeft(t)
 }
 
 // What a container used stays for an hour after its end.

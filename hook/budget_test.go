@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/internal/config"
+)
+
+// onTmpfs mounts a tmpfs where the runtime directory goes.
+func (h host) onTmpfs(t *testing.T, options string) {
+	t.Helper()
+	must(t, os.Mkdir(h.dir+"/run", 0o700), unix.Mount("tmpfs", h.dir+"/run", "tmpfs", 0, "mode=0700,"+options))
+	t.Cleanup(func() { must(t, unix.Unmount(h.dir+"/run", unix.MNT_DETACH)) })
+}
+
+// The configuration bounds what the runtime directory takes, and where it does not
+// say, its file system's size does.
+func TestLimit(t *testing.T) {
+	const none = math.MaxInt64
+	for _, c := range []struct {
+		options string
+		config  config.Config
+		want    view.Cost
+	}{
+		{"nr_inodes=1000,size=4M", config.Config{}, view.Cost{Inodes: 250, Bytes: 1 << 20}},
+		{"nr_inodes=1000,size=4M", config.Config{RuntimeInodes: 17}, view.Cost{Inodes: 17, Bytes: 1 << 20}},
+		{"nr_inodes=1000,size=4M", config.Config{RuntimeSize: 8 << 20}, view.Cost{Inodes: 250, Bytes: 8 << 20}},
+		{"nr_inodes=1000,size=4M", config.Config{RuntimeInodes: 1, RuntimeSize: 4096}, view.Cost{Inodes: 1, Bytes: 4096}},
+		{"nr_inodes=0,size=0", config.Config{}, view.Cost{Inodes: none, Bytes: none}},
+		{"nr_inodes=0,size=4M", config.Config{RuntimeInodes: 5}, view.Cost{Inodes: 5, Bytes: 1 << 20}},
+	} {
+		h := newHost(t)
+		h.onTmpfs(t, c.options)
+		if got, err := newRuntimeDir(t, h).limit(c.config); got != c.want || err != nil {
+			t.Errorf("%s, %+v: %+v, %v", c.options, c.config, got, err)
+		}
+	}
+}
+
+// What was not used for the longest time goes first, until the new fits, and nothing
+// that is in use goes.
+func TestMakeRoom(t *testing.T) {
+	layer := func(t *testing.T, h host, name string, age time.Duration) {
+		t.Helper()
+		path := h.dir + "/run/views/" + name
+		fill(t, path)
+		must(t, os.Symlink("100 102400", path+"/size"))
+		last := time.Now().Add(-age)
+		must(t, os.Chtimes(path, last, last))
+	}
+	need := view.Cost{Inodes: 100, Bytes: 102400}
+	for _, c := range []struct {
+		name    string
+		inodes  int64
+		size    config.Size
+		removed Swept
+		full    bool
+	}{
+		{"all fits", 1000, 0, Swept{}, false},
+		{"one goes", 604, 0, Swept{Views: []string{"a-old"}}, false},
+		{"by size", 0, 604 << 10, Swept{Views: []string{"a-old"}}, false},
+		{"small ones too, if they are old", 503, 0, Swept{Views: []string{"a-old"}, Registrations: []string{"r"}, Closures: []string{"c"}}, false},
+		{"all that may", 310, 0, Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"}, Closures: []string{"c"}}, false},
+		{"even that is too little", 300, 0, Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"}, Closures: []string{"c"}}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t)
+			h.make(t, runs(t, Record{ID: "web", View: "used", Database: "used-r"}))
+			must(t, os.RemoveAll(h.dir+"/run/views/used"))
+			layer(t, h, "used", 90*time.Hour)
+			layer(t, h, "used.stale.X", 95*time.Hour)
+			layer(t, h, "a-old", 9*time.Hour)
+			layer(t, h, "b.stale.X", time.Hour)
+			layer(t, h, "d-younger", 2*time.Hour)
+			for i, name := range []string{"registrations/r", "closures/c"} {
+				fill(t, h.dir+"/run/"+name)
+				age(t, h.dir+"/run/"+name, time.Duration(8-i)*time.Hour)
+			}
+			limit := config.Config{RuntimeInodes: c.inodes, RuntimeSize: c.size, StateDir: h.store.StateDir, StoreDir: h.store.Dir}
+			if c.inodes == 0 {
+				limit.RuntimeInodes = math.MaxInt64
+			} else {
+				limit.RuntimeSize = math.MaxInt64
+			}
+			swept, err := newRuntimeDir(t, h).MakeRoom(t.Context(), limit, need)
+			if (err != nil) != c.full || err != nil && !strings.Contains(err.Error(), "raise runtime-inodes or runtime-size in the configuration, or end containers") {
+				t.Errorf("error %v", err)
+			}
+			if fmt.Sprint(swept) != fmt.Sprint(c.removed) {
+				t.Errorf("removed %+v\nwant    %+v", swept, c.removed)
+			}
+			for _, name := range []string{"used", "used.stale.X", "used@web"} {
+				if !exists(t, h.dir+"/run/views/"+name) {
+					t.Errorf("%s went", name)
+				}
+			}
+			for _, name := range swept.Views {
+				if exists(t, h.dir+"/run/views/"+name) {
+					t.Errorf("%s stays", name)
+				}
+			}
+		})
+	}
+}
+
+// What another process makes counts, and stays.
+func TestMakeRoomWhileMaking(t *testing.T) {
+	h := newHost(t)
+	d := newRuntimeDir(t, h)
+	path := h.dir + "/run/views/v.new"
+	fill(t, path)
+	must(t, os.Symlink("100 102400", path+"/size"))
+	builder, err := os.Open(path)
+	must(t, err, unix.Flock(int(builder.Fd()), unix.LOCK_EX))
+	c := config.Config{RuntimeInodes: 150, RuntimeSize: math.MaxInt64, StateDir: h.store.StateDir, StoreDir: h.store.Dir}
+	if swept, err := d.MakeRoom(t.Context(), c, view.Cost{Inodes: 60}); err == nil || len(swept.Views) > 0 {
+		t.Errorf("%+v, %v", swept, err)
+	}
+	builder.Close()
+	if swept, err := d.MakeRoom(t.Context(), c, view.Cost{Inodes: 60}); err != nil || !slices.Equal(swept.Views, []string{"v.new"}) {
+		t.Errorf("abandoned: %+v, %v", swept, err)
+	}
+}

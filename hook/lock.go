@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// idLock is the lock of one container ID, held until release: an open file
+// description of the file `locks` with a lock on one byte of it
+// (fcntl(2), F_OFD_SETLK, Linux 3.15). The byte's offset is a hash of the ID, so
+// nothing is made per ID. Two IDs with one hash wait for each other; that is
+// harmless, because the lock is held for a few system calls only.
+//
+// While it is held, nobody else changes what the runtime directory has of this ID:
+// its record, its GC roots and its use marks. Hold it for nothing that can wait for
+// others, and never while anything in a container's file systems is touched.
+type idLock int
+
+// lockTimeout bounds every wait for an idLock.
+const lockTimeout = 5 * time.Second
+
+// errLocked says that another process has the lock.
+var errLocked = errors.New("another process has the lock of this container ID")
+
+// lockOffset is where in the file the byte of an ID is.
+func lockOffset(id string) int64 {
+	hash := fnv.New64a()
+	_, _ = hash.Write([]byte(id))
+	return int64(hash.Sum64() >> 2)
+}
+
+func (d *RuntimeDir) locksFile() string { return d.path + "/locks" }
+
+// tryLockID takes the lock of an ID, or fails at once with errLocked. Each call has
+// an open file description of its own, so it excludes other goroutines as well.
+func (d *RuntimeDir) tryLockID(id string) (idLock, error) {
+	path := d.locksFile()
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return noLock, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	if err := setLock(fd, id); err != nil {
+		unix.Close(fd)
+		return noLock, err
+	}
+	return idLock(fd), nil
+}
+
+func setLock(fd int, id string) error {
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: lockOffset(id), Len: 1}
+	err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lock)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return errLocked
+	}
+	if err != nil {
+		return fmt.Errorf("locking the container ID: %w", os.NewSyscallError("fcntl", err))
+	}
+	return nil
+}
+
+// lockID waits for the lock of an ID, at most for lockTimeout.
+func (d *RuntimeDir) lockID(ctx context.Context, id string) (idLock, error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		lock, err := d.tryLockID(id)
+		if !errors.Is(err, errLocked) {
+			return lock, err
+		}
+		select {
+		case <-ctx.Done():
+			return noLock, fmt.Errorf("waiting for the lock of the container ID in %s: %w%s; "+
+				"let that process go on, or kill it",
+				d.locksFile(), ctx.Err(), d.holder(id))
+		case <-time.After(pause):
+		}
+	}
+}
+
+// noLock is the lock of who needs none.
+const noLock idLock = -1
+
+func (l idLock) release() {
+	if l != noLock {
+		unix.Close(int(l))
+	}
+}
+
+// holder says which process has the lock of an ID, for a message. /proc/locks does
+// not name the process of such a lock, /proc/PID/fdinfo does. Only this program's
+// processes take it.
+func (d *RuntimeDir) holder(id string) string {
+	processes, err := os.ReadDir("/proc")
+	if err != nil {
+		return ""
+	}
+	place := fmt.Sprintf(" %d %[1]d", lockOffset(id))
+	for _, p := range processes {
+		comm, err := os.ReadFile("/proc/" + p.Name() + "/comm")
+		if err != nil || !strings.HasPrefix(string(comm), "nix-closure") {
+			continue
+		}
+		infos, err := os.ReadDir("/proc/" + p.Name() + "/fdinfo")
+		if err != nil {
+			continue
+		}
+		for _, fd := range infos {
+			// lock: 1: OFDLCK  ADVISORY  WRITE -1 00:1a:7 5 5
+			info, err := os.ReadFile("/proc/" + p.Name() + "/fdinfo/" + fd.Name())
+			if err != nil {
+				continue // closed meanwhile
+			}
+			for line := range bytes.Lines(info) {
+				text := string(line)
+				if strings.HasPrefix(text, "lock:") && strings.Contains(text, place) {
+					return fmt.Sprintf("; process %s (%s) has it", p.Name(), strings.TrimSpace(string(comm)))
+				}
+			}
+		}
+	}
+	return ""
+}

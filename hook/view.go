@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/spec"
+)
+
+// built is a container whose view is there to be attached.
+type built struct {
+	*pinned
+	view         view.View
+	registration view.View // nil: none is asked for
+	owner        view.Owner
+	why          string // it has this mode
+}
+
+func (b *built) close() {
+	if b.view != nil {
+		_ = b.view.Close()
+	}
+	if b.registration != nil {
+		_ = b.registration.Close()
+	}
+}
+
+// build makes the view, and the registration where one is asked for.
+func build(ctx context.Context, p *pinned) (_ *built, Err error) {
+	b := &built{pinned: p}
+	defer func() {
+		if Err != nil {
+			b.close()
+		}
+	}()
+	p.at("looking at the container's user")
+	var err error
+	if b.owner, err = ownerOf(p.call.Stage, p.state.Pid, p.bundle); err != nil {
+		return nil, err
+	}
+	size := writableSize(p.config, p.bundle)
+	if p.request.Writable && p.request.Registration {
+		size /= 2 // for each
+	}
+	p.at("making the view")
+	v := viewBuilder{p, size, b.owner}
+	mode, why, made, err := v.make(ctx, modeOf(p.request, p.config))
+	if err != nil {
+		return nil, err
+	}
+	b.view, b.why = made, why
+	if mode != p.record.Mode {
+		if err := p.setMode(ctx, mode); err != nil {
+			return nil, err
+		}
+	}
+	if p.request.Registration {
+		p.at("making the registration")
+		b.registration, err = registration(ctx, p, size, b.owner)
+	}
+	return b, err
+}
+
+// setMode writes down that the view has another mode than the record says.
+func (c *claimed) setMode(ctx context.Context, mode spec.Mode) error {
+	doing := c.doing()
+	c.at("writing the record")
+	lock, err := c.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	r := c.record
+	r.Mode, r.View = mode, ""
+	if err := c.rewrite(r); err != nil {
+		return err
+	}
+	c.at(doing)
+	return nil
+}
+
+// viewBuilder makes views of one closure.
+type viewBuilder struct {
+	*pinned
+	size  int64 // of what is written, in bytes
+	owner view.Owner
+}
+
+// make makes a view in the mode asked for. For auto it tries the overlay first;
+// why says what decided.
+func (v viewBuilder) make(ctx context.Context, asked spec.Mode) (mode spec.Mode, why string, _ view.View, _ error) {
+	writable := v.request.Writable
+	if asked == spec.ModeBind && writable {
+		return "", "", nil, fmt.Errorf("a writable store needs an overlay, and the configuration says mode %s; ask for mode overlay with an annotation", spec.ModeBind)
+	}
+	if asked == spec.ModeBind {
+		made, err := v.bind(ctx)
+		return spec.ModeBind, "asked for", made, err
+	}
+	made, err := v.overlay(ctx)
+	switch {
+	case err == nil && asked == spec.ModeAuto:
+		return spec.ModeOverlay, "auto: this kernel and these privileges allow it", made, nil
+	case err == nil:
+		return spec.ModeOverlay, "asked for", made, nil
+	case writable && errors.Is(err, view.ErrUnsupported):
+		return "", "", nil, fmt.Errorf("a writable store needs an overlay: %w", err)
+	case asked == spec.ModeAuto && errors.Is(err, view.ErrUnsupported):
+		why = "auto: " + err.Error()
+		made, err := v.bind(ctx)
+		return spec.ModeBind, why, made, err
+	case errors.Is(err, view.ErrUnsupported):
+		return "", "", nil, fmt.Errorf("%w; ask for mode bind or auto", err)
+	}
+	return "", "", nil, err
+}
+
+// layerAttempts is how often a layer is looked for that sweeps take away. Each sweep
+// can do so once, if it listed the use marks before this container's was there.
+const layerAttempts = 5
+
+// overlay makes an overlay view. Where the closure is known and its layer is
+// there, nothing of this depends on the closure's size.
+func (v viewBuilder) overlay(ctx context.Context) (view.View, error) {
+	if inside := v.host.MountsInStore(); len(inside) > 0 {
+		return nil, fmt.Errorf("%w: %s is a mount inside the store, and an overlay would show what is underneath", view.ErrUnsupported, inside[0])
+	}
+	layer, ok := view.OpenLayer(v.dir.Views, v.resolution.Digest, v.options, v.resolution.Since)
+	if ok && !v.request.Writable {
+		made, err := view.NewOverlay(v.store, layer, v.options)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return made, err
+		}
+	}
+	c, err := v.pinner.load(ctx, v.resolution)
+	if err != nil {
+		return nil, err
+	}
+	for range layerAttempts {
+		var made view.View
+		if made, err = v.overlayOf(ctx, c); !errors.Is(err, fs.ErrNotExist) {
+			return made, err
+		}
+	}
+	return nil, err
+}
+
+// overlayOf makes an overlay view of a layer that it finds or makes.
+func (v viewBuilder) overlayOf(ctx context.Context, c closure.Closure) (view.View, error) {
+	layer, ok := view.OpenLayer(v.dir.Views, v.resolution.Digest, v.options, v.resolution.Since)
+	var err error
+	if !ok {
+		if layer, err = v.layer(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	if v.request.Writable {
+		return view.NewWritable(v.store, c, layer, v.options, v.size, v.owner), nil
+	}
+	made, err := view.NewOverlay(v.store, layer, v.options)
+	if err != nil {
+		return nil, err
+	}
+	if err := view.Check(made, v.store, c); err != nil {
+		return nil, errors.Join(err, made.Close())
+	}
+	return made, nil
+}
+
+// layer makes the layer, if there is room for it, unless the one that is there still
+// shows the store paths as they are.
+func (v viewBuilder) layer(ctx context.Context, c closure.Closure) (view.Layer, error) {
+	layer, ok, err := view.FindLayer(v.dir.Views, v.store, c, v.options)
+	if ok || err != nil {
+		return layer, err
+	}
+	need, err := view.LayerCost(v.dir.Views, c, v.options)
+	if err != nil {
+		return layer, err
+	}
+	if err := v.makeRoom(ctx, need); err != nil {
+		return layer, fmt.Errorf("%w: %w", view.ErrUnsupported, err)
+	}
+	return view.EnsureLayer(ctx, v.dir.Views, v.store, c, v.options)
+}
+
+// makeRoom is RuntimeDir.MakeRoom, and says in the log what it removed.
+func (v viewBuilder) makeRoom(ctx context.Context, need view.Cost) error {
+	swept, err := v.dir.MakeRoom(ctx, v.config, need)
+	swept.log(v.log, "removed to make room")
+	return err
+}
+
+func (v viewBuilder) bind(ctx context.Context) (view.View, error) {
+	c, err := v.pinner.load(ctx, v.resolution)
+	if err != nil {
+		return nil, err
+	}
+	if v.options.Label != "" {
+		v.log.Warn("bind mode cannot give files the label that the container asks for; a confined container may not read them", "label", v.options.Label)
+	}
+	return view.NewBind(v.store, c, v.options)
+}
