@@ -67,6 +67,8 @@ func claim(ctx context.Context, c *checked) (*claimed, error) {
 	return &claimed{c, dir, record, options}, nil
 }
 
+var errSecondClosure = errors.New("the container has a closure already")
+
 // requestText is what the container asks for, in one form for what means the same.
 func (c *checked) requestText() string {
 	roots := slices.Sorted(slices.Values(c.roots()))
@@ -90,7 +92,12 @@ func (d *RuntimeDir) claim(ctx context.Context, store closure.Store, r Record) (
 			err, d.recordFile(r.ID))
 	}
 	if ok {
-		if attached, err := d.judge(old, r); attached || err != nil {
+		attached, err := d.judge(old, r)
+		if errors.Is(err, errSecondClosure) {
+			// The container does not start, and not every runtime calls poststop then.
+			err = errors.Join(err, d.forget(store, old))
+		}
+		if attached || err != nil {
 			return attached, err
 		}
 		if err := d.forget(store, old); err != nil {
@@ -115,8 +122,8 @@ func (d *RuntimeDir) judge(old, r Record) (attached bool, _ error) {
 	if old.sameContainer(r) {
 		attached := runs && old.Attached // if not, a hook was killed
 		if attached && old.Request != r.Request {
-			return false, fmt.Errorf("it has a closure already, by another call of the hook that asked for %q, and this one asks for %q; "+
-				"give one container one closure, by one annotation or one device", old.Request, r.Request)
+			return false, fmt.Errorf("%w: another call of the hook asked for %s, and this one asks for %s; "+
+				"give one container one closure, by one annotation or one device", errSecondClosure, old.Request, r.Request)
 		}
 		return attached, nil
 	}

@@ -139,6 +139,7 @@ func TestOneClosure(t *testing.T) {
 		return all
 	}
 	notTwo := []string{refused, "closure"}
+	const hidesAndNot = "a device that hides names, and an annotation that is one"
 	for _, c := range []struct {
 		name  string
 		flags []string
@@ -162,8 +163,7 @@ func TestOneClosure(t *testing.T) {
 		{"a device that hides names", device("hides"), []string{itsOwn, hidden}},
 		{"a device that hides names, and one that does not", device("env", "hides"), notTwo},
 		{"a device that hides names, and one that does not, the other way round", device("hides", "env"), notTwo},
-		{"a device that hides names, and an annotation that is one", append(device("hides"), flags(roots(env))...),
-			[]string{itsOwn, hidden}},
+		{hidesAndNot, append(device("hides"), flags(roots(env))...), []string{itsOwn, hidden}},
 		{"a device in a user namespace", append(device("env"), "--uidmap=0:100000:65536"), []string{itsOwn}},
 		{"a device, and the store elsewhere", append(device("env"), "-v", storeDir+":/x:ro"),
 			[]string{refused, "/nix/store on /x: shows"}},
@@ -174,6 +174,10 @@ func TestOneClosure(t *testing.T) {
 			for _, hooks := range []string{emptyHooks(t), ""} {
 				if hooks == "" && runtime != "runc" {
 					continue
+				}
+				c := c
+				if hooks == "" && c.name == hidesAndNot {
+					c.want = notTwo // the hook file's call does not know of the device's listing
 				}
 				t.Run(fmt.Sprintf("%s/%s/hook files %v", c.name, runtime, hooks == ""), func(t *testing.T) {
 					w := way{container: container{runtime: runtime, hooks: hooks}, asks: c.flags}

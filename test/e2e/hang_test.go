@@ -37,6 +37,9 @@ const (
 	fuseForget      = 2
 	fuseGetattr     = 3
 	fuseInit        = 26
+	fuseOpendir     = 27
+	fuseReaddir     = 28
+	fuseReleasedir  = 29
 	fuseInterrupt   = 36
 	fuseBatchForget = 42
 )
@@ -107,6 +110,9 @@ func (v *hungVolume) answer(request []byte) {
 		write(uint32(7), uint32(31), uint32(0), uint32(0), uint16(1), uint16(1), uint32(4096), uint32(1), [9]uint32{})
 	case fuseGetattr: // for ever
 		write(uint64(1<<30), uint64(0), uint64(1), [5]uint64{}, [3]uint32{}, uint32(unix.S_IFDIR|0o755), uint32(2), [4]uint32{}, uint32(0))
+	case fuseOpendir:
+		write(uint64(0), uint32(0), uint32(0))
+	case fuseReaddir, fuseReleasedir: // it is empty
 	default:
 		failed = -int32(unix.ENOSYS)
 	}
@@ -156,6 +162,8 @@ func quick(t *testing.T, what string, f func()) {
 // nothing left; and it is in nobody's way until then.
 func TestHungVolume(t *testing.T) {
 	hook := impatientHook(t, "6s")
+	// Without this it is refused by its type, and nobody asks its program.
+	writeConfig(t, "fuse = true\n")
 	one := buildTrees(t, []string{"hung"}, "--out-link", t.TempDir()+"/hung")[0]
 	annotations := with(roots(one.root), "nix-closure/mode", "overlay", "nix-closure/registration", "true")
 	for i, runtime := range runtimes {
@@ -166,7 +174,11 @@ func TestHungVolume(t *testing.T) {
 			record := runtimeDir + "/containers/hung.json"
 			volume := newHungVolume(t, record, read)
 			b := newBundle(t, annotations, "echo it runs", "poststop")
-			b.addMount(object{"destination": "/nix", "type": "bind", "source": volume.dir, "options": []string{"bind"}})
+			// At /nix itself it would be refused by its type too.
+			if err := os.Symlink("/volume", b.dir+"/rootfs/nix"); err != nil {
+				t.Fatal(err)
+			}
+			b.addMount(object{"destination": "/volume", "type": "bind", "source": volume.dir, "options": []string{"bind"}})
 			b.config["hooks"].(object)["createRuntime"] = []object{
 				{"path": hook, "args": []string{"nix-closure-hook", "createRuntime"}, "env": []string{"LC_ALL=C"}},
 			}

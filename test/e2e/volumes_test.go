@@ -54,6 +54,11 @@ func TestFUSE(t *testing.T) {
 	must(t, "fuse-overlayfs", "-o", "lowerdir="+root+",upperdir="+upper+",workdir="+work, fuseRoot)
 	t.Cleanup(func() { _ = syscall.Unmount(fuseRoot, syscall.MNT_DETACH) })
 	for _, runtime := range runtimes {
+		c := container{runtime: runtime, root: "env", flags: []string{"-v", data + ":/x"}}
+		mustRefuse(t, "any", c, "what a FUSE file system shows is what its program likes")
+	}
+	writeConfig(t, "fuse = true\n")
+	for _, runtime := range runtimes {
 		for _, stage := range mountStages {
 			c := container{runtime: runtime, root: "env", hooks: hooksWithout(t, stage.without)}
 			for _, source := range []string{ofStore, ofNix, deep, ofNix + "/store", ofNix + "/var/nix"} {
