@@ -8,92 +8,6 @@ import (
 	"testing"
 )
 
-func TestParse(t *testing.T) {
-	const unread = "not every runtime would read it alike"
-	for _, c := range []struct {
-		line  string // arguments, separated by single spaces
-		want  arguments
-		doubt string
-	}{
-		// As engines write them.
-		{line: "--root /r --log /l/log.json --log-format json create --bundle /b --pid-file /p web",
-			want: arguments{makes: true, id: "web", bundle: "/b", root: "/r", log: "/l/log.json", logFormat: "json"}},
-		{line: "--root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p --console-socket /s --no-pivot --no-new-keyring --preserve-fds 2 web",
-			want: arguments{makes: true, id: "web", bundle: "/b", root: "/r", log: "/l", logFormat: "json"}},
-		{line: "--systemd-cgroup --log-format=json --log /l create --bundle /b --pid-file /p web", want: arguments{makes: true, id: "web", bundle: "/b", log: "/l", logFormat: "json"}},
-		{line: "--cgroup-manager cgroupfs --log-level debug --rootless auto --criu /c run --keep --no-subreaper --pidfd-socket /s -b /b web", want: arguments{makes: true, id: "web", bundle: "/b"}},
-		// As people do.
-		{line: "run web", want: arguments{makes: true, id: "web"}},
-		{line: "run -d web", want: arguments{makes: true, id: "web"}},
-		{line: "run web --bundle /b", want: arguments{makes: true, id: "web", bundle: "/b"}},
-		{line: "run web -b /b --detach", want: arguments{makes: true, id: "web", bundle: "/b"}},
-		{line: "create --bundle= web", want: arguments{makes: true, id: "web"}},
-		{line: "create --bundle  web", want: arguments{makes: true, id: "web"}}, // an empty argument
-		{line: "create --bundle=a=b --no-pivot=false web", want: arguments{makes: true, id: "web", bundle: "a=b"}},
-		{line: "create --bundle /a -b /b --bundle=/c web", want: arguments{makes: true, id: "web", bundle: "/c"}},
-		{line: "create --pid-file create --bundle run create", want: arguments{makes: true, id: "create", bundle: "run"}},
-		{line: "create ", want: arguments{makes: true}}, // an empty id
-		{line: "create -", want: arguments{makes: true, id: "-"}},
-		{line: "--log= create web", want: arguments{makes: true, id: "web"}},
-		{line: "--log - create web", want: arguments{makes: true, id: "web"}, doubt: "option --log: has no value, or one that begins with a hyphen"},
-		{line: "--debug=false --help=false create web", want: arguments{makes: true, id: "web"}},
-		// No container is made.
-		{line: ""},
-		{line: "state web"},
-		{line: "--log /l --log-format text state create", want: arguments{log: "/l", logFormat: "text"}},
-		{line: "--log create state web", want: arguments{log: "create"}},
-		{line: "exec -b run web create"},
-		{line: "--unknown state web", doubt: unread},
-		{line: "- create"},
-		{line: "-- state web", doubt: unread},
-		{line: "--root", doubt: "option --root: has no value"},
-		{line: "-v"},
-		{line: "--version"},
-		// Whether one is made, or of which bundle, is in doubt.
-		{line: "--unknown create web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "--log /l --unknown create state web", want: arguments{makes: true, id: "web", log: "/l"}, doubt: unread},
-		{line: "-root /r create web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "--program-name x create web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "-- create web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "-vb create", want: arguments{makes: true, id: "create"}, doubt: unread},
-		{line: "-v=x create", want: arguments{makes: true, id: "create"}, doubt: unread},
-		{line: "create --bundle /b --unknown x web", want: arguments{makes: true, id: "web", bundle: "/b"}, doubt: unread},
-		{line: "create --bundle=/b --unknown=x web", want: arguments{makes: true, id: "web", bundle: "/b"}, doubt: unread},
-		{line: "create -b=/b web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "create -b/b web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "create -bundle /b web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "create --bun /b web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "create --b /b web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "create ---bundle /b web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "create --Bundle /b web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "run -db /b web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "create -f /x.json web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "create --config=/x.json web", want: arguments{makes: true, id: "web"}, doubt: unread},
-		{line: "create --bundle /b -- web", want: arguments{makes: true, id: "web", bundle: "/b"}, doubt: unread},
-		{line: "create --pid-file --bundle=/b web", want: arguments{makes: true, id: "web"}, doubt: "option --pid-file: has no value, or one that begins with a hyphen"},
-		{line: "create /b web --bundle", want: arguments{makes: true, id: "--bundle"}, doubt: "option --bundle: has no value"}, // runc: /b
-		{line: "create", want: arguments{makes: true, id: "create"}, doubt: "0 arguments are no options, and the container's id alone is expected"},
-		{line: "create web db", want: arguments{makes: true, id: "db"}, doubt: "2 arguments are no options"},
-		{line: "restore --bundle /b web", want: arguments{makes: true, id: "web"}, doubt: "a container with a closure cannot be restored from a checkpoint"},
-	} {
-		var args []string
-		if c.line != "" {
-			args = strings.Split(c.line, " ")
-		}
-		before := slices.Clone(args)
-		got := parse(args)
-		if (got.doubt == nil) != (c.doubt == "") || got.doubt != nil && !strings.Contains(got.doubt.Error(), c.doubt) {
-			t.Errorf("%q: doubt %v, want %q", args, got.doubt, c.doubt)
-		}
-		if got.doubt = nil; got != c.want {
-			t.Errorf("%q: %+v\nwant %+v", args, got, c.want)
-		}
-		if !slices.Equal(args, before) {
-			t.Errorf("%q became %q", before, args)
-		}
-	}
-}
-
 func TestPlaces(t *testing.T) {
 	for _, c := range []struct {
 		line string
@@ -132,12 +46,12 @@ func check(t *testing.T, args []string) {
 		file, makes := reads(args)
 		switch {
 		case !makes:
-		case !a.makes:
+		case !a.Makes:
 			t.Errorf("%q: %s makes a container of %q, and it was not looked at", args, name, file)
-		case a.doubt == nil:
+		case a.Doubt == nil:
 			own := "./config.json"
-			if a.bundle != "" {
-				own = a.bundle + "/config.json"
+			if a.Bundle != "" {
+				own = a.Bundle + "/config.json"
 			}
 			if own != file {
 				t.Errorf("%q: %s makes a container of %q, and %q was looked at", args, name, file, own)

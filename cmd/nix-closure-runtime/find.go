@@ -23,7 +23,7 @@ var usualPlaces = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/u
 // the first keeps of it. That is also who stops what runs when the configuration
 // cannot be read or names nothing that is there.
 func (a arguments) choose(args []string, configured string) (string, error) {
-	if a.makes {
+	if a.Makes {
 		return find(configured)
 	}
 	made := a.madeBy(args)
@@ -45,7 +45,7 @@ func (a arguments) madeBy(args []string) string {
 			continue
 		}
 		for _, r := range []struct{ name, keeps string }{{"runc", "state.json"}, {"crun", "status"}} {
-			root := a.root
+			root := a.Root
 			if root == "" {
 				root = "/run/" + r.name
 			}

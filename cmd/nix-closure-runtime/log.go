@@ -15,7 +15,7 @@ import (
 // last error of that file.
 func (a arguments) report(err error) {
 	fmt.Fprintln(os.Stderr, err)
-	path := strings.TrimPrefix(a.log, "file:") // crun's way to say so
+	path := strings.TrimPrefix(a.Log, "file:") // crun's way to say so
 	if path == "" || strings.HasPrefix(path, "journald:") || strings.HasPrefix(path, "syslog:") {
 		return
 	}
@@ -28,7 +28,7 @@ func (a arguments) report(err error) {
 
 // entry is a line as runc writes it.
 func (a arguments) entry(msg, now string) string {
-	if a.logFormat != "json" {
+	if a.LogFormat != "json" {
 		return fmt.Sprintf("time=%q level=error msg=%q\n", now, msg)
 	}
 	text, _ := json.Marshal(struct { // strings never fail

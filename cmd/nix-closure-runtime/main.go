@@ -25,7 +25,7 @@ func main() {
 	args := os.Args[1:]
 	a := parse(args)
 	c, err := config.Read(config.Path)
-	if err != nil && a.makes {
+	if err != nil && a.Makes {
 		a.fail("reading the configuration", err)
 	}
 	if err != nil {
@@ -59,28 +59,28 @@ func environment() []string {
 // prepare rewrites the config.json of a container that asks for a closure, and
 // leaves any other alone.
 func (a arguments) prepare(args []string) error {
-	if !a.makes {
+	if !a.Makes {
 		return nil
 	}
-	if a.doubt == nil {
+	if a.Doubt == nil {
 		self, err := os.Executable()
 		if err != nil {
 			return err
 		}
-		return hook.Install(config.Path, a.id, a.bundle, filepath.Join(filepath.Dir(self), "nix-closure-hook"))
+		return hook.Install(config.Path, a.ID, a.Bundle, filepath.Join(filepath.Dir(self), "nix-closure-hook"))
 	}
 	for _, file := range places(args) {
 		if carries, err := hook.Carries(file); err != nil {
 			return err
 		} else if carries {
-			return a.doubt
+			return a.Doubt
 		}
 	}
 	return nil
 }
 
 func (a arguments) fail(doing string, err error) {
-	err = hook.Failure(a.id, doing, err)
+	err = hook.Failure(a.ID, doing, err)
 	hook.LogFailure(config.Path, err)
 	a.report(err)
 	os.Exit(1)

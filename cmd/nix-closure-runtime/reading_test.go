@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/commandline"
 )
 
 // readings are how the runtimes read a command line: which config.json they make a
@@ -28,7 +30,7 @@ var readings = map[string]func(args []string) (file string, makes bool){"runc": 
 // runcReads is what urfave/cli, version 1, makes of Go's package flag.
 func runcReads(args []string) (file string, makes bool) {
 	global := goFlags("log", "log-format", "root", "criu", "rootless", "-debug", "-systemd-cgroup", "-help", "-h", "-version", "-v")
-	if global.Parse(args) != nil || isSet(global, "help", "h", "version", "v") || global.NArg() == 0 || !isMaker(global.Arg(0)) {
+	if global.Parse(args) != nil || isSet(global, "help", "h", "version", "v") || global.NArg() == 0 || !commandline.IsMaker(global.Arg(0)) {
 		return "", false
 	}
 	names := []string{"bundle", "b", "console-socket", "pid-file", "pidfd-socket", "preserve-fds", "-no-new-keyring", "-no-pivot", "-help", "-h"}
@@ -114,7 +116,7 @@ func reordered(f *flag.FlagSet, args []string) []string {
 func crunReads(args []string) (file string, makes bool) {
 	global := getopt{long: []string{"debug", "cgroup-manager=", "systemd-cgroup", "log=", "log-format=", "log-level=", "root=", "rootless=", "version"}, short: "vV"}
 	rest, ok := global.parse(args)
-	if !ok || global.has("version", "v", "V") || len(rest) == 0 || !isMaker(rest[0]) {
+	if !ok || global.has("version", "v", "V") || len(rest) == 0 || !commandline.IsMaker(rest[0]) {
 		return "", false
 	}
 	own := getopt{long: []string{"bundle=", "config=", "console-socket=", "preserve-fds=", "pid-file=", "no-subreaper", "no-new-keyring", "no-pivot"}, short: "b:f:"}
@@ -241,7 +243,7 @@ func TestReadings(t *testing.T) {
 		for range 2 + random.Intn(6) {
 			l = append(l, words[random.Intn(len(words))])
 		}
-		all = append(all, makers[random.Intn(2)]+" "+strings.Join(l, " "))
+		all = append(all, []string{"create", "run"}[random.Intn(2)]+" "+strings.Join(l, " "))
 	}
 	for name, reads := range readings {
 		t.Run(name, func(t *testing.T) {
