@@ -25,7 +25,7 @@ const share = 4
 
 // kept is something in the runtime directory that makes later starts faster.
 type kept struct {
-	dir  *os.Root
+	dir  *os.Root // nil: the cache
 	name string
 	cost view.Cost
 	last time.Time // it was used
@@ -140,7 +140,11 @@ func (s *sweeper) inventory() (total view.Cost, unused []kept, _ error) {
 			}
 		}
 	}
-	return total, unused, nil
+	cache, last, err := s.dir.lookAtCache()
+	if err == nil {
+		total, unused = total.Add(cache), append(unused, kept{cost: cache, last: last})
+	}
+	return total, unused, ignoreMissing(err)
 }
 
 // cost is what something in the runtime directory takes of its file system.
@@ -158,6 +162,8 @@ func (s *sweeper) cost(dir *os.Root, name string) (view.Cost, error) {
 // makeRoom removes something that was seen to be unused, if it still is.
 func (s *sweeper) makeRoom(k kept) (removed bool, err error) {
 	switch k.dir {
+	case nil:
+		return s.removeCache()
 	case s.dir.Views:
 		if removed, err = s.view(k.name); removed {
 			s.swept.Views = append(s.swept.Views, k.name)

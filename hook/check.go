@@ -114,6 +114,7 @@ type checked struct {
 	*inspected
 	store  closure.Store
 	bundle spec.Config
+	stated string // see located
 	// sharedPID: the container has no PID namespace of its own, see Record.
 	sharedPID bool
 }
@@ -121,6 +122,12 @@ type checked struct {
 // check reads what a container asks for, and refuses what it may not have. It
 // returns nil for a container that asks for nothing.
 func check(s *start) (*checked, error) {
+	s.at("looking for the container's bundle")
+	place, err := locate(s.call, s.state, os.Getppid())
+	if err != nil {
+		return nil, err
+	}
+	s.state.Bundle = place.bundle
 	s.at("reading the annotations")
 	// What they say is said before anything of config.json.
 	request, err := spec.ParseAnnotations(s.config.Store(), s.engine(), s.state.ID, s.state.Annotations)
@@ -128,7 +135,7 @@ func check(s *start) (*checked, error) {
 		return nil, err
 	}
 	s.at("reading the container's config.json")
-	bundle, err := spec.ReadConfig(s.state.Bundle)
+	bundle, err := spec.ReadConfig(place.config)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +145,7 @@ func check(s *start) (*checked, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &checked{start: s, inspected: i, store: s.config.Store(), bundle: bundle}
+	c := &checked{start: s, inspected: i, store: s.config.Store(), bundle: bundle, stated: place.stated}
 	if err := c.allowed(c.asked()); err != nil {
 		c.host.Close()
 		return nil, err
@@ -237,6 +244,7 @@ func MissingView(configPath string, engine spec.Engine, id string, annotations m
 	if err != nil {
 		return false, err
 	}
+	defer dir.Close()
 	r, ok, err := dir.readRecord(id)
 	return err == nil && (!ok || !r.Attached), err
 }

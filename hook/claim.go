@@ -29,13 +29,21 @@ func claim(ctx context.Context, c *checked) (*claimed, error) {
 	if err != nil {
 		return nil, err
 	}
+	claimed, err := claimIn(ctx, c, dir)
+	if claimed == nil {
+		dir.Close()
+	}
+	return claimed, err
+}
+
+func claimIn(ctx context.Context, c *checked, dir *RuntimeDir) (_ *claimed, err error) {
 	if c.call.Stage == "createContainer" {
 		// What the runtime says may be of the container's PID namespace.
 		c.state.Pid = initProcess()
 	}
 	dir.sweepSome(ctx, true, c.store, c.log)
 	record := Record{
-		ID: c.state.ID, Bundle: c.state.Bundle, Pid: c.state.Pid, SharedPID: c.sharedPID,
+		ID: c.state.ID, Bundle: c.state.Bundle, Stated: c.stated, Pid: c.state.Pid, SharedPID: c.sharedPID,
 		Roots: c.roots(), ClosureInfo: c.request.ClosureInfo,
 		Mode: modeOf(c.request, c.config), Writable: c.request.Writable, Request: c.requestText(),
 		GCRoots: dir.gcRoots(c.store).Of(c.state.ID), Created: c.began.UTC(),
@@ -135,7 +143,7 @@ func (d *RuntimeDir) judge(old, r Record) (attached bool, _ error) {
 		return false, cannotTell(err)
 	}
 	if live {
-		return false, fmt.Errorf("process %d of another container with this id is running (bundle %s); "+
+		return false, fmt.Errorf("process %d of another container with this ID is running (bundle %s); "+
 			"give one of them another name", old.Pid, old.Bundle)
 	}
 	return false, nil

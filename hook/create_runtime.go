@@ -60,6 +60,7 @@ func create(ctx context.Context, s *start) (Err error) {
 	if err != nil || claimed == nil {
 		return err
 	}
+	defer claimed.dir.Close()
 	pinned, err := pin(ctx, claimed)
 	if err != nil {
 		return err

@@ -98,7 +98,11 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	}
 	if stage == "createContainer" && c.Rootless {
 		// Of that namespace's users, one may be an ordinary user of the host's.
-		err := &failure{state.ID, "looking at who runs the hook", errors.New("it is in the container's user namespace, where what it would believe may be anybody's; call it as createRuntime")}
+		err := &failure{state.ID, "looking at who runs the hook", errors.New("createContainer hooks run in the container's " +
+			"user namespace, where file owners cannot be trusted; register the hook as createRuntime")}
+		// Root's log is out of reach there. What is written is for whoever looks at why a
+		// container does not start, and nobody reads it back.
+		logError(logOf(c, stage, state.ID), err)
 		return err
 	}
 	log := logOf(c, stage, state.ID)

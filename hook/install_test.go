@@ -118,7 +118,7 @@ func TestInstall(t *testing.T) {
 		i.only(t)
 	}
 	if lines := i.log(t); len(lines) != 1 || lines[0]["stage"] != "runtime" || lines[0]["container"] != "web" ||
-		lines[0]["msg"] != "taken out of the mount list" || lines[0]["destination"] != i.store.Dir {
+		lines[0]["msg"] != "mount removed from config.json" || lines[0]["destination"] != i.store.Dir {
 		t.Errorf("in the log: %v", lines)
 	}
 }

@@ -179,8 +179,13 @@ func (p pinner) fetch(ctx context.Context) error {
 	if err := p.begin(ctx, "", names); err != nil {
 		return err
 	}
+	release, err := p.dir.holdCache()
+	if err != nil {
+		return fmt.Errorf("holding Nix's cache: %w", err)
+	}
+	defer release()
 	terminal := isTerminal(os.Stderr)
-	err := p.nix().Fetch(ctx, names, p.indirect(), func(line string) {
+	err = p.nix().Fetch(ctx, names, p.indirect(), func(line string) {
 		p.log.Info("fetching", "nix-store", line)
 		if terminal {
 			fmt.Fprintln(os.Stderr, oneLine(line))
@@ -199,7 +204,7 @@ func isTerminal(f *os.File) bool {
 }
 
 func (p pinner) nix() closure.NixStore {
-	return closure.NixStore{Program: p.config.NixStore, Store: p.config.Store(), Cache: p.config.RuntimeDir + "/cache"}
+	return closure.NixStore{Program: p.config.NixStore, Store: p.config.Store(), Cache: p.dir.cacheDir()}
 }
 
 // indirect is where Nix is to put links that are GC roots; empty: nowhere.

@@ -24,13 +24,14 @@ func poststop(ctx context.Context, c config.Config, state spec.State, log *slog.
 		fail("opening the runtime directory", err)
 		return
 	}
+	defer dir.Close()
 	dir.waitForEnd(ctx, state.ID)
 	defer dir.sweepSome(ctx, false, c.Store(), log)
 	forgotten, err := dir.end(ctx, c.Store(), state, log)
 	if err != nil {
 		fail("cleaning up", err)
 	} else if forgotten {
-		log.Info("forgotten")
+		log.Info("container record removed")
 	}
 }
 
@@ -52,8 +53,8 @@ func (d *RuntimeDir) end(
 	if !ok {
 		return false, nil // there is a record as long as there is anything else
 	}
-	if r.Bundle != "" && !sameFile(r.Bundle, state.Bundle) {
-		log.Warn("left alone: the record is of another container with this id", "bundle", r.Bundle)
+	if r.Bundle != "" && !sameFile(r.Bundle, state.Bundle) && (r.Stated == "" || r.Stated != state.Bundle) {
+		log.Warn("record kept: it is of another container with this ID", "bundle", r.Bundle, "stated", state.Bundle)
 		return false, nil
 	}
 	// Where the runtime calls this, it has ended the other processes too, also of a
@@ -63,7 +64,7 @@ func (d *RuntimeDir) end(
 		return false, keptRecord(err, d.recordFile(state.ID))
 	}
 	if runs {
-		log.Warn("left alone: the container runs", "pid", r.Pid)
+		log.Warn("record kept: the container runs", "pid", r.Pid)
 		return false, nil
 	}
 	return true, d.forget(store, r)

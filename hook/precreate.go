@@ -64,7 +64,8 @@ func rewrite(configPath, stage string, container Container, reading string, text
 	}
 	log := logFor(configPath, stage, container.ID)
 	for _, i := range replaced {
-		log.Info("taken out of the mount list", "destination", parsed.Mounts[i].Destination, "source", parsed.Mounts[i].Source)
+		m := parsed.Mounts[i]
+		log.Info("mount removed from config.json", "destination", m.Destination, "source", m.Source)
 	}
 	return text, nil
 }

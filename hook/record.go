@@ -23,8 +23,11 @@ import (
 // containers/<id>.json of the runtime directory. It is written before anything
 // is attached, so that a hook that is killed leaves nothing unknown.
 type Record struct {
-	ID       string `json:"id"`
-	Bundle   string `json:"bundle"`
+	ID     string `json:"id"`
+	Bundle string `json:"bundle"`
+	// Stated is what the runtime said in place of Bundle, and may say when the container
+	// ends; empty: the same. See locate.
+	Stated   string `json:"stated,omitempty"`
 	Pid      int    `json:"pid"`
 	PidStart uint64 `json:"pidStart"` // clock ticks since boot (proc_pid_stat(5), starttime)
 	// SharedPID: the container has no PID namespace of its own, so the end of its

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
@@ -27,9 +30,11 @@ func TestOpenRuntimeDir(t *testing.T) {
 	h := newHost(t)
 	path := h.dir + "/run"
 	for range 2 { // the second time it is there
-		if _, err := OpenRuntimeDir(config.Config{RuntimeDir: path}); err != nil {
+		d, err := OpenRuntimeDir(config.Config{RuntimeDir: path})
+		if err != nil {
 			t.Fatal(err)
 		}
+		d.Close()
 		for _, d := range []string{"", "/containers", "/closures", "/views", "/registrations"} {
 			if st, err := os.Lstat(path + d); err != nil || st.Mode() != fs.ModeDir|0o700 {
 				t.Errorf("%q: %v, %v", d, st.Mode(), err)
@@ -92,6 +97,7 @@ func newRuntimeDir(t *testing.T, h host) *RuntimeDir {
 	t.Helper()
 	d, err := OpenRuntimeDir(config.Config{RuntimeDir: h.dir + "/run"})
 	must(t, err)
+	t.Cleanup(d.Close)
 	return d
 }
 
@@ -193,10 +199,11 @@ func TestStartTime(t *testing.T) {
 func TestLive(t *testing.T) {
 	start, err := startTime(os.Getpid())
 	must(t, err)
-	ended := exec.Command("/proc/self/exe", "-test.run", "^$")
-	must(t, ended.Start())
+	ended := exec.Command("cat")
+	in, err := ended.StdinPipe()
+	must(t, err, ended.Start())
 	endedStart, err := startTime(ended.Process.Pid)
-	must(t, err, ended.Wait())
+	must(t, err, in.Close(), ended.Wait())
 	for _, c := range []struct {
 		name   string
 		record Record
@@ -407,7 +414,7 @@ func TestClaim(t *testing.T) {
 			all.Go(func() {
 				<-begin
 				attached, err := d.claim(t.Context(), h.store, r)
-				if attached || err != nil && !strings.Contains(err.Error(), "of another container with this id is running (bundle /") {
+				if attached || err != nil && !strings.Contains(err.Error(), "of another container with this ID is running (bundle /") {
 					t.Errorf("%d: %v, %v", i, attached, err)
 				}
 				if err == nil {
@@ -520,4 +527,87 @@ func TestLockID(t *testing.T) {
 	again, err := d.lockID(t.Context(), "web")
 	must(t, err)
 	again.release()
+}
+
+// descriptors are how many files this process has open.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(all)
+}
+
+// A process that lives long, such as the NRI plugin, keeps nothing open of what it
+// looked at.
+func TestNothingStaysOpen(t *testing.T) {
+	h := newHost(t)
+	newRuntimeDir(t, h).Close()
+	runtime.GC() // and what a test before this one left
+	annotations := map[string]string{"nix-closure/roots": h.store.Path(named("hello"))}
+	record := runs(t, Record{ID: "other", Bundle: h.dir})
+	d := newRuntimeDir(t, h)
+	must(t, d.writeRecord(record))
+	for _, c := range []struct {
+		name string
+		call func() error
+	}{
+		{"MissingView", func() error {
+			missing, err := MissingView(h.config, spec.Containerd, "web", annotations)
+			if err == nil && !missing {
+				err = errors.New("it is said to have a view")
+			}
+			return err
+		}},
+		{"CheckContainer", func() error {
+			_, _, err := CheckContainer(h.config, Container{ID: "web", Engine: spec.Containerd, Bundle: "/", Annotations: annotations})
+			return err
+		}},
+		{"Sweep", func() error {
+			_, err := Sweep(t.Context(), h.config, 0, false)
+			return err
+		}},
+		{"MakeRoom", func() error {
+			_, err := d.MakeRoom(t.Context(), config.Config{StoreDir: h.store.Dir, StateDir: h.store.StateDir}, view.Cost{})
+			return err
+		}},
+		{"holdCache", func() error {
+			release, err := d.holdCache()
+			if err == nil {
+				release()
+			}
+			return err
+		}},
+		{"claim, refused", func() error {
+			c, err := config.Read(h.config)
+			must(t, err)
+			s := &start{&progress{}, c, Call{}, spec.State{ID: "other", Pid: os.Getppid()}, slog.New(slog.DiscardHandler), time.Now()}
+			request := &spec.Request{Roots: []closure.BaseName{named("hello")}}
+			claimed, err := claim(t.Context(), &checked{start: s, inspected: &inspected{request: request}, store: h.store})
+			if claimed != nil || err == nil || !strings.Contains(err.Error(), "another container with this ID") {
+				t.Errorf("claimed: %v", err)
+			}
+			return nil
+		}},
+		{"a runtime directory with a damaged part", func() error {
+			must(t, os.Symlink("/tmp", h.dir+"/run/broken"), os.Rename(h.dir+"/run/registrations", h.dir+"/aside"),
+				os.Rename(h.dir+"/run/broken", h.dir+"/run/registrations"))
+			_, err := OpenRuntimeDir(config.Config{RuntimeDir: h.dir + "/run"})
+			must(t, os.Remove(h.dir+"/run/registrations"), os.Rename(h.dir+"/aside", h.dir+"/run/registrations"))
+			if err == nil {
+				return errors.New("it was opened")
+			}
+			return nil
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			must(t, c.call()) // what is opened once for all may stay
+			before := descriptors(t)
+			for range 50 {
+				must(t, c.call())
+			}
+			if after := descriptors(t); after != before {
+				t.Errorf("%d files are open, and before 50 calls %d", after, before)
+			}
+		})
+	}
 }

@@ -36,7 +36,9 @@ type RuntimeDir struct {
 // OpenRuntimeDir makes the runtime directory that the configuration names, and
 // refuses one that another user could change: what is in it decides what
 // containers see.
-func OpenRuntimeDir(c config.Config) (*RuntimeDir, error) {
+//
+// Close it when it is not needed any more.
+func OpenRuntimeDir(c config.Config) (_ *RuntimeDir, Err error) {
 	if err := ensurePrivate(c.RuntimeDir); err != nil {
 		return nil, err
 	}
@@ -57,6 +59,11 @@ func OpenRuntimeDir(c config.Config) (*RuntimeDir, error) {
 			to   **os.Root
 		}{"gcroots", &d.roots})
 	}
+	defer func() {
+		if Err != nil {
+			d.Close()
+		}
+	}()
 	for _, s := range subs {
 		sub, err := dir.OpenRoot(s.name)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -71,6 +78,15 @@ func OpenRuntimeDir(c config.Config) (*RuntimeDir, error) {
 		*s.to = sub
 	}
 	return &d, nil
+}
+
+// Close releases what was opened. The names of what is in the directory stay valid.
+func (d *RuntimeDir) Close() {
+	for _, dir := range []*os.Root{d.Containers, d.Closures, d.Views, d.Registrations, d.roots} {
+		if dir != nil {
+			dir.Close()
+		}
+	}
 }
 
 // ensurePrivate makes a directory, or makes sure that one is this user's alone.

@@ -36,6 +36,16 @@ type Swept struct {
 	Views         []string `json:"views"`
 	Registrations []string `json:"registrations"`
 	Closures      []string `json:"closures"`
+	// Cache are names in the directory for what Nix notes of substituters.
+	Cache []string `json:"cache"`
+}
+
+// nothingSwept has no list that is nil: in JSON, what is empty is a list too.
+func nothingSwept() Swept {
+	return Swept{
+		Records: []string{}, GCRoots: []string{}, Views: []string{}, Registrations: []string{}, Closures: []string{},
+		Cache: []string{},
+	}
 }
 
 // Limits of a sweep that a container's start or end does in passing.
@@ -54,6 +64,11 @@ const (
 // that a file was read (relatime).
 const rememberedFor = 48
 
+// remembered is how long what is remembered of a closure stays.
+func remembered(unused time.Duration) time.Duration {
+	return min(unused, math.MaxInt64/rememberedFor) * rememberedFor
+}
+
 // Sweep removes what no container needs: records whose process is gone, with
 // their GC roots; GC roots of an earlier boot; and what was unused for some time.
 // Of a container that is being prepared or runs, it removes nothing, and it waits
@@ -68,9 +83,9 @@ func Sweep(ctx context.Context, configPath string, unused time.Duration, dryRun 
 	if err != nil {
 		return Swept{}, fmt.Errorf("opening the runtime directory: %w", err)
 	}
+	defer dir.Close()
 	s := sweeper{dir: dir, store: c.Store(), unused: unused, dryRun: dryRun}
-	// Not nil: in JSON, what is empty is a list too.
-	s.swept = Swept{[]string{}, []string{}, []string{}, []string{}, []string{}}
+	s.swept = nothingSwept()
 	err = s.sweep(ctx)
 	return s.swept, err
 }
@@ -96,9 +111,9 @@ func (d *RuntimeDir) sweepSome(ctx context.Context, starting bool, store closure
 
 // log says what was removed, if anything was.
 func (s Swept) log(log *slog.Logger, message string) {
-	if len(s.Records)+len(s.GCRoots)+len(s.Views)+len(s.Registrations)+len(s.Closures) > 0 {
+	if len(s.Records)+len(s.GCRoots)+len(s.Views)+len(s.Registrations)+len(s.Closures)+len(s.Cache) > 0 {
 		log.Info(message, "records", s.Records, "gcRoots", s.GCRoots, "views", s.Views,
-			"registrations", s.Registrations, "closures", s.Closures)
+			"registrations", s.Registrations, "closures", s.Closures, "cache", s.Cache)
 	}
 }
 
@@ -135,7 +150,8 @@ type sweeper struct {
 // way of the next.
 func (s *sweeper) sweep(ctx context.Context) error {
 	var errs []error
-	for _, part := range []func(context.Context) error{s.records, s.gcRoots, s.views, s.registrations, s.closures} {
+	parts := []func(context.Context) error{s.records, s.gcRoots, s.views, s.registrations, s.closures, s.cache}
+	for _, part := range parts {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
@@ -540,7 +556,7 @@ func (s *sweeper) closures(context.Context) error {
 	}
 	var errs []error
 	for _, name := range s.part(all) {
-		if old(dir, name, min(s.unused, math.MaxInt64/rememberedFor)*rememberedFor) {
+		if old(dir, name, remembered(s.unused)) {
 			_, err := s.closure(name)
 			errs = append(errs, err)
 		}

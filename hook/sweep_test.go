@@ -215,7 +215,8 @@ func TestSweepGCRoots(t *testing.T) {
 	for _, id := range []string{"runs", "earlier", "ended"} {
 		before(of(id))
 	}
-	want := Swept{[]string{"ended"}, []string{"earlier"}, []string{}, []string{}, []string{}}
+	want := nothingSwept()
+	want.Records, want.GCRoots = []string{"ended"}, []string{"earlier"}
 	for _, dryRun := range []bool{true, false} {
 		swept := h.sweep(t, 0, dryRun)
 		if slices.Sort(swept.GCRoots); !cmp.Equal(swept, want) {
@@ -316,7 +317,7 @@ func TestSweepRead(t *testing.T) {
 }
 
 func TestSweptJSON(t *testing.T) {
-	const want = `{"records":[],"gcRoots":[],"views":[],"registrations":[],"closures":[]}`
+	const want = `{"records":[],"gcRoots":[],"views":[],"registrations":[],"closures":[],"cache":[]}`
 	if text, err := json.Marshal(newHost(t).sweep(t, 0, false)); err != nil || string(text) != want {
 		t.Errorf("%s, %v", text, err)
 	}
@@ -345,7 +346,8 @@ func TestSweepGoesOn(t *testing.T) {
 	for _, list := range [][]string{swept.Records, swept.Views, swept.Registrations} {
 		slices.Sort(list)
 	}
-	want := Swept{[]string{"a", "c"}, []string{}, views, []string{"db-a", "db-c"}, []string{}}
+	want := nothingSwept()
+	want.Records, want.Views, want.Registrations = []string{"a", "c"}, views, []string{"db-a", "db-c"}
 	if diff := cmp.Diff(want, swept); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
@@ -382,7 +384,7 @@ func TestSweepDoesNotWait(t *testing.T) {
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("took %s", took)
 	}
-	if diff := cmp.Diff(Swept{[]string{}, []string{}, []string{}, []string{}, []string{}}, swept); diff != "" || len(h.files(t)) != before {
+	if diff := cmp.Diff(nothingSwept(), swept); diff != "" || len(h.files(t)) != before {
 		t.Errorf("swept (-want +got)\n%s", diff)
 	}
 	for _, lock := range locks {

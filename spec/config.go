@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -48,9 +47,8 @@ const (
 	HostPIDs = "host"
 )
 
-// ReadConfig reads a bundle's config.json.
-func ReadConfig(bundle string) (Config, error) {
-	path := filepath.Join(bundle, "config.json")
+// ReadConfig reads a config.json.
+func ReadConfig(path string) (Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return Config{}, err

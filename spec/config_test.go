@@ -99,7 +99,7 @@ func TestParseConfigRefuses(t *testing.T) {
 
 func TestReadConfig(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := ReadConfig(dir); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := ReadConfig(dir + "/config.json"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing: %v", err)
 	}
 	write := func(text string) {
@@ -109,17 +109,17 @@ func TestReadConfig(t *testing.T) {
 		}
 	}
 	write(`{"root":{"path":"rootfs"}}`)
-	if got, err := ReadConfig(dir); err != nil || got.Root != "rootfs" {
+	if got, err := ReadConfig(dir + "/config.json"); err != nil || got.Root != "rootfs" {
 		t.Errorf("%+v, %v", got, err)
 	}
 	write("{")
-	if _, err := ReadConfig(dir); err == nil || !strings.HasPrefix(err.Error(), dir+"/config.json: not a JSON object: ") {
+	if _, err := ReadConfig(dir + "/config.json"); err == nil || !strings.HasPrefix(err.Error(), dir+"/config.json: not a JSON object: ") {
 		t.Errorf("damaged: %v", err)
 	}
 	if err := os.Truncate(dir+"/config.json", MaxConfig+1); err != nil { // sparse
 		t.Fatal(err)
 	}
-	if _, err := ReadConfig(dir); err == nil || err.Error() != dir+"/config.json: larger than 64 MiB" {
+	if _, err := ReadConfig(dir + "/config.json"); err == nil || err.Error() != dir+"/config.json: larger than 64 MiB" {
 		t.Errorf("huge: %v", err)
 	}
 }

@@ -45,7 +45,7 @@ removes, a line each.`,
 				names []string
 			}{
 				{"record", swept.Records}, {"GC roots", swept.GCRoots}, {"view", swept.Views},
-				{"registration", swept.Registrations}, {"closure", swept.Closures},
+				{"registration", swept.Registrations}, {"closure", swept.Closures}, {"cache", swept.Cache},
 			} {
 				for _, name := range list.names {
 					if _, err := fmt.Fprintln(cmd.OutOrStdout(), list.kind, name); err != nil {

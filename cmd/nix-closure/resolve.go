@@ -67,6 +67,7 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 	if err != nil {
 		return fmt.Errorf("opening the runtime directory: %w; run as the user who runs the hook, mostly root", err)
 	}
+	defer dir.Close()
 	memo := closure.Memo{Dir: dir.Closures, Store: store}
 	res, resolved, err := askAndLoad(ctx, c, memo, q)
 	if err != nil {

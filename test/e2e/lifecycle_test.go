@@ -234,6 +234,8 @@ func TestCalledTwice(t *testing.T) {
 // From inside a user namespace nothing that the hook goes by can be believed: what
 // belongs to root of the namespace may be an ordinary user's.
 func TestInsideUserNamespace(t *testing.T) {
+	const want = "looking at who runs the hook: createContainer hooks run in the container's user namespace, " +
+		"where file owners cannot be trusted; register the hook as createRuntime"
 	for _, runtime := range runtimes {
 		b := newBundle(t, roots(store["env"]), "echo it runs", "createContainer", "poststop")
 		linux := b.linux()
@@ -247,12 +249,19 @@ func TestInsideUserNamespace(t *testing.T) {
 		if err == nil || out != "" {
 			t.Errorf("%s: it started: %q", runtime, out)
 		}
-		if runtime == "runc" && !strings.Contains(stderr, "looking at who runs the hook: it is in the container's user namespace, where what it would believe may be anybody's; call it as createRuntime") {
+		if runtime == "runc" && !strings.Contains(stderr, want) {
 			t.Errorf("%s", stderr)
 		}
-		if _, err := os.Stat("/tmp/nix-closure-100000"); err == nil {
-			t.Error("it trusts a directory of the namespace's root")
+		// The reason is in the log of the namespace's root, and nothing else is there.
+		own := "/tmp/nix-closure-100000"
+		log := readLogIn(t, own+"/nix-closure.log")
+		if len(log) != 1 || log[0].Level != "ERROR" || !strings.Contains(log[0].Msg, want) {
+			t.Errorf("%s: the log has %+v", runtime, log)
 		}
+		if found, err := filepath.Glob(own + "/*"); err != nil || len(found) != 1 {
+			t.Errorf("%s: it trusts a directory of the namespace's root: %q %v", runtime, found, err)
+		}
+		removeAll(t, own)
 		nothingLeft(t)
 	}
 }
@@ -343,7 +352,7 @@ func TestSameID(t *testing.T) {
 	cmd2 := second.command(t, "runc", "twin")
 	cmd2.Args = slices.Insert(cmd2.Args, 1, "--root", t.TempDir())
 	out, err := cmd2.CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "of another container with this id is running (bundle "+first.dir+")") {
+	if err == nil || !strings.Contains(string(out), "of another container with this ID is running (bundle "+first.dir+")") {
 		t.Errorf("%v %s", err, out)
 	}
 	after, err := os.ReadFile(record)

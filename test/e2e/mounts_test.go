@@ -156,7 +156,7 @@ func TestReplacedMounts(t *testing.T) {
 						}
 						nothingLeft(t)
 						if stage.without == "" && c.left != "" && !slices.ContainsFunc(readLog(t)[before:], func(l logLine) bool {
-							return l.Stage == "precreate" && l.Msg == "taken out of the mount list"
+							return l.Stage == "precreate" && l.Msg == "mount removed from config.json"
 						}) {
 							t.Error("precreate took nothing out")
 						}

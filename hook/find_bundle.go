@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hook
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/commandline"
+	"github.com/nix-closure/nix-closure/spec"
+)
+
+// lostBundle is what crun (seen with 1.8.1, and in the source of 1.29.1) gives for the
+// bundle of a container that has a user namespace and devices: the devices are made in
+// another mount namespace, and on its way back crun loses its working directory, which
+// it takes for the bundle.
+const lostBundle = "/"
+
+// located is where the container's config.json is.
+type located struct {
+	bundle string // absolute
+	config string // the file
+	// stated is the bundle that the runtime says; empty: the same.
+	stated string
+}
+
+// locate finds the container's bundle and its config.json. They are what the state
+// says, except where the runtime has lost them. caller is the process that calls the
+// hook: the runtime.
+//
+// Nothing that a container could have written is believed. The runtime's command line
+// is the engine's, and its copy of config.json is in a directory that only this user
+// can change. What is found belongs to the container of the state: the command line
+// has its ID, its process is a part of the same call of the runtime, and config.json
+// has its annotations.
+func locate(call Call, state spec.State, caller int) (located, error) {
+	stated := located{bundle: state.Bundle, config: filepath.Join(state.Bundle, "config.json")}
+	if state.Bundle != lostBundle {
+		return stated, nil
+	}
+	found, err := locateByCaller(call, state, strconv.Itoa(caller))
+	if err != nil {
+		return stated, fmt.Errorf("the runtime says that the bundle is %s, as crun does for a container with "+
+			"a user namespace and devices, and it cannot be found out otherwise: %w; "+
+			"call the runtime with --bundle and an absolute path, or take another version of it", lostBundle, err)
+	}
+	return found, nil
+}
+
+func locateByCaller(hook Call, state spec.State, caller string) (located, error) {
+	line, err := os.ReadFile(procDir + "/" + caller + "/cmdline")
+	if err != nil {
+		return located{}, err
+	}
+	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
+	call := commandline.Parse(args[1:])
+	switch {
+	case call.Doubt != nil:
+		return located{}, fmt.Errorf("its command line is not understood: %w", call.Doubt)
+	case !call.Makes || call.ID != state.ID:
+		return located{}, fmt.Errorf("the command line of process %s, which called the hook, makes another container "+
+			"or none", caller)
+	case !filepath.IsAbs(call.Bundle):
+		return located{}, fmt.Errorf("--bundle on its command line is %q, not an absolute path", call.Bundle)
+	}
+	// Nothing of the container runs yet: its first process is a copy of the runtime's.
+	its, err := os.ReadFile(procDir + "/" + strconv.Itoa(state.Pid) + "/cmdline")
+	if err != nil {
+		return located{}, err
+	}
+	if !bytes.Equal(its, line) {
+		return located{}, fmt.Errorf("process %d of the OCI state is not one of the runtime that called the hook", state.Pid)
+	}
+	root, err := crunRoot(call, caller)
+	if err != nil {
+		return located{}, err
+	}
+	found := located{bundle: filepath.Clean(call.Bundle), config: root + "/" + state.ID + "/config.json", stated: state.Bundle}
+	if err := ownedByUs(filepath.Dir(found.config)); err != nil {
+		return located{}, err
+	}
+	return found, ownConfig(found.config, hook, state)
+}
+
+// crunRoot is the directory in which crun keeps its containers.
+func crunRoot(call commandline.Arguments, caller string) (string, error) {
+	if filepath.IsAbs(call.Root) {
+		return filepath.Clean(call.Root), nil
+	}
+	if call.Root != "" {
+		return "", fmt.Errorf("--root on its command line is %q, not an absolute path", call.Root)
+	}
+	// The runtime's own environment, and no image's.
+	environment, err := os.ReadFile(procDir + "/" + caller + "/environ")
+	if err != nil {
+		return "", err
+	}
+	for variable := range strings.SplitSeq(string(environment), "\x00") {
+		if dir, ok := strings.CutPrefix(variable, "XDG_RUNTIME_DIR="); ok && dir != "" {
+			return filepath.Clean(dir) + "/crun", nil
+		}
+	}
+	return "/run/crun", nil
+}
+
+// ownedByUs refuses a directory that anybody but this user can change.
+func ownedByUs(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return fmt.Errorf("%s can be changed by others than user %d, who runs the hook", dir, os.Geteuid())
+	}
+	return nil
+}
+
+// ownConfig refuses a file that is not this user's, or not of the container.
+func ownConfig(path string, call Call, state spec.State) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the runtime keeps no copy of config.json in %s", filepath.Dir(path))
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() || !ours(st) || st.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("%s is not a regular file that user %d alone can change", path, os.Geteuid())
+	}
+	text, err := spec.ReadLimited(f, spec.MaxConfig)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	annotations, err := spec.ParseConfigAnnotations(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	// The state's have those of the call already.
+	if annotations, err = call.add(annotations); err != nil || !maps.Equal(annotations, state.Annotations) {
+		return fmt.Errorf("%s has other annotations than the OCI state", path)
+	}
+	return nil
+}
