@@ -68,7 +68,7 @@ func TestLostBundle(t *testing.T) {
 	for _, runtime := range runtimes {
 		for _, d := range withDevices {
 			for name, flags := range map[string][]string{
-				"uidmap": {"--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"}, "host": nil,
+				"uidmap": userns, "host": nil,
 			} {
 				t.Run(runtime+"/"+d.name+"/"+name, func(t *testing.T) {
 					c := container{runtime: runtime, root: "env", image: lying, flags: slices.Concat(flags, d.flags)}

@@ -143,7 +143,7 @@ func TestKilledHook(t *testing.T) {
 }
 
 // lists are what nix-closure gc --json prints.
-type lists struct{ Records, GCRoots, Views, Registrations, Closures []string }
+type lists struct{ Records, GCRoots, Views, Registrations, Closures, Cache []string }
 
 func sweepJSON(t *testing.T, flags ...string) (l lists) {
 	t.Helper()
@@ -326,7 +326,8 @@ func TestSweepCommand(t *testing.T) {
 			want := c.want()
 			var text []string
 			for kind, names := range map[string][]string{
-				"record": want.Records, "GC roots": want.GCRoots, "view": want.Views, "registration": want.Registrations, "closure": want.Closures,
+				"record": want.Records, "GC roots": want.GCRoots, "view": want.Views, "registration": want.Registrations,
+				"closure": want.Closures, "cache": want.Cache,
 			} {
 				for _, name := range names {
 					text = append(text, kind+" "+name+"\n")
@@ -346,7 +347,8 @@ func TestSweepCommand(t *testing.T) {
 			if asJSON {
 				got := sweepJSON(t, c.flags...)
 				for _, l := range []*lists{&got, &want} {
-					for _, names := range [][]string{l.Records, l.GCRoots, l.Views, l.Registrations, l.Closures} {
+					all := [][]string{l.Records, l.GCRoots, l.Views, l.Registrations, l.Closures, l.Cache}
+					for _, names := range all {
 						slices.Sort(names)
 					}
 				}
