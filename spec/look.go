@@ -69,8 +69,10 @@ func isLayered(kind string) bool {
 type tree struct {
 	name      string
 	store     bool
-	fd        int
+	real      string   // its path without symbolic links
+	fd        int      // -1: not open yet
 	positions []string // relative to what is looked into; "": it itself
+	deep      []string // see deepTrees
 }
 
 // guardedFile is a file that is looked for.
@@ -103,35 +105,57 @@ var deepTrees = map[string][]string{
 	"runtime": {"views", "closures", "registrations", "containers"},
 }
 
-// addTree opens a guarded directory, to be compared with.
-func (h *Host) addTree(name, real string, m mountPoint, store bool) error {
+// addTree has a guarded directory looked for.
+func (h *Host) addTree(name, real string, m mountPoint, store bool) {
 	h.layered = h.layered || isLayered(m.kind)
-	fd, err := unix.Open(real, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: real, Err: err}
-	}
 	paths := []string{real, m.placeOf(real).path}
 	for _, layer := range m.layerNames() {
 		paths = append(paths, layer+strings.TrimPrefix(real, strings.TrimSuffix(m.point, "/")))
 	}
-	h.trees = append(h.trees, tree{name, store, fd, positionsOf(paths...)})
-	kind := "runtime"
+	deep := "runtime"
 	switch name {
 	case h.store.Dir:
-		kind = "store"
+		deep = "store"
 	case h.store.StateDir, logDir(h.store):
-		kind = "state"
+		deep = "state"
 	}
-	for _, deep := range deepTrees[kind] {
-		at, err := openBelow(fd, deep)
-		// What this user may not enter, no container of this user's may.
-		if errors.Is(err, errNotThere) || errors.Is(err, unix.EACCES) {
-			continue
-		}
+	h.trees = append(h.trees, tree{name: name, store: store, real: real, fd: -1, positions: positionsOf(paths...), deep: deepTrees[deep]})
+}
+
+// openTrees opens the guarded directories, when they are needed for the first time.
+// That may be in a container's mount namespace, where their names must lead to what
+// they led to on the host.
+func (h *Host) openTrees() error {
+	if h.opened {
+		return nil
+	}
+	h.opened = true
+	for i := range h.trees {
+		t := &h.trees[i]
+		fd, err := unix.Open(t.real, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return err
+			return &os.PathError{Op: "open", Path: t.real, Err: err}
 		}
-		h.trees = append(h.trees, tree{name + "/" + deep, false, at, []string{""}})
+		t.fd = fd
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return &os.PathError{Op: "fstat", Path: t.real, Err: err}
+		}
+		if h.identified[t.real] != (fileID{st.Dev, st.Ino}) {
+			return fmt.Errorf("%s is another directory here than on the host", t.real)
+		}
+		for _, deep := range t.deep {
+			at, err := openBelow(fd, deep)
+			// What this user may not enter, no container of this user's may.
+			if errors.Is(err, errNotThere) || errors.Is(err, unix.EACCES) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			h.trees = append(h.trees, tree{name: t.name + "/" + deep, fd: at, positions: []string{""}})
+			t = &h.trees[i] // the list may have moved
+		}
 	}
 	return nil
 }
@@ -194,6 +218,9 @@ var errHidden = errors.New("another mount covers it, so that it cannot be looked
 
 // lookAt looks into a file system from one mount of it.
 func (h *Host) lookAt(m mountPoint) error {
+	if err := h.openTrees(); err != nil {
+		return err
+	}
 	fd, err := openMount(m)
 	if err != nil {
 		return fmt.Errorf("looking into the %s on %s: %w", m.kind, m.point, err)
