@@ -138,6 +138,10 @@ func check(s *start) (*checked, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.checkDevice(i.request); err != nil {
+		i.host.Close()
+		return nil, err
+	}
 	c := &checked{start: s, inspected: i, store: s.config.Store(), bundle: bundle}
 	if err := c.allowed(c.asked()); err != nil {
 		c.host.Close()
@@ -150,6 +154,24 @@ func check(s *start) (*checked, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// checkDevice refuses a container whose own annotations name another closure than the
+// hook's call, as those for one container of a pod do, which win over all others.
+func (s *start) checkDevice(request *spec.Request) error {
+	if s.call.Annotations[spec.Prefix+spec.KeyRoots] == "" && s.call.Annotations[spec.Prefix+spec.KeyClosureInfo] == "" {
+		return nil
+	}
+	s.at("reading the annotations")
+	device, err := spec.ParseAnnotations(s.config.Store(), spec.UnknownEngine, s.state.ID, s.call.Annotations)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(device.Asked(), request.Asked()) {
+		return fmt.Errorf("the container's annotations ask for the closure of %s, and the hook was called for that of %s, "+
+			"as for a device; give one container one closure", request.Asked(), device.Asked())
+	}
+	return nil
 }
 
 // allowed refuses store paths that the configuration does not allow to a container.
