@@ -238,7 +238,8 @@ func classify(host *spec.Host, bundle string, mounts []specs.Mount) (checkedMoun
 }
 
 func leak(m specs.Mount, shows string) error {
-	return fmt.Errorf("mount of %s on %s: shows %s of the host, and with it more than the closure; take the mount out", m.Source, m.Destination, shows)
+	return fmt.Errorf("mount of %s on %s: shows %s of the host, and with it more than the closure; take the "+
+		"mount out", m.Source, m.Destination, shows)
 }
 
 // MissingView tells whether a container that runs asks for a closure by its
@@ -249,7 +250,8 @@ func MissingView(configPath string, engine spec.Engine, id string, annotations m
 		return false, err
 	}
 	// What is not understood asks for something.
-	if request, err := spec.ParseAnnotations(c.Store(), engine, id, annotations); err == nil && (request == nil || request.Sandbox) {
+	request, err := spec.ParseAnnotations(c.Store(), engine, id, annotations)
+	if err == nil && (request == nil || request.Sandbox) {
 		return false, nil
 	}
 	if _, err := os.Lstat(c.RuntimeDir); errors.Is(err, fs.ErrNotExist) {

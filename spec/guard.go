@@ -67,7 +67,10 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Ho
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{store: store, mounts: mounts, ids: map[fileID]string{}, identified: map[string]fileID{}, looked: map[place]bool{}}
+	h := &Host{
+		store: store, mounts: mounts,
+		ids: map[fileID]string{}, identified: map[string]fileID{}, looked: map[place]bool{},
+	}
 	defer func() {
 		if Err != nil {
 			h.Close()

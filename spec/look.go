@@ -42,6 +42,9 @@ var plainKinds = []string{
 	"devtmpfs", "hugetlbfs", "squashfs", "erofs", "cramfs", "romfs", "iso9660", "udf",
 }
 
+// memoryKinds are those of them that have no source.
+var memoryKinds = []string{"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
+
 // kernelKinds are the types of file systems that show no file of the host.
 var kernelKinds = []string{
 	"proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs", "bpf", "pstore",
@@ -119,7 +122,9 @@ func (h *Host) addTree(name, real string, m mountPoint, store bool) {
 	case h.store.StateDir, logDir(h.store):
 		deep = "state"
 	}
-	h.trees = append(h.trees, tree{name: name, store: store, real: real, fd: -1, positions: positionsOf(paths...), deep: deepTrees[deep]})
+	h.trees = append(h.trees, tree{
+		name: name, store: store, real: real, fd: -1, positions: positionsOf(paths...), deep: deepTrees[deep],
+	})
 }
 
 // openTrees opens the guarded directories, when they are needed for the first time.
@@ -209,7 +214,8 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 // at the overlay's root, if that is in sight.
 var errPart = errors.New("only a part of it is mounted, and nothing tells what the rest shows; mount it whole too")
 
-var errFUSE = errors.New("what a FUSE file system shows is what its program likes, also later; take the volume out, or set fuse = true in the configuration if the programs behind this host's volumes are trusted")
+var errFUSE = errors.New("what a FUSE file system shows is what its program likes, also later; take the " +
+	"volume out, or set fuse = true in the configuration if the programs behind this host's volumes are trusted")
 
 // sawRoot tells whether the root of a file system was looked into.
 func (h *Host) sawRoot(device string) bool { return h.looked[place{device, "/"}] }
@@ -300,7 +306,10 @@ func (h *Host) lookAtFile(fd int, m mountPoint) error {
 
 // openMount opens the root of a mount, and no other that is mounted over it.
 func openMount(m mountPoint) (int, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS}
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
+	}
 	fd, err := unix.Openat2(unix.AT_FDCWD, m.point, &how)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
@@ -523,7 +532,8 @@ func (c *comparer) compare(dir int, name string, guarded int, guardedName string
 	for _, own := range []unix.Stat_t{st[0], st[2]} {
 		if c.lax {
 			// Directories have nothing that could be relied on.
-			like.same = like.same || like.kind == unix.S_IFREG && own.Size > 0 && shown.Size == own.Size && shown.Mtim.Sec == own.Mtim.Sec
+			equal := own.Size > 0 && shown.Size == own.Size && shown.Mtim.Sec == own.Mtim.Sec
+			like.same = like.same || like.kind == unix.S_IFREG && equal
 			continue
 		}
 		equal := shown.Size == own.Size && shown.Mtim == own.Mtim && shown.Ctim == own.Ctim
