@@ -53,7 +53,7 @@ func Install(configPath, container, bundle, program string) error {
 	var hooks []spec.StageHook
 	for _, stage := range []string{"createRuntime", "poststop"} {
 		hooks = append(hooks, spec.StageHook{Stage: stage, Hook: specs.Hook{
-			Path: program, Args: HookArgs(config.Path, engine, stage), Env: []string{"LC_ALL=C"},
+			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: []string{"LC_ALL=C"},
 		}})
 	}
 	asked := Container{ID: container, Engine: engine, Bundle: absolute}
@@ -70,10 +70,10 @@ func Install(configPath, container, bundle, program string) error {
 	return nil
 }
 
-// HookArgs are the arguments of an entry for the hook in a container's config.json.
+// EntryArgs are the arguments of an entry for the hook in a container's config.json.
 // Every way that adds one writes them alike, so that a container that comes by two
 // ways has one.
-func HookArgs(configPath string, engine spec.Engine, stage string) []string {
+func EntryArgs(configPath string, engine spec.Engine, stage string) []string {
 	args := []string{"nix-closure-hook"}
 	if configPath != config.Path {
 		args = append(args, "--config", configPath)
