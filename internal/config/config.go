@@ -32,15 +32,15 @@ type Config struct {
 	NixStore   string `toml:"nix-store"` // empty: the usual places
 	Substitute bool   `toml:"substitute"`
 	// SubstituteTimeout bounds the fetching for one container.
-	SubstituteTimeout Duration `toml:"substitute-timeout"`
-	MaxPaths          int      `toml:"max-paths"`
+	SubstituteTimeout Duration `toml:"-"`
+	MaxPaths          int      `toml:"-"`
 	// WritableSize bounds what one container adds to its store; 0: half of the
 	// container's memory limit, or a gibibyte where it has none.
-	WritableSize Size `toml:"writable-size"`
+	WritableSize Size `toml:"-"`
 	// RuntimeInodes and RuntimeSize bound what views, registrations and the memo
 	// take of the runtime directory's file system; 0: a quarter of it.
-	RuntimeInodes int64  `toml:"runtime-inodes"`
-	RuntimeSize   Size   `toml:"runtime-size"`
+	RuntimeInodes int64  `toml:"-"`
+	RuntimeSize   Size   `toml:"-"`
 	Runtime       string `toml:"runtime"`
 	// Engine is the engine that calls nix-closure-runtime, where that cannot be seen:
 	// "cri-o", or empty.
@@ -106,7 +106,12 @@ func Read(path string) (Config, error) {
 func Parse(text []byte) (Config, error) {
 	c := Default()
 	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
+	var document struct {
+		*Config
+		units
+	}
+	document.Config = &c
+	if err := d.Decode(&document); err != nil {
 		var strict *toml.StrictMissingError
 		if errors.As(err, &strict) && len(strict.Errors) > 0 {
 			row, _ := strict.Errors[0].Position()
@@ -119,11 +124,11 @@ func Parse(text []byte) (Config, error) {
 		}
 		return Config{}, err
 	}
+	if err := document.apply(&c); err != nil {
+		return Config{}, err
+	}
 	return c, c.check()
 }
-
-// mostPaths is more than any store has.
-const mostPaths = 10_000_000
 
 // notInMountOptions are the characters that overlay's options give a meaning to.
 const notInMountOptions = ":,\\\"\n"
@@ -157,9 +162,6 @@ func (c Config) check() error {
 	if c.Engine != "" && c.Engine != "cri-o" {
 		return fmt.Errorf("engine = %q: neither empty nor cri-o, the one engine that nix-closure-runtime cannot recognise", c.Engine)
 	}
-	if c.SubstituteTimeout < Duration(time.Second) || c.SubstituteTimeout > Duration(24*time.Hour) {
-		return fmt.Errorf("substitute-timeout = %q: not from 1s to 24h", time.Duration(c.SubstituteTimeout))
-	}
 	if c.Allow != nil && len(c.Allow) == 0 {
 		return errors.New("allow = []: would allow everything, not nothing; leave it out if that is meant")
 	}
@@ -167,18 +169,6 @@ func (c Config) check() error {
 		if err := rule.check(c.StoreDir); err != nil {
 			return fmt.Errorf("[[allow]] number %d: %w", i+1, err)
 		}
-	}
-	if c.WritableSize != 0 && c.WritableSize < smallestSize {
-		return fmt.Errorf("writable-size = %d: less than %d bytes", c.WritableSize, smallestSize)
-	}
-	if c.RuntimeInodes < 0 {
-		return fmt.Errorf("runtime-inodes = %d: less than none; 0 is a quarter of the file system's", c.RuntimeInodes)
-	}
-	if c.RuntimeSize != 0 && c.RuntimeSize < smallestSize {
-		return fmt.Errorf("runtime-size = %d: less than %d bytes", c.RuntimeSize, smallestSize)
-	}
-	if c.MaxPaths < 1 || c.MaxPaths > mostPaths {
-		return fmt.Errorf("max-paths = %d: not a number from 1 to %d", c.MaxPaths, mostPaths)
 	}
 	return nil
 }

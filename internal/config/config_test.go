@@ -45,7 +45,11 @@ func TestParse(t *testing.T) {
 		{`substitute = true`, but(func(c *Config) { c.Substitute = true })},
 		{`substitute-timeout = "2m30s"`, but(func(c *Config) { c.SubstituteTimeout = Duration(150 * time.Second) })},
 		{`writable-size = ""`, defaults},
-		{`runtime-inodes = 0`, defaults},
+		{`runtime-inodes = ""`, defaults},
+		{`max-paths = ""`, defaults},
+		{`substitute-timeout = ""`, defaults},
+		{`writable-size = 65536`, but(func(c *Config) { c.WritableSize = 65536 })},
+		{`writable-size = "1024T"`, but(func(c *Config) { c.WritableSize = 1 << 50 })},
 		{`runtime-inodes = 200000`, but(func(c *Config) { c.RuntimeInodes = 200000 })},
 		{`runtime-size = ""`, defaults},
 		{`runtime-size = "64M"`, but(func(c *Config) { c.RuntimeSize = 64 << 20 })},
@@ -130,19 +134,6 @@ func TestParseRefuses(t *testing.T) {
 		{`mode = ""`, `mode = "": not one of auto, overlay, bind`},
 		{`mode = "Overlay"`, `mode = "Overlay": not one of auto, overlay, bind`},
 		{`mode = "copy"`, `mode = "copy": not one of auto, overlay, bind`},
-		{`max-paths = 0`, `max-paths = 0: not a number from 1 to 10000000`},
-		{`max-paths = -1`, `max-paths = -1: not a number from 1 to 10000000`},
-		{`substitute-timeout = "500ms"`, `substitute-timeout = "500ms": not from 1s to 24h`},
-		{`substitute-timeout = "25h"`, `substitute-timeout = "25h0m0s": not from 1s to 24h`},
-		{`substitute-timeout = "soon"`, `line 1: toml: "soon" is no length of time like 100s or 2m`},
-		{`writable-size = "much"`, `line 1: toml: "much" is no size like 512M or 2G`},
-		{`writable-size = "-1"`, `line 1: toml: "-1" is no size like 512M or 2G`},
-		{`writable-size = "1KM"`, `line 1: toml: "1KM" is no size like 512M or 2G`},
-		{`writable-size = "9999999999G"`, `line 1: toml: "9999999999G" is no size like 512M or 2G`},
-		{`runtime-size = "1K"`, `runtime-size = 1024: less than 4096 bytes`},
-		{`runtime-size = "half"`, `line 1: toml: "half" is no size like 512M or 2G`},
-		{`runtime-inodes = -1`, `runtime-inodes = -1: less than none; 0 is a quarter of the file system's`},
-		{`writable-size = "1"`, `writable-size = 1: less than 4096 bytes`},
 		{`Rootless = true`, `line 1: unknown key "Rootless"`},
 		{`allow = []`, "allow = []: would allow everything, not nothing; leave it out if that is meant"},
 		{`allow = [{}]`, rule + noRoots},
@@ -193,8 +184,6 @@ func TestParseRefuses(t *testing.T) {
 		{"\nmode = 7", "line 2: "},
 		{"mode = [\"bind\"]", "line 1: "},
 		{"substitute = \"false\"", "line 1: "},
-		{"max-paths = \"7\"", "line 1: "},
-		{"max-paths = 7.5", "line 1: "},
 		{"max-paths = 9223372036854775808", "line 1: "},
 		{"allow = 7", "line 1: "},
 		{"mode = \"bind\"\nmode = \"bind\"", "line 2: "},
@@ -209,6 +198,60 @@ func TestParseRefuses(t *testing.T) {
 		whole := !strings.HasPrefix(c.want, "line ")
 		if err == nil || !strings.HasPrefix(err.Error(), c.want) || whole && err.Error() != c.want {
 			t.Errorf("%s:\n%v\nwant\n%s", c.in, err, c.want)
+		}
+	}
+}
+
+// Every size, time and number: what is none, nothing, less than nothing, too much or
+// of a unit that is none is refused by the name of its key, and by what stands there.
+func TestParseRefusesNumbers(t *testing.T) {
+	const (
+		noSize    = `no size like "512M" or "2G"`
+		sizeLimit = "not from 4096 (bytes) to 1024T"
+		noTime    = `no length of time like "100s" or "2m"`
+		timeLimit = "not from 1s to 24h"
+		paths     = "not a number from 1 to 10000000"
+		inodes    = "not a number from 1 to 1099511627776"
+	)
+	cases := map[string][]struct{ value, want string }{
+		"substitute-timeout": {
+			{`"0"`, timeLimit}, {`"0s"`, timeLimit}, {`"-5s"`, timeLimit}, {`"999ms"`, timeLimit}, {`"25h"`, timeLimit},
+			{`"9999999h"`, noTime}, {`"100"`, noTime}, {`"5 s"`, noTime}, {`"5d"`, noTime}, {`"soon"`, noTime}, {`" "`, noTime},
+			{"0", noTime}, {"100", noTime}, {"1.5", noTime}, {"true", noTime}, {"[]", noTime},
+		},
+		"max-paths": {
+			{"0", paths}, {"-1", paths}, {"10000001", paths}, {"9223372036854775807", paths},
+			{`"0"`, paths}, {`"7"`, paths}, {"7.5", paths}, {"1e3", paths}, {`"7K"`, paths}, {"false", paths},
+		},
+		"runtime-inodes": {
+			{"0", inodes}, {"-1", inodes}, {"1099511627777", inodes}, {"9223372036854775807", inodes},
+			{`"0"`, inodes}, {`"200000"`, inodes}, {`"200K"`, inodes}, {"2.5", inodes}, {"{}", inodes},
+		},
+	}
+	for _, key := range []string{"writable-size", "runtime-size"} {
+		cases[key] = []struct{ value, want string }{
+			{`"0"`, sizeLimit}, {"0", sizeLimit}, {`"0M"`, sizeLimit}, {`"-0"`, sizeLimit}, {`"-1"`, sizeLimit}, {"-4096", sizeLimit},
+			{`"-1G"`, sizeLimit}, {`"1"`, sizeLimit}, {"4095", sizeLimit}, {`"1K"`, sizeLimit}, {`"3K"`, sizeLimit},
+			{`"1025T"`, sizeLimit}, {`"9999999999G"`, sizeLimit}, {`"8388608T"`, sizeLimit}, {`"18446744073709551616"`, sizeLimit},
+			{`"much"`, noSize}, {`"1KM"`, noSize}, {`"M"`, noSize}, {`"512m"`, noSize}, {`"512MB"`, noSize}, {`"512MiB"`, noSize},
+			{`"1P"`, noSize}, {`"1.5G"`, noSize}, {`"512 M"`, noSize}, {`" 512M"`, noSize}, {`"25%"`, noSize}, {`"0x1000"`, noSize},
+			{"1.5", noSize}, {"true", noSize}, {"1979-05-27", noSize}, {"[4096]", noSize},
+		}
+	}
+	for key, all := range cases {
+		for _, c := range all {
+			text := key + " = " + c.value
+			_, err := Parse([]byte(text))
+			value := c.value
+			for is, reads := range map[string]string{"1e3": "1000", "{}": "map[]"} {
+				if value == is {
+					value = reads
+				}
+			}
+			want := key + " = " + value + ": " + c.want + "; leave it out for the default"
+			if err == nil || err.Error() != want {
+				t.Errorf("%s:\n%v\nwant\n%s", text, err, want)
+			}
 		}
 	}
 }

@@ -220,13 +220,13 @@ func badInputs(t *testing.T) []badInput {
 		// config.toml.
 		{name: "configuration that is no TOML", annotations: roots(env), config: "mode =\n", want: "reading the configuration: /etc/nix-closure/config.toml: line 1: toml: unexpected character U+000A at start of value"},
 		{name: "unknown key", annotations: roots(env), config: "mode = \"auto\"\nmax_paths = 1\n", want: `reading the configuration: /etc/nix-closure/config.toml: line 2: unknown key "max_paths"`},
-		{name: "wrong type", annotations: roots(env), config: "max-paths = \"many\"\n", want: "reading the configuration: /etc/nix-closure/config.toml: line 1: toml: cannot decode TOML string into struct field config.Config.MaxPaths of type int"},
+		{name: "wrong type", annotations: roots(env), config: "max-paths = \"many\"\n", want: "reading the configuration: /etc/nix-closure/config.toml: max-paths = \"many\": not a number from 1 to 10000000; leave it out for the default"},
 		{name: "configured mode", annotations: roots(env), config: "mode = \"fast\"\n", want: `reading the configuration: /etc/nix-closure/config.toml: mode = "fast": not one of auto, overlay, bind`},
 		{name: "relative runtime directory", annotations: roots(env), config: "runtime-dir = \"run\"\n",
 			want: "reading the configuration: /etc/nix-closure/config.toml: runtime-dir = \"run\": not an absolute path without `.`, `..` or a slash too many"},
 		{name: "a comma in the runtime directory", annotations: roots(env), config: "runtime-dir = \"/run/a,b\"\n",
 			want: `reading the configuration: /etc/nix-closure/config.toml: runtime-dir = "/run/a,b": has a colon, comma, backslash, quote or line break, which a mount option cannot carry`},
-		{name: "no paths at all", annotations: roots(env), config: "max-paths = 0\n", want: "reading the configuration: /etc/nix-closure/config.toml: max-paths = 0: not a number from 1 to 10000000"},
+		{name: "no paths at all", annotations: roots(env), config: "max-paths = 0\n", want: "reading the configuration: /etc/nix-closure/config.toml: max-paths = 0: not a number from 1 to 10000000; leave it out for the default"},
 		{name: "a policy", annotations: roots(env), config: "[[allow]]\nroots = [\"/nix/store/*-hello\"]\n",
 			want: "checking what is allowed here: " + env + " is not allowed here: no [[allow]] of the configuration names it for a container without a Kubernetes namespace; add it there, or ask for another"},
 
