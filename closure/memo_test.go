@@ -29,6 +29,23 @@ func memoOf(t *testing.T) Memo {
 	return Memo{Dir: root, Store: store}
 }
 
+// tick waits until the kernel's clock, which moves in ticks, gives files another time.
+func tick(t *testing.T, dir string) {
+	t.Helper()
+	modified := func() time.Time {
+		t.Helper()
+		write(t, dir+"/tick", "x")
+		info, err := os.Stat(dir + "/tick")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.ModTime()
+	}
+	for before := modified(); !modified().After(before); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // trusted is a stamp as it would be if the files had been older when it was
 // taken: what they are compared with is real.
 func trusted(t *testing.T, store Store) Stamp {
@@ -263,7 +280,7 @@ func TestStampHolds(t *testing.T) {
 			db := m.Store.DatabasePath()
 			write(t, db+"-wal", "log")
 			stamp := trusted(t, m.Store)
-			time.Sleep(20 * time.Millisecond) // more than the kernel's clock tick
+			tick(t, m.Store.StateDir)
 			c.do(t, db, db+"-wal")
 			if got := stamp.Holds(m.Store); got != c.want {
 				t.Errorf("holds: %v", got)

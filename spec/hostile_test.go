@@ -14,6 +14,24 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
+// checkLeak fails unless a mount leaks exactly what it is said to show.
+func (h nixHost) checkLeak(t *testing.T, bundle string, m specs.Mount, shows string) {
+	t.Helper()
+	got, err := h.look(t).Classify(bundle, m)
+	if err != nil || got.Class != Leaks || got.Shows != shows {
+		t.Errorf("%s of %s %q: %+v, %v; want a leak of %s", m.Type, m.Source, m.Options, got, err, shows)
+	}
+}
+
+// checkHarmless fails unless a mount is none of ours: what is refused must not be
+// refused for another reason.
+func (h nixHost) checkHarmless(t *testing.T, bundle string, m specs.Mount) {
+	t.Helper()
+	if got, err := h.look(t).Classify(bundle, m); err != nil || got.Class != NoneOfOurs {
+		t.Errorf("%s of %s %q: %+v, %v; want one that is none of ours", m.Type, m.Source, m.Options, got, err)
+	}
+}
+
 // /nix is a bind mount of a directory of a data disk, as on many hosts: the
 // directories above the store on that disk are not known.
 func TestUnderlyingAncestor(t *testing.T) {
@@ -24,11 +42,9 @@ func TestUnderlyingAncestor(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.store = closure.Store{Dir: mounted + "/store", StateDir: mounted + "/var/nix"}
-	for _, m := range []specs.Mount{bind(disk, "/data"), bind(disk+"/nix/var/nix/profiles/per-user", "/p")} {
-		if got, err := h.look(t).Classify("/", m); got.Class != Leaks {
-			t.Errorf("%s: %+v, %v", m.Source, got, err)
-		}
-	}
+	h.checkLeak(t, "/", bind(disk, "/data"), h.store.Dir)
+	h.checkLeak(t, "/", bind(disk+"/nix/var/nix/profiles/per-user", "/p"), h.store.StateDir+"/profiles/per-user")
+	h.checkHarmless(t, "/", bind(h.dir+"/other", "/data"))
 }
 
 // Deep in an alias of the state directory.
@@ -36,21 +52,25 @@ func TestDeepInAnAlias(t *testing.T) {
 	h := newNixHost(t)
 	alias := bindMount(t, h.store.StateDir, h.dir+"/alias/state")
 	deep := bindMount(t, h.store.StateDir+"/profiles/per-user/root", h.dir+"/nested/deep")
-	for _, source := range []string{alias + "/profiles/per-user", alias + "/gcroots/auto/x", deep, h.dir + "/nested"} {
-		if got, err := h.look(t).Classify("/", bind(source, "/x")); got.Class != Leaks {
-			t.Errorf("%s: %+v, %v", source, got, err)
-		}
+	for source, shows := range map[string]string{
+		alias + "/profiles/per-user": "/profiles/per-user", alias + "/gcroots/auto/x": "/gcroots/auto/x",
+		deep: "/profiles/per-user/root", h.dir + "/nested": "/profiles/per-user/root",
+	} {
+		h.checkLeak(t, "/", bind(source, "/x"), h.store.StateDir+shows)
 	}
+	h.checkHarmless(t, "/", bind(h.dir+"/data", "/x"))
 }
 
 // Runtimes join the options with commas, and the kernel takes them apart.
 func TestCommaInOption(t *testing.T) {
 	h := newNixHost(t)
-	for _, o := range []string{"index=off,lowerdir=" + h.store.Dir, "ro,lowerdir=" + h.store.Dir, "lowerdir=" + h.dir + "/data,upperdir=" + h.store.Dir} {
-		if got, err := h.look(t).Classify("/", kind("overlay", "/x", "overlay", o)); got.Class != Leaks && err == nil {
-			t.Errorf("%s: %+v, %v", o, got, err)
-		}
+	for _, o := range []string{
+		"index=off,lowerdir=" + h.store.Dir, "ro,lowerdir=" + h.store.Dir,
+		"lowerdir=" + h.dir + "/data,upperdir=" + h.store.Dir,
+	} {
+		h.checkLeak(t, "/", kind("overlay", "/x", "overlay", o), h.store.Dir)
 	}
+	h.checkHarmless(t, "/", kind("overlay", "/x", "overlay", "ro,lowerdir="+h.dir+"/data,upperdir="+h.dir+"/bundle"))
 }
 
 // A block device by a relative name, or that holds the state directory only.
@@ -63,21 +83,22 @@ func TestDevices(t *testing.T) {
 	if err := unix.Mknod(h.dir+"/bundle/disk", unix.S_IFBLK|0o600, int(st.Dev)); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := h.look(t).Classify(h.dir+"/bundle", kind("ext4", "/x", "disk")); got.Class != Leaks && err == nil {
-		t.Errorf("relative: %+v, %v", got, err)
+	// Another disk, of a number that no device has.
+	if err := unix.Mknod(h.dir+"/bundle/other", unix.S_IFBLK|0o600, int(unix.Mkdev(4000, 7))); err != nil {
+		t.Fatal(err)
 	}
-	if got, err := h.look(t).Classify(h.dir+"/bundle", kind("ext4", "/x", "../bundle/disk")); got.Class != Leaks && err == nil {
-		t.Errorf("relative: %+v, %v", got, err)
+	for _, source := range []string{"disk", "../bundle/disk"} {
+		h.checkLeak(t, h.dir+"/bundle", kind("ext4", "/x", source), h.store.Dir)
 	}
+	h.checkHarmless(t, h.dir+"/bundle", kind("ext4", "/x", "other"))
 }
 
 // A file system of another type that is made of a directory (ecryptfs, and
 // mount helpers): the source is a directory of the host.
 func TestDirectorySource(t *testing.T) {
 	h := newNixHost(t)
-	if got, err := h.look(t).Classify("/", kind("ecryptfs", "/x", h.store.Dir)); got.Class != Leaks && err == nil {
-		t.Errorf("%+v, %v", got, err)
-	}
+	h.checkLeak(t, "/", kind("ecryptfs", "/x", h.store.Dir), h.store.Dir)
+	h.checkHarmless(t, "/", kind("ecryptfs", "/x", h.dir+"/data"))
 }
 
 // The store is an overlay (NixOS live systems): its layers are not guarded.
@@ -86,7 +107,7 @@ func TestLayersOfTheStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range []string{"/ro/" + string(named("a")), "/rw", "/work", "/nix/store", "/nix/var/nix"} {
+	for _, d := range []string{"/ro/" + string(named("a")), "/rw", "/work", "/other", "/nix/store", "/nix/var/nix"} {
 		if err := os.MkdirAll(dir+d, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -101,8 +122,7 @@ func TestLayersOfTheStore(t *testing.T) {
 	}()
 	h := nixHost{dir, closure.Store{Dir: dir + "/nix/store", StateDir: dir + "/nix/var/nix"}}
 	for _, s := range []string{"/ro", "/rw"} {
-		if got, err := h.look(t).Classify("/", bind(dir+s, "/x")); got.Class != Leaks {
-			t.Errorf("%s: %+v, %v", s, got, err)
-		}
+		h.checkLeak(t, "/", bind(dir+s, "/x"), h.store.Dir)
 	}
+	h.checkHarmless(t, "/", bind(dir+"/other", "/x"))
 }

@@ -306,7 +306,9 @@ func TestSnapshotIsConsistent(t *testing.T) {
 	startWriter(t, store)
 	root := []closure.BaseName{named("root")}
 	seen := map[int64]bool{}
-	for until := time.Now().Add(500 * time.Millisecond); time.Now().Before(until); {
+	// However fast the writer is: until enough was seen of what it writes.
+	const generations = 20
+	for until := time.Now().Add(time.Minute); len(seen) < generations && time.Now().Before(until); {
 		s, err := Open(t.Context(), store)
 		if err != nil {
 			t.Fatal(err)
@@ -337,7 +339,7 @@ func TestSnapshotIsConsistent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(seen) < 3 {
+	if len(seen) < generations {
 		t.Errorf("only generations %v were seen: the writer did not write", seen)
 	}
 }
@@ -354,7 +356,8 @@ func TestWriterHoldsNobodyUp(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), "insert into ValidPaths (path, hash, registrationTime) values (?, '', 1)", store.Path(named("b"))); err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
+	// If it held anybody up, that would be an error: the transaction is open until the
+	// end of the test.
 	s := mustOpen(t, store)
 	if got, err := s.Closure(t.Context(), []closure.BaseName{named("a")}, 5); err != nil || len(got) != 1 {
 		t.Errorf("%q, %v", got, err)
@@ -362,9 +365,6 @@ func TestWriterHoldsNobodyUp(t *testing.T) {
 	var invalid *closure.NotValidError
 	if _, err := s.Registrations(t.Context(), []closure.BaseName{named("b")}); !errors.As(err, &invalid) {
 		t.Errorf("what is not committed is valid: %v", err)
-	}
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("took %v", took)
 	}
 }
 
@@ -380,10 +380,27 @@ func TestStamp(t *testing.T) {
 	if got := s.Stamp(); got.Files != now.Files || got.Taken == 0 || got.Taken > now.Taken {
 		t.Errorf("the stamp is %+v, and nothing was written until %+v", got, now)
 	}
-	time.Sleep(20 * time.Millisecond) // more than the kernel's clock tick
+	tick(t, store.StateDir)
 	mustRegister(t, db, 1, map[closure.BaseName][]closure.BaseName{named("a"): nil})
 	if now, err = closure.TakeStamp(store); err != nil || now.Files == s.Stamp().Files {
 		t.Errorf("the stamp did not become stale: %+v, %v", now, err)
+	}
+}
+
+// tick waits until the kernel's clock, which moves in ticks, gives files another time.
+func tick(t *testing.T, dir string) {
+	t.Helper()
+	modified := func() time.Time {
+		t.Helper()
+		err := os.WriteFile(dir+"/tick", []byte("x"), 0o600)
+		info, statErr := os.Stat(dir + "/tick")
+		if err := errors.Join(err, statErr); err != nil {
+			t.Fatal(err)
+		}
+		return info.ModTime()
+	}
+	for before := modified(); !modified().After(before); {
+		time.Sleep(time.Millisecond)
 	}
 }
 

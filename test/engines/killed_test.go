@@ -59,6 +59,38 @@ func killOne(t *testing.T, random *rand.Rand, program string) bool {
 	return false
 }
 
+// awaitWord waits until a container has said something, for a second at most: one that
+// was killed says nothing.
+func awaitWord(ctx context.Context, log string) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		if text, err := os.ReadFile(log); err == nil && len(text) > 0 {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// awaitEnd waits until no process runs one of these programs.
+func awaitEnd(t *testing.T, programs ...string) {
+	t.Helper()
+	var left map[string][]int
+	for range 3000 {
+		left = map[string][]int{}
+		for _, p := range programs {
+			if all := processes(t, p); len(all) > 0 {
+				left[p] = all
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("processes that do not end: %v", left)
+}
+
 // While pods come and go, containerd, a shim, a hook or the plugin is killed, again
 // and again. No container ever runs with anything but its closure, and one sweep
 // removes what is left.
@@ -96,7 +128,8 @@ func TestKilled(t *testing.T) {
 					})
 					if err == nil {
 						_, _ = runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: created.ContainerId})
-						time.Sleep(200 * time.Millisecond)
+						// Any of the kills may come before it has said what it sees.
+						awaitWord(ctx, filepath.Join(config.LogDirectory, "a.log"))
 					}
 					_ = removeInTurn(ctx, runtime, got.PodSandboxId)
 				}
@@ -193,7 +226,7 @@ func TestKilled(t *testing.T) {
 	for _, pid := range slices.Concat(processes(t, "containerd-shim-runc-v2"), processes(t, "busybox")) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
-	time.Sleep(time.Second)
+	awaitEnd(t, "containerd-shim-runc-v2", "busybox", "nix-closure-hook")
 	if out, err := exec.Command(filepath.Join(*bin, "nix-closure"), "gc", "--unused-for", "0s").CombinedOutput(); err != nil {
 		t.Errorf("gc: %v %s", err, out)
 	}
