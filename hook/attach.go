@@ -40,12 +40,14 @@ type attachment struct {
 func (a attachment) attach(stage string) error {
 	if stage == "createContainer" {
 		if same, err := sameNamespace("self", "1"); err == nil && same {
-			return errors.New("the hook was called in the host's mount namespace, as createContainer hooks never are; call it as createRuntime")
+			return errors.New("the hook was called in the host's mount namespace, as createContainer hooks never " +
+				"are; call it as createRuntime")
 		}
 		return a.attachHere()
 	}
 	if a.state.Pid <= 0 {
-		return fmt.Errorf("the OCI state has pid %d: no process whose mount namespace could be joined; call the hook as createContainer", a.state.Pid)
+		return fmt.Errorf("the OCI state has pid %d: no process whose mount namespace could be joined; call the "+
+			"hook as createContainer", a.state.Pid)
 	}
 	same, err := sameNamespace("self", strconv.Itoa(a.state.Pid))
 	if err != nil {
@@ -176,7 +178,9 @@ func (p *place) check(root *os.File) error {
 	if ok, err := p.view.Shows(now); err != nil {
 		return err
 	} else if !ok {
-		return fmt.Errorf("%s in the container leads elsewhere than to what was attached there; symbolic links in the image make it a part of another place that something is attached to, or something changes the container's root while it starts", p.dir)
+		return fmt.Errorf("%s in the container leads elsewhere than to what was attached there; symbolic links in "+
+			"the image make it a part of another place that something is attached to, or something changes the "+
+			"container's root while it starts", p.dir)
 	}
 	return nil
 }

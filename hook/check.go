@@ -138,6 +138,10 @@ func check(s *start) (*checked, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.checkDevice(i.request); err != nil {
+		i.host.Close()
+		return nil, err
+	}
 	c := &checked{start: s, inspected: i, store: s.config.Store(), bundle: bundle}
 	if err := c.allowed(c.asked()); err != nil {
 		c.host.Close()
@@ -150,6 +154,24 @@ func check(s *start) (*checked, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// checkDevice refuses a container whose own annotations name another closure than the
+// hook's call, as those for one container of a pod do, which win over all others.
+func (s *start) checkDevice(request *spec.Request) error {
+	if s.call.Annotations[spec.Prefix+spec.KeyRoots] == "" && s.call.Annotations[spec.Prefix+spec.KeyClosureInfo] == "" {
+		return nil
+	}
+	s.at("reading the annotations")
+	device, err := spec.ParseAnnotations(s.config.Store(), spec.UnknownEngine, s.state.ID, s.call.Annotations)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(device.Asked(), request.Asked()) {
+		return fmt.Errorf("the container's annotations ask for the closure of %s, and the hook was called for that of %s, "+
+			"as for a device; give one container one closure", request.Asked(), device.Asked())
+	}
+	return nil
 }
 
 // allowed refuses store paths that the configuration does not allow to a container.
@@ -216,7 +238,8 @@ func classify(host *spec.Host, bundle string, mounts []specs.Mount) (checkedMoun
 }
 
 func leak(m specs.Mount, shows string) error {
-	return fmt.Errorf("mount of %s on %s: shows %s of the host, and with it more than the closure; take the mount out", m.Source, m.Destination, shows)
+	return fmt.Errorf("mount of %s on %s: shows %s of the host, and with it more than the closure; take the "+
+		"mount out", m.Source, m.Destination, shows)
 }
 
 // MissingView tells whether a container that runs asks for a closure by its
@@ -227,7 +250,8 @@ func MissingView(configPath string, engine spec.Engine, id string, annotations m
 		return false, err
 	}
 	// What is not understood asks for something.
-	if request, err := spec.ParseAnnotations(c.Store(), engine, id, annotations); err == nil && (request == nil || request.Sandbox) {
+	request, err := spec.ParseAnnotations(c.Store(), engine, id, annotations)
+	if err == nil && (request == nil || request.Sandbox) {
 		return false, nil
 	}
 	if _, err := os.Lstat(c.RuntimeDir); errors.Is(err, fs.ErrNotExist) {

@@ -115,7 +115,8 @@ func (c *containerMounts) openTargets(places []*place) error {
 			return err
 		}
 	}
-	return fmt.Errorf("%s in the container is in more than %d volumes that are mounted in each other; mount fewer", c.store.Dir, volumesDeep)
+	return fmt.Errorf("%s in the container is in more than %d volumes that are mounted in each other; mount "+
+		"fewer", c.store.Dir, volumesDeep)
 }
 
 // openTarget opens where one view goes, and returns the volume that it is in.
@@ -138,7 +139,8 @@ func (c *containerMounts) cover(volume string, places []*place) error {
 		// A link in the volume would be somebody else's to change.
 		direct, err := open(c.root, p.dir, unix.RESOLVE_NO_SYMLINKS)
 		if errors.Is(err, unix.ELOOP) {
-			return fmt.Errorf("%s in the container leads by a symbolic link into the volume on %s, where others may change it; mount the volume elsewhere, or take an image without the link", p.dir, inside)
+			return fmt.Errorf("%s in the container leads by a symbolic link into the volume on %s, where others may "+
+				"change it; mount the volume elsewhere, or take an image without the link", p.dir, inside)
 		}
 		if err != nil {
 			return err
@@ -184,7 +186,8 @@ func (c *containerMounts) isolate() (changed bool, _ error) {
 		return false, err
 	}
 	if left := c.bundle.Receiving(c.mounts, c.realRoot); len(left) > 0 {
-		return false, fmt.Errorf("the mount on %s receives what the host mounts later, and another covers it; take one of them out", left[0])
+		return false, fmt.Errorf("the mount on %s receives what the host mounts later, and another covers it; "+
+			"take one of them out", left[0])
 	}
 	return true, nil
 }

@@ -52,9 +52,12 @@ func Install(configPath, container, bundle, program string) error {
 	engine := cmp.Or(spec.EngineOfBundle(absolute, container), spec.Engine(c.Engine))
 	var hooks []spec.StageHook
 	for _, stage := range []string{"createRuntime", "poststop"} {
-		hooks = append(hooks, spec.StageHook{Stage: stage, Hook: specs.Hook{Path: program, Args: HookArgs(config.Path, engine, stage), Env: []string{"LC_ALL=C"}}})
+		hooks = append(hooks, spec.StageHook{Stage: stage, Hook: specs.Hook{
+			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: []string{"LC_ALL=C"},
+		}})
 	}
-	text, err = rewrite(configPath, runtimeStage, Container{ID: container, Engine: engine, Bundle: absolute}, readingConfig, text, hooks)
+	asked := Container{ID: container, Engine: engine, Bundle: absolute}
+	text, err = rewrite(configPath, runtimeStage, asked, readingConfig, text, hooks)
 	if err != nil || text == nil {
 		return err
 	}
@@ -67,10 +70,10 @@ func Install(configPath, container, bundle, program string) error {
 	return nil
 }
 
-// HookArgs are the arguments of an entry for the hook in a container's config.json.
+// EntryArgs are the arguments of an entry for the hook in a container's config.json.
 // Every way that adds one writes them alike, so that a container that comes by two
 // ways has one.
-func HookArgs(configPath string, engine spec.Engine, stage string) []string {
+func EntryArgs(configPath string, engine spec.Engine, stage string) []string {
 	args := []string{"nix-closure-hook"}
 	if configPath != config.Path {
 		args = append(args, "--config", configPath)
@@ -108,7 +111,8 @@ func readCarrier(file string) (text []byte, carries bool, _ error) {
 	case st.IsDir():
 		return nil, false, nil
 	case !st.Mode().IsRegular():
-		err = &os.PathError{Op: "read", Path: file, Err: errors.New("not a regular file; what is read of it here the runtime would miss")}
+		err = &os.PathError{Op: "read", Path: file, Err: errors.New("not a regular file; what is read of it here " +
+			"the runtime would miss")}
 	default:
 		if text, err = spec.ReadLimited(f, spec.MaxConfig); err == nil {
 			carries, err = spec.Carries(text)

@@ -21,7 +21,8 @@ import (
 // in the host's PID namespace sees the host's store, and one in another container's
 // sees what that has.
 
-const whoSharesPIDs = "give the container a PID namespace of its own, or set shared-pid = true in the configuration if it may see that"
+const whoSharesPIDs = "give the container a PID namespace of its own, or set shared-pid = true in the " +
+	"configuration if it may see that"
 
 // sharesPIDs tells whether a container has no PID namespace of its own. Where that is
 // the host's, it is an error, unless the configuration allows it.
@@ -45,7 +46,8 @@ func sharesPIDs(c config.Config, bundle spec.Config) (bool, error) {
 		isHosts = os.SameFile(own, joined)
 	}
 	if isHosts {
-		return true, errors.New("the container has the host's PID namespace, and sees the store by the host's processes (/proc/PID/root); " + whoSharesPIDs)
+		return true, errors.New("the container has the host's PID namespace, and sees the store by the host's " +
+			"processes (/proc/PID/root); " + whoSharesPIDs)
 	}
 	return true, nil
 }
@@ -116,7 +118,8 @@ func isIn(process string, namespace os.FileInfo) (bool, error) {
 // checkNeighbour looks at what a process of another container sees.
 func (d *RuntimeDir) checkNeighbour(host *spec.Host, process, digest string) error {
 	if same, err := sameNamespace("self", process); err != nil || same {
-		return errors.Join(err, fmt.Errorf("the container joins a PID namespace with process %s in it, which sees the host's store; %s", process, whoSharesPIDs))
+		return errors.Join(err, fmt.Errorf("the container joins a PID namespace with process %s in it, which sees "+
+			"the host's store; %s", process, whoSharesPIDs))
 	}
 	ids, err := d.recordIDs()
 	if err != nil {
@@ -131,7 +134,8 @@ func (d *RuntimeDir) checkNeighbour(host *spec.Host, process, digest string) err
 			continue
 		}
 		if r.Digest != digest {
-			return fmt.Errorf("the container joins the PID namespace of container %s, which has another closure, and each would see the other's by /proc/PID/root; %s", id, whoSharesPIDs)
+			return fmt.Errorf("the container joins the PID namespace of container %s, which has another closure, and "+
+				"each would see the other's by /proc/PID/root; %s", id, whoSharesPIDs)
 		}
 		return nil
 	}
@@ -157,7 +161,8 @@ func (d *RuntimeDir) checkNeighbour(host *spec.Host, process, digest string) err
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("the container joins a PID namespace with process %s in it, and would see by /proc/PID/root what that sees: %w; %s", process, err, whoSharesPIDs)
+		return fmt.Errorf("the container joins a PID namespace with process %s in it, and would see by "+
+			"/proc/PID/root what that sees: %w; %s", process, err, whoSharesPIDs)
 	}
 	return nil
 }

@@ -18,7 +18,8 @@ import (
 
 // ErrCovered says that something is mounted on a container's store directory or
 // inside it.
-var ErrCovered = errors.New("is mounted where a view goes or inside of it, under another mount or by none of the mounts in config.json, and cannot be taken off")
+var ErrCovered = errors.New("is mounted where a view goes or inside of it, under another mount or by none " +
+	"of the mounts in config.json, and cannot be taken off")
 
 // CheckMounts looks at what is really mounted in a container, by the mounts of
 // its mount namespace, which is the calling thread's: the name of a mount's source
@@ -41,7 +42,8 @@ func (h *Host) CheckMounts(mounts Mounts, root string) ([]closure.BaseName, erro
 			return nil, fmt.Errorf("mount on %s: %w", inContainer(m.point, root), err)
 		}
 		if shows != "" {
-			return nil, fmt.Errorf("mount on %s: shows %s of the host, and with it more than the closure; take the mount out, or take another root",
+			return nil, fmt.Errorf("mount on %s: shows %s of the host, and with it more than the closure; take the "+
+				"mount out, or take another root",
 				inContainer(m.point, root), shows)
 		}
 		if m.point == root && len(asked) > 0 {
@@ -50,13 +52,15 @@ func (h *Host) CheckMounts(mounts Mounts, root string) ([]closure.BaseName, erro
 		all = append(all, asked...)
 	}
 	if !isMount {
-		return nil, fmt.Errorf("the container's root %s is not the root of a mount, as runtimes make it; its name leads elsewhere than it did", root)
+		return nil, fmt.Errorf("the container's root %s is not the root of a mount, as runtimes make it; its name "+
+			"leads elsewhere than it did", root)
 	}
 	return all, nil
 }
 
 func (h *Host) rootInStore(base closure.BaseName) error {
-	return fmt.Errorf("the container's root is %s, or in it, and directories would be made there; take a copy of it, or an overlay", h.store.Path(base))
+	return fmt.Errorf("the container's root is %s, or in it, and directories would be made there; take a copy "+
+		"of it, or an overlay", h.store.Path(base))
 }
 
 // CheckRoot refuses a root that is in the store, by its name in config.json. A runtime
@@ -96,7 +100,8 @@ func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume stri
 	named := strings.TrimSuffix(root, "/") + dir
 	for _, m := range mounts {
 		if below(m.point, target) || below(m.point, named) {
-			return "", fmt.Errorf("what is on %s %w; take it out of the container's mounts", inContainer(m.point, root), ErrCovered)
+			return "", fmt.Errorf("what is on %s %w; take it out of the container's "+
+				"mounts", inContainer(m.point, root), ErrCovered)
 		}
 	}
 	m := mountOf(mounts, target)
@@ -113,7 +118,8 @@ func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume stri
 	}
 	shared := m.point != root && m.group != ""
 	if shared || m.group != "" && slices.ContainsFunc(h.mounts, func(o mountPoint) bool { return o.group == m.group }) {
-		return "", fmt.Errorf("what is mounted in %s of the container propagates to the host; mount it without shared propagation", inContainer(m.point, root))
+		return "", fmt.Errorf("what is mounted in %s of the container propagates to the host; mount it without "+
+			"shared propagation", inContainer(m.point, root))
 	}
 	if m.point == root || h.isOwnTmpfs(m) {
 		return "", nil
@@ -124,7 +130,8 @@ func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume stri
 // isOwnTmpfs tells whether a mount is a tmpfs that the runtime made for this container:
 // no mount of the host has it.
 func (h *Host) isOwnTmpfs(m mountPoint) bool {
-	return m.kind == "tmpfs" && m.path == "/" && !slices.ContainsFunc(h.mounts, func(o mountPoint) bool { return o.device == m.device })
+	isHosts := slices.ContainsFunc(h.mounts, func(o mountPoint) bool { return o.device == m.device })
+	return m.kind == "tmpfs" && m.path == "/" && !isHosts
 }
 
 // Receiving returns the mount points, below the container's root, of mounts that
@@ -175,7 +182,8 @@ func (c Config) CheckMasks(dirs ...string) error {
 		at := path.Clean("/" + masked)
 		for _, dir := range dirs {
 			if below(at, dir) || below(dir, at) {
-				return fmt.Errorf("linux.maskedPaths of config.json has %s, which would hide what the view shows in %s; take it out", masked, dir)
+				return fmt.Errorf("linux.maskedPaths of config.json has %s, which would hide what the view shows in %s; "+
+					"take it out", masked, dir)
 			}
 		}
 	}
@@ -201,7 +209,8 @@ func CheckServers(mounts Mounts, root string, dirs ...string) error {
 
 func movableError(m mountPoint, root string) error {
 	return fmt.Errorf("%s of the container is on a %s file system, whose server can take away what is mounted there; "+
-		"take a root or a volume that is on a disk of this host, and with rootless podman native overlays (no mount_program in storage.conf)",
+		"take a root or a volume that is on a disk of this host, and with rootless podman native overlays (no "+
+		"mount_program in storage.conf)",
 		inContainer(m.point, root), m.kind)
 }
 

@@ -90,7 +90,8 @@ func (h *Host) Classify(bundle string, m specs.Mount) (Verdict, error) {
 }
 
 // ErrInside says that a mount lies inside the store directory and is not admitted.
-var ErrInside = errors.New("lies inside the store directory, where only a store path or a part of it, bound onto its own path, can be asked for; take the mount out, or mount it elsewhere")
+var ErrInside = errors.New("lies inside the store directory, where only a store path or a part of it, bound " +
+	"onto its own path, can be asked for; take the mount out, or mount it elsewhere")
 
 // admit classifies a mount inside the store directory, at a path relative to it.
 func (h *Host) admit(m specs.Mount, sources []source, inside string) (Verdict, error) {
@@ -154,7 +155,7 @@ func sourcesOf(bundle string, m specs.Mount) ([]source, error) {
 		return []source{{path: absolute(m.Source), recursive: rbind || !bind}}, nil
 	case m.Type == "overlay":
 		return layersOf(m)
-	case m.Source == "" || slices.Contains(kernelKinds, m.Type) || slices.Contains([]string{"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}, m.Type):
+	case m.Source == "" || slices.Contains(kernelKinds, m.Type) || slices.Contains(memoryKinds, m.Type):
 		return nil, nil
 	}
 	return []source{{path: absolute(m.Source)}}, nil
@@ -175,7 +176,8 @@ func layersOf(m specs.Mount) ([]source, error) {
 		}
 		for name := range splitLayers(value) {
 			if !filepath.IsAbs(name) {
-				return nil, fmt.Errorf("overlay option %q: a layer is named relative to a directory, and which that is depends on the runtime; name it by its absolute path", option)
+				return nil, fmt.Errorf("overlay option %q: a layer is named relative to a directory, and which that is "+
+					"depends on the runtime; name it by its absolute path", option)
 			}
 			all = append(all, source{path: name})
 		}

@@ -6,7 +6,10 @@
 // It knows the OCI runtime specification. It looks at the host's files to tell
 // what a mount would show, and it mounts, changes and runs nothing.
 //
-// Read it in this order: annotations.go (what is asked for), state.go and
-// config.go (what the runtime says), mounts.go (what each mount means for the
-// store), rewrite.go (a config.json without the mounts that a view replaces).
+// Read it in this order: engine.go (whose word counts), annotations.go (what is asked
+// for), state.go and config.go (what the runtime says), mountinfo.go (what is mounted),
+// guard.go (what must not show), classify.go (what each mount of config.json means),
+// look.go and layers.go (what a file system shows that is made of others), check.go
+// (what is really mounted in a container), rewrite.go (a config.json without the mounts
+// that a view replaces).
 package spec

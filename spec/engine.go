@@ -88,7 +88,7 @@ type pod struct {
 // podOf reads which container of a pod this is. id is the container's; empty: not
 // known yet.
 //
-// podman before 4.6 copies an image's annotations onto the container, so on an
+// podman before 4.5.1 copies an image's annotations onto the container, so on an
 // engine that does not set a key itself, the key may be the image's. A container
 // is believed to be a pod's sandbox (the pause container) only by the sandbox's
 // ID, which is the sandbox's own: engines choose it at random when the container is
@@ -101,7 +101,8 @@ func podOf(engine Engine, id string, annotations map[string]string) (pod, error)
 			sandbox := annotations[keys.sandboxID]
 			if sandbox == "" || id != "" && sandbox != id {
 				return pod{}, fmt.Errorf("annotation %s: says that this container is a pod's sandbox, and %s is %q, not its ID; "+
-					"an image or a user may have set it: take it out, or name the closure's container another way", keys.kind, keys.sandboxID, sandbox)
+					"an image or a user may have set it: take it out, or name the closure's container another "+
+					"way", keys.kind, keys.sandboxID, sandbox)
 			}
 			p.sandbox = true
 		}
@@ -126,7 +127,8 @@ func podOf(engine Engine, id string, annotations map[string]string) (pod, error)
 	// Where the engine itself says that this is none, another key is not its word.
 	if keys, ok := keysOf(engine); ok && p.sandbox {
 		if kind := annotations[keys.kind]; kind != "" && kind != sandboxKind {
-			return pod{}, fmt.Errorf("annotation %s is %q, and another says that this container is a pod's sandbox; take that one out", keys.kind, kind)
+			return pod{}, fmt.Errorf("annotation %s is %q, and another says that this container is a pod's sandbox; "+
+				"take that one out", keys.kind, kind)
 		}
 	}
 	return p, nil

@@ -5,8 +5,6 @@ package spec
 import (
 	"strings"
 	"testing"
-
-	"github.com/nix-closure/nix-closure/closure"
 )
 
 // What an image, a user or a pod's author can write into annotations weakens nothing:
@@ -54,7 +52,7 @@ func TestWhoIsBelieved(t *testing.T) {
 				}
 				continue
 			}
-			if err != nil || got == nil || got.Sandbox || len(got.Roots) != 1 || got.Roots[0] != closure.BaseName(named("a")) {
+			if err != nil || got == nil || got.Sandbox || len(got.Roots) != 1 || got.Roots[0] != named("a") {
 				t.Errorf("%s, %q: %+v, %v", c.name, engine, got, err)
 				continue
 			}

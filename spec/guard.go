@@ -31,8 +31,11 @@ type Host struct {
 	mounts    Mounts
 	guarded   []guard
 	trees     []tree
+	opened    bool // trees
 	files     []guardedFile
 	ids       map[fileID]string
+	// identified are the ids of paths that were looked at; zero: nothing is there.
+	identified map[string]fileID
 	// lookedInside: whether ids has what lookInside adds.
 	lookedInside bool
 	// layered: a guarded directory is on a file system that is made of others, whose
@@ -64,7 +67,10 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Ho
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{store: store, mounts: mounts, ids: map[fileID]string{}, looked: map[place]bool{}}
+	h := &Host{
+		store: store, mounts: mounts,
+		ids: map[fileID]string{}, identified: map[string]fileID{}, looked: map[place]bool{},
+	}
 	defer func() {
 		if Err != nil {
 			h.Close()
@@ -98,7 +104,9 @@ func logDir(store closure.Store) string {
 // Close releases what was opened.
 func (h *Host) Close() {
 	for _, t := range h.trees {
-		unix.Close(t.fd)
+		if t.fd >= 0 {
+			unix.Close(t.fd)
+		}
 	}
 	for _, f := range h.files {
 		unix.Close(f.dir)
@@ -126,9 +134,7 @@ func (h *Host) guard(dir string, store bool) (real string, err error) {
 	}
 	h.guarded = append(h.guarded, guard{m.placeOf(real), dir, store})
 	if missing == "" {
-		if err := h.addTree(dir, real, m, store); err != nil {
-			return "", err
-		}
+		h.addTree(dir, real, m, store)
 	}
 	paths := []string{dir}
 	if real != dir {
@@ -136,7 +142,11 @@ func (h *Host) guard(dir string, store bool) (real string, err error) {
 	}
 	for _, p := range paths {
 		for ; ; p = path.Dir(p) {
+			if _, known := h.identified[p]; known {
+				break
+			}
 			id, err := identify(p)
+			h.identified[p] = id
 			if err != nil && (missing == "" || !errors.Is(err, os.ErrNotExist)) {
 				return "", err
 			}

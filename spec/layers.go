@@ -60,11 +60,11 @@ func (h *Host) guardLayers() error {
 	// What is found shows more: a layer may be on an overlay in turn.
 	for i := 0; i < len(h.guarded); i++ {
 		g := h.guarded[i]
-		m, fd := h.openPlace(g.place)
+		fd := h.openPlace(g.place)
 		if fd < 0 {
 			continue
 		}
-		err := h.guardLayersOf(g, m, fd)
+		err := h.guardLayersOf(g, fd)
 		unix.Close(fd)
 		if err != nil {
 			return fmt.Errorf("looking for the layers of %s: %w", g.name, err)
@@ -95,7 +95,7 @@ func (h *Host) addLayerNames(t *tree) {
 }
 
 // openPlace opens a place on an overlay by a mount of the host; -1: there is none.
-func (h *Host) openPlace(p place) (mountPoint, int) {
+func (h *Host) openPlace(p place) int {
 	for _, m := range h.mounts {
 		if m.device != p.device || m.kind != "overlay" || !below(p.path, m.path) {
 			continue
@@ -106,19 +106,19 @@ func (h *Host) openPlace(p place) (mountPoint, int) {
 		}
 		inside := strings.Trim(strings.TrimPrefix(p.path, strings.TrimSuffix(m.path, "/")), "/")
 		if inside == "" {
-			return m, root
+			return root
 		}
 		fd, err := openBelow(root, inside)
 		unix.Close(root)
 		if err == nil {
-			return m, fd
+			return fd
 		}
 	}
-	return mountPoint{}, -1
+	return -1
 }
 
 // guardLayersOf guards the layers that the directories in one guarded directory are in.
-func (h *Host) guardLayersOf(g guard, m mountPoint, dir int) error {
+func (h *Host) guardLayersOf(g guard, dir int) error {
 	names, err := rootfs.Names(dir)
 	if err != nil {
 		return ignore(err, unix.ENOTDIR)

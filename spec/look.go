@@ -42,6 +42,9 @@ var plainKinds = []string{
 	"devtmpfs", "hugetlbfs", "squashfs", "erofs", "cramfs", "romfs", "iso9660", "udf",
 }
 
+// memoryKinds are those of them that have no source.
+var memoryKinds = []string{"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
+
 // kernelKinds are the types of file systems that show no file of the host.
 var kernelKinds = []string{
 	"proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs", "bpf", "pstore",
@@ -69,8 +72,10 @@ func isLayered(kind string) bool {
 type tree struct {
 	name      string
 	store     bool
-	fd        int
+	real      string   // its path without symbolic links
+	fd        int      // -1: not open yet
 	positions []string // relative to what is looked into; "": it itself
+	deep      []string // see deepTrees
 }
 
 // guardedFile is a file that is looked for.
@@ -103,35 +108,59 @@ var deepTrees = map[string][]string{
 	"runtime": {"views", "closures", "registrations", "containers"},
 }
 
-// addTree opens a guarded directory, to be compared with.
-func (h *Host) addTree(name, real string, m mountPoint, store bool) error {
+// addTree has a guarded directory looked for.
+func (h *Host) addTree(name, real string, m mountPoint, store bool) {
 	h.layered = h.layered || isLayered(m.kind)
-	fd, err := unix.Open(real, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: real, Err: err}
-	}
 	paths := []string{real, m.placeOf(real).path}
 	for _, layer := range m.layerNames() {
 		paths = append(paths, layer+strings.TrimPrefix(real, strings.TrimSuffix(m.point, "/")))
 	}
-	h.trees = append(h.trees, tree{name, store, fd, positionsOf(paths...)})
-	kind := "runtime"
+	deep := "runtime"
 	switch name {
 	case h.store.Dir:
-		kind = "store"
+		deep = "store"
 	case h.store.StateDir, logDir(h.store):
-		kind = "state"
+		deep = "state"
 	}
-	for _, deep := range deepTrees[kind] {
-		at, err := openBelow(fd, deep)
-		// What this user may not enter, no container of this user's may.
-		if errors.Is(err, errNotThere) || errors.Is(err, unix.EACCES) {
-			continue
-		}
+	h.trees = append(h.trees, tree{
+		name: name, store: store, real: real, fd: -1, positions: positionsOf(paths...), deep: deepTrees[deep],
+	})
+}
+
+// openTrees opens the guarded directories, when they are needed for the first time.
+// That may be in a container's mount namespace, where their names must lead to what
+// they led to on the host.
+func (h *Host) openTrees() error {
+	if h.opened {
+		return nil
+	}
+	h.opened = true
+	for i := range h.trees {
+		t := &h.trees[i]
+		fd, err := unix.Open(t.real, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return err
+			return &os.PathError{Op: "open", Path: t.real, Err: err}
 		}
-		h.trees = append(h.trees, tree{name + "/" + deep, false, at, []string{""}})
+		t.fd = fd
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return &os.PathError{Op: "fstat", Path: t.real, Err: err}
+		}
+		if h.identified[t.real] != (fileID{st.Dev, st.Ino}) {
+			return fmt.Errorf("%s is another directory here than on the host", t.real)
+		}
+		for _, deep := range t.deep {
+			at, err := openBelow(fd, deep)
+			// What this user may not enter, no container of this user's may.
+			if errors.Is(err, errNotThere) || errors.Is(err, unix.EACCES) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			h.trees = append(h.trees, tree{name: t.name + "/" + deep, fd: at, positions: []string{""}})
+			t = &h.trees[i] // the list may have moved
+		}
 	}
 	return nil
 }
@@ -185,7 +214,8 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 // at the overlay's root, if that is in sight.
 var errPart = errors.New("only a part of it is mounted, and nothing tells what the rest shows; mount it whole too")
 
-var errFUSE = errors.New("what a FUSE file system shows is what its program likes, also later; take the volume out, or set fuse = true in the configuration if the programs behind this host's volumes are trusted")
+var errFUSE = errors.New("what a FUSE file system shows is what its program likes, also later; take the " +
+	"volume out, or set fuse = true in the configuration if the programs behind this host's volumes are trusted")
 
 // sawRoot tells whether the root of a file system was looked into.
 func (h *Host) sawRoot(device string) bool { return h.looked[place{device, "/"}] }
@@ -194,6 +224,9 @@ var errHidden = errors.New("another mount covers it, so that it cannot be looked
 
 // lookAt looks into a file system from one mount of it.
 func (h *Host) lookAt(m mountPoint) error {
+	if err := h.openTrees(); err != nil {
+		return err
+	}
 	fd, err := openMount(m)
 	if err != nil {
 		return fmt.Errorf("looking into the %s on %s: %w", m.kind, m.point, err)
@@ -273,7 +306,10 @@ func (h *Host) lookAtFile(fd int, m mountPoint) error {
 
 // openMount opens the root of a mount, and no other that is mounted over it.
 func openMount(m mountPoint) (int, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS}
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
+	}
 	fd, err := unix.Openat2(unix.AT_FDCWD, m.point, &how)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
@@ -496,7 +532,8 @@ func (c *comparer) compare(dir int, name string, guarded int, guardedName string
 	for _, own := range []unix.Stat_t{st[0], st[2]} {
 		if c.lax {
 			// Directories have nothing that could be relied on.
-			like.same = like.same || like.kind == unix.S_IFREG && own.Size > 0 && shown.Size == own.Size && shown.Mtim.Sec == own.Mtim.Sec
+			equal := own.Size > 0 && shown.Size == own.Size && shown.Mtim.Sec == own.Mtim.Sec
+			like.same = like.same || like.kind == unix.S_IFREG && equal
 			continue
 		}
 		equal := shown.Size == own.Size && shown.Mtim == own.Mtim && shown.Ctim == own.Ctim

@@ -241,7 +241,7 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container, annotations map[s
 		}
 	}
 	entry := func(stage string) []*api.Hook {
-		return []*api.Hook{{Path: p.hook, Args: hook.HookArgs(p.config, p.engine(), stage), Env: []string{"LC_ALL=C"}}}
+		return []*api.Hook{{Path: p.hook, Args: hook.EntryArgs(p.config, p.engine(), stage), Env: []string{"LC_ALL=C"}}}
 	}
 	hooks := &api.Hooks{Poststop: entry("poststop")}
 	if isGVisor {

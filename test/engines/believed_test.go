@@ -248,7 +248,7 @@ func TestDeviceOfPod(t *testing.T) {
 			{"the same roots of this container", m{"a.nix-closure/roots": store["env"]}, []string{"env"}, "*"},
 			{"the same roots", roots("env"), []string{"env"}, ""},
 			{"other roots", roots("tools"), []string{"env"}, "nix-closure/roots"},
-			{"other roots of this container", m{"a.nix-closure/roots": store["tools"]}, []string{"env"}, "nix-closure/roots"},
+			{"other roots of this container", m{"a.nix-closure/roots": store["tools"]}, []string{"env"}, "give one container one closure"},
 			{"two devices", nil, []string{"env", "tools"}, "closure"},
 			{"roots of another container", m{"web.nix-closure/roots": store["foreign"]}, []string{"env"}, "*"},
 		} {

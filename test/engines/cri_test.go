@@ -86,6 +86,7 @@ func TestPodWithUserNamespace(t *testing.T) {
 			config := podConfig(t, annotations)
 			ids := []*cri.IDMapping{{HostId: 100000, ContainerId: 0, Length: 65536}}
 			config.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{
+				Pid:           cri.NamespaceMode_CONTAINER,
 				UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids},
 			}
 			p := n.run(t, handler, config)

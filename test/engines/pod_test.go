@@ -33,7 +33,9 @@ func podConfig(t *testing.T, annotations map[string]string) *cri.PodSandboxConfi
 		Annotations:  annotations,
 		LogDirectory: t.TempDir(),
 		Linux: &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{
-			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
+			// Processes of its own, as a kubelet has each container but with
+			// shareProcessNamespace.
+			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER},
 		}},
 	}
 }
