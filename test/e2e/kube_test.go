@@ -63,6 +63,9 @@ func TestKubePlay(t *testing.T) {
 		{"as podman generate kube writes it", "nix-closure/roots/web", store["env"], "", "annotation nix-closure/roots/web: unknown; the keys are"},
 	} {
 		for _, runtime := range runtimes {
+			if c.hook != "" && runtime != "runc" {
+				continue // podman takes ten seconds to remove it, and the hook is the same
+			}
 			t.Run(runtime+"/"+c.name, func(t *testing.T) {
 				stderr, err := playFile(t, runtime, podYAML(annotations{c.key: c.value}, sleep...))
 				switch said := lastError(t); {
@@ -89,8 +92,8 @@ func TestKubePlay(t *testing.T) {
 	}
 }
 
-// What podman generate kube writes of a container with an annotation, podman does not play
-// as it stands: the annotations need the names that the container had. It also cuts values.
+// What podman generate kube writes of a container with an annotation does not start as it
+// stands: the keys have the container's name behind them. It also cuts values.
 func TestGenerateKube(t *testing.T) {
 	makePods(t)
 	const name = "web"
@@ -105,10 +108,14 @@ func TestGenerateKube(t *testing.T) {
 		if line := "\n    nix-closure/roots/" + name + ": " + c.written + "\n"; !strings.Contains(text, line) {
 			t.Errorf("no %q in\n%s", line, text)
 		}
-		if stderr, err := playFile(t, "runc", text); err == nil {
-			t.Errorf("it plays: %s", stderr)
+		if c.written != c.value {
+			continue
 		}
+		stderr, err := playFile(t, "runc", text)
 		removePod(t, "web-pod")
+		if err == nil || !strings.Contains(lastError(t), "annotation nix-closure/roots/web: unknown") {
+			t.Errorf("%v %s %s", err, stderr, lastError(t))
+		}
 	}
 	nothingLeft(t)
 }

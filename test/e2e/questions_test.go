@@ -29,6 +29,16 @@ func TestOwners(t *testing.T) {
 		}
 		nothingLeft(t)
 	})
+	// An ordinary user is root of the container, and not of the host.
+	nixDaemon(t)
+	alice := user(t, "alice")
+	for _, runtime := range runtimes {
+		c := container{runtime: runtime, root: "env"}
+		if got := alice.mustRun(t, c, store["env"]+"/bin/stat", "--format=%u:%g", store["env"]); got != "65534:65534\n" {
+			t.Errorf("rootless, %s: %q", runtime, got)
+		}
+		alice.nothingLeft(t)
+	}
 }
 
 // podman looks for the working directory before any hook is called. With the store path
