@@ -151,14 +151,18 @@ func (u *ordinary) withoutConf(t *testing.T) {
 // canaryReason is what the README's canary must say.
 const canaryReason = `annotation nix-closure/roots: "/nix/store/canary": `
 
+// caller calls a program as somebody.
+type caller func(program string, args ...string) (stdout, stderr string, err error)
+
 // checkFound fails unless somebody's podman finds the hook by itself: the README's canary is
 // refused with its reason, and the demo's container starts with its closure.
-func checkFound(t *testing.T, call func(program string, args ...string) (stdout, stderr string, err error), log func() []logLine) {
+func checkFound(t *testing.T, call caller, log func() []logLine) {
 	t.Helper()
 	image, want := ordinaryImage(t), closureOf(t, store["env"])
 	for _, runtime := range runtimes {
 		run := func(annotation string, command ...string) (stdout, stderr string, err error) {
-			return call("podman", append([]string{"--runtime", runtime, "run", "--rm", "--annotation", annotation, image}, command...)...)
+			args := []string{"--runtime", runtime, "run", "--rm", "--annotation", annotation, image}
+			return call("podman", append(args, command...)...)
 		}
 		if _, stderr, err := run("org.example/x=y", "/bin/true"); err != nil {
 			t.Fatalf("%s: without this program's annotation: %v %s", runtime, err, stderr)
@@ -167,7 +171,8 @@ func checkFound(t *testing.T, call func(program string, args ...string) (stdout,
 		if err == nil {
 			t.Errorf("%s: the canary starts", runtime)
 		}
-		if said := newestError(log()); !strings.Contains(said, canaryReason) || runtime == "runc" && !strings.Contains(stderr, said) {
+		said := newestError(log())
+		if !strings.Contains(said, canaryReason) || runtime == "runc" && !strings.Contains(stderr, said) {
 			t.Errorf("%s: the log says %q, and podman %s", runtime, said, stderr)
 		}
 		stdout, stderr, err := run("nix-closure/roots="+store["env"], store["env"]+"/bin/ls", "-A", storeDir)
@@ -197,7 +202,8 @@ func TestInstalled(t *testing.T) {
 		})
 	}
 	// Without, the canary says so.
-	if _, _, err := call("podman", "run", "--rm", "--annotation", "nix-closure/roots=/nix/store/canary", ordinaryImage(t), "/bin/true"); err != nil {
+	canary := append(append([]string{"run", "--rm"}, flags(roots("/nix/store/canary"))...), ordinaryImage(t), "/bin/true")
+	if _, _, err := call("podman", canary...); err != nil {
 		t.Errorf("after uninstall: %v", err)
 	}
 }

@@ -59,8 +59,10 @@ func TestKubePlay(t *testing.T) {
 		{"a root with a short name", "nix-closure/roots", store["env"], "", ""},
 		{"a root with a name too long by one", "nix-closure/roots", long, tooLong, ""},
 		{"two roots", "nix-closure/roots", two, tooLong, ""},
-		{"for one container", "web.nix-closure/roots", store["env"], "", "web.nix-closure/roots: is for one container of a pod, and the engine does not say which"},
-		{"as podman generate kube writes it", "nix-closure/roots/web", store["env"], "", "annotation nix-closure/roots/web: unknown; the keys are"},
+		{"for one container", "web.nix-closure/roots", store["env"], "",
+			"web.nix-closure/roots: is for one container of a pod, and the engine does not say which"},
+		{"as podman generate kube writes it", "nix-closure/roots/web", store["env"], "",
+			"annotation nix-closure/roots/web: unknown; the keys are"},
 	} {
 		for _, runtime := range runtimes {
 			if c.hook != "" && runtime != "runc" {
@@ -102,7 +104,8 @@ func TestGenerateKube(t *testing.T) {
 		{store["env"] + ":" + store["foreign"], (store["env"] + ":" + store["foreign"])[:kubeLimit]},
 	} {
 		t.Cleanup(func() { remove(t, name) })
-		must(t, "podman", append(append([]string{"create", "--name", name}, flags(roots(c.value))...), bareImage, store["env"]+"/bin/sleep", "600")...)
+		args := append([]string{"create", "--name", name}, flags(roots(c.value))...)
+		must(t, "podman", append(args, bareImage, store["env"]+"/bin/sleep", "600")...)
 		text := must(t, "podman", "generate", "kube", name)
 		remove(t, name)
 		if line := "\n    nix-closure/roots/" + name + ": " + c.written + "\n"; !strings.Contains(text, line) {

@@ -26,7 +26,8 @@ const (
 )
 
 const (
-	greetCommand  = "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 IMAGE /nix/store/…-hello-2.12/bin/hello"
+	greetCommand = "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 " +
+		"IMAGE /nix/store/…-hello-2.12/bin/hello"
 	canaryCommand = "podman run --rm --annotation nix-closure/roots=/nix/store/canary IMAGE /bin/true"
 )
 
@@ -46,17 +47,19 @@ var commands = []command{
 	{text: "make test", notRun: "this is a part of it"},
 	{text: "make && make install", run: (*readmeHost).installs},
 	{text: "make uninstall", run: (*readmeHost).uninstalls},
-	{text: "podman --runtime /usr/local/bin/nix-closure-runtime run --rm --annotation nix-closure/roots=/nix/store/…-hello-2.12 " +
-		"IMAGE /nix/store/…-hello-2.12/bin/hello", run: (*readmeHost).wrapped},
-	{text: `make && make install PREFIX="$HOME/.local" HOOKSDIR="$HOME/.local/share/nix-closure/hooks.d"`, run: (*readmeHost).installsForUser},
-	{text: "[engine]\nhooks_dir = [\"/home/USER/.local/share/nix-closure/hooks.d\"]", run: (*readmeHost).configuresUser},
+	{text: "podman --runtime /usr/local/bin/nix-closure-runtime run --rm " +
+		"--annotation nix-closure/roots=/nix/store/…-hello-2.12 IMAGE /nix/store/…-hello-2.12/bin/hello", run: (*readmeHost).wrapped},
+	{text: `make && make install PREFIX="$HOME/.local" HOOKSDIR="$HOME/.local/share/nix-closure/hooks.d"`,
+		run: (*readmeHost).installsForUser},
+	{text: "[engine]\nhooks_dir = [\"/home/USER/.local/share/nix-closure/hooks.d\"]",
+		run: (*readmeHost).configuresUser},
 	{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12:/nix/store/…-bash-5.2 " +
 		"IMAGE /nix/store/…-bash-5.2/bin/bash -c /nix/store/…-hello-2.12/bin/hello", run: greets},
-	{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 -v /nix/store/…-bash-5.2:/nix/store/…-bash-5.2 " +
-		"IMAGE /nix/store/…-bash-5.2/bin/bash -c /nix/store/…-hello-2.12/bin/hello", run: greets},
+	{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 " +
+		"-v /nix/store/…-bash-5.2:/nix/store/…-bash-5.2 IMAGE /nix/store/…-bash-5.2/bin/bash -c /nix/store/…-hello-2.12/bin/hello", run: greets},
 	{text: "nix-closure resolve /nix/store/…-hello-2.12", run: (*readmeHost).resolves},
-	{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 -v /nix/store/…-hello-2.12:/nix/store/…-hello-2.12 " +
-		"--workdir /nix/store/…-hello-2.12/share IMAGE /nix/store/…-hello-2.12/bin/hello", run: greets},
+	{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 " +
+		"-v /nix/store/…-hello-2.12:/nix/store/…-hello-2.12 --workdir /nix/store/…-hello-2.12/share IMAGE /nix/store/…-hello-2.12/bin/hello", run: greets},
 	{text: "nix-store --realise /nix/store/…-hello-2.12 --add-root /nix/var/nix/gcroots/hello", run: (*readmeHost).keeps},
 	{text: readmeConfig, run: (*readmeHost).configures},
 	{text: "nix-closure gc --dry-run", run: (*readmeHost).reads},
@@ -280,7 +283,8 @@ func (h *readmeHost) canary(t *testing.T, script string) {
 		t.Errorf("%s: the canary starts", h.runtime)
 	}
 	log := readLog(t)
-	if last := log[len(log)-1]; !strings.Contains(last.Msg, canaryReason) || h.runtime == "runc" && !strings.Contains(stderr, canaryReason) {
+	last := log[len(log)-1]
+	if !strings.Contains(last.Msg, canaryReason) || h.runtime == "runc" && !strings.Contains(stderr, canaryReason) {
 		t.Errorf("%s: the last line of the log is %+v, and podman says %s", h.runtime, last, stderr)
 	}
 	if _, stderr, err = h.alice.call("/bin/sh", "-c", script); err == nil {
@@ -303,7 +307,7 @@ func (h *readmeHost) uninstalls(t *testing.T, script string) {
 	h.must(t, script)
 	programs, err := filepath.Glob("/usr/local/bin/nix-closure*")
 	hooks, err2 := filepath.Glob(podmansHooks + "/*")
-	if left := append(programs, hooks...); errors.Join(err, err2) != nil || len(left) > 0 {
+	if left := slices.Concat(programs, hooks); errors.Join(err, err2) != nil || len(left) > 0 {
 		t.Errorf("left behind: %q %v %v", left, err, err2)
 	}
 	if _, stderr, err := h.sh(h.script(t, canaryCommand)); err != nil {
@@ -337,7 +341,8 @@ func (h *readmeHost) configuresUser(t *testing.T, file string) {
 		t.Fatal(err)
 	}
 	canary := h.script(t, canaryCommand)
-	if _, stderr, err := h.alice.call("/bin/sh", "-c", canary); err == nil || !strings.Contains(newestError(h.alice.log(t)), canaryReason) {
+	_, stderr, err := h.alice.call("/bin/sh", "-c", canary)
+	if err == nil || !strings.Contains(newestError(h.alice.log(t)), canaryReason) {
 		t.Errorf("%s: the user's canary: %v %s", h.runtime, err, stderr)
 	}
 	if out := h.alice.must(t, "/bin/sh", "-c", h.script(t, greetCommand)); out != greeting {
@@ -373,11 +378,13 @@ func (h *readmeHost) keeps(t *testing.T, script string) {
 // the command that reads it.
 func (h *readmeHost) configures(t *testing.T, file string) {
 	t.Helper()
-	if err := errors.Join(os.MkdirAll(filepath.Dir(configFile), 0o755), os.WriteFile(configFile, []byte(file), 0o644)); err != nil {
+	err := errors.Join(os.MkdirAll(filepath.Dir(configFile), 0o755), os.WriteFile(configFile, []byte(file), 0o644))
+	if err != nil {
 		t.Fatal(err)
 	}
 	greets(h, t, h.script(t, greetCommand))
-	_, _, err := h.sh(strings.ReplaceAll(h.script(t, greetCommand), h.paths["/nix/store/…-hello-2.12"], store["foreign"]))
+	hello := h.paths["/nix/store/…-hello-2.12"]
+	_, _, err = h.sh(strings.ReplaceAll(h.script(t, greetCommand), hello, store["foreign"]))
 	if said := lastError(t); err == nil || !strings.Contains(said, "is not allowed here") {
 		t.Errorf("%s: %v %s", h.runtime, err, said)
 	}
@@ -423,8 +430,8 @@ func buildProgram(t *testing.T, name string) string {
 	if line == "" {
 		t.Fatalf("the README has a store path that this test cannot build: %s", name)
 	}
-	return strings.TrimSpace(must(t, "nix-build", "--quiet", "testdata/program.nix", "--argstr", "name", name, "--argstr", "line", line,
-		"--out-link", filepath.Join(storeRoots(), name)))
+	return strings.TrimSpace(must(t, "nix-build", "--quiet", "testdata/program.nix",
+		"--argstr", "name", name, "--argstr", "line", line, "--out-link", filepath.Join(storeRoots(), name)))
 }
 
 // setEngine adds a line to podman's configuration, for the length of a test.
@@ -440,7 +447,8 @@ func setEngine(t *testing.T, line string) {
 			t.Error(err)
 		}
 	})
-	if err := os.WriteFile(conf, bytes.Replace(before, []byte("[engine]\n"), []byte("[engine]\n"+line+"\n"), 1), 0o644); err != nil {
+	text := bytes.Replace(before, []byte("[engine]\n"), []byte("[engine]\n"+line+"\n"), 1)
+	if err := os.WriteFile(conf, text, 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

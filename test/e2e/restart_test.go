@@ -5,12 +5,14 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -95,8 +97,8 @@ func checkStartedAgain(t *testing.T, r remembering) {
 	// A restart policy. The container writes how many names it sees, and fails.
 	volume := t.TempDir()
 	script := `shopt -s dotglob; names=(/nix/store/*); echo ${#names[@]} >>/volume/counts; exit 3`
-	policy := append(asks, "--detach", "--restart", "on-failure:2", "-v", volume+":/volume", bareImage, store["env"]+"/bin/bash", "-c", script)
-	id = run(policy...)
+	policy := []string{"--detach", "--restart", "on-failure:2", "-v", volume + ":/volume", bareImage}
+	id = run(slices.Concat(asks, policy, []string{store["env"] + "/bin/bash", "-c", script})...)
 	t.Cleanup(func() { remove(t, id) })
 	var counts []string
 	for range 200 {
@@ -118,7 +120,8 @@ func checkStartedAgain(t *testing.T, r remembering) {
 func podmanService(t *testing.T) *http.Client {
 	t.Helper()
 	socket := machine.Dir() + "/podman.sock"
-	service := exec.Command("podman", "--hooks-dir", *bin+"/hooks.d", "--runtime", "runc", "system", "service", "--time", "0", "unix://"+socket)
+	service := exec.Command("podman", "--hooks-dir", *bin+"/hooks.d", "--runtime", "runc",
+		"system", "service", "--time", "0", "unix://"+socket)
 	if err := service.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +140,9 @@ func podmanService(t *testing.T) *http.Client {
 	for range 200 {
 		answer, err := client.Get("http://podman/_ping")
 		if err == nil {
-			answer.Body.Close()
+			if err := answer.Body.Close(); err != nil {
+				t.Fatal(err)
+			}
 			return client
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -160,9 +165,8 @@ func TestSocketDropsAnnotations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer response.Body.Close()
 		said, err := io.ReadAll(response.Body)
-		if err != nil {
+		if err := errors.Join(err, response.Body.Close()); err != nil {
 			t.Fatal(err)
 		}
 		return response.StatusCode, string(said)
