@@ -43,7 +43,7 @@ func (a attachment) attach(stage string) error {
 			return errors.New("the hook was called in the host's mount namespace, as createContainer hooks never " +
 				"are; call it as createRuntime")
 		}
-		return a.attachHere()
+		return a.attachHere("self")
 	}
 	if a.state.Pid <= 0 {
 		return fmt.Errorf("the OCI state has pid %d: no process whose mount namespace could be joined; call the "+
@@ -61,7 +61,7 @@ func (a attachment) attach(stage string) error {
 		if now, err := startTime(a.state.Pid); err != nil || a.pidStart != 0 && now != a.pidStart {
 			return errors.Join(fmt.Errorf("process %d has ended meanwhile", a.state.Pid), err)
 		}
-		return a.attachHere()
+		return a.attachHere(strconv.Itoa(a.state.Pid))
 	})
 }
 
@@ -119,8 +119,13 @@ func openNamespace(process string) (int, error) {
 
 // attachHere attaches in the mount namespace of the calling thread. The image is
 // hostile: every path in it is resolved by descriptor, in its root, and what was
-// resolved is used by descriptor.
-func (a attachment) attachHere() error {
+// resolved is used by descriptor. process is one in the container's PID namespace.
+func (a attachment) attachHere(process string) error {
+	pids, err := os.Stat("/proc/" + process + "/ns/pid")
+	if err != nil {
+		return fmt.Errorf("the container's PID namespace: %w", err)
+	}
+	a.host.OwnPIDs = pids
 	path := a.bundle.Root
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(a.state.Bundle, path)

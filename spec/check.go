@@ -46,8 +46,8 @@ func (h *Host) CheckMounts(mounts Mounts, root string) ([]closure.BaseName, erro
 				"mount out, or take another root",
 				inContainer(m.point, root), shows)
 		}
-		if m.point == root && len(asked) > 0 {
-			return nil, h.rootInStore(asked[0])
+		if base, in := h.storePathAt(m.place); in && m.point == root {
+			return nil, h.rootInStore(base)
 		}
 		all = append(all, asked...)
 	}
@@ -77,8 +77,8 @@ func (h *Host) CheckRoot(bundle, root string) error {
 	if err != nil {
 		return err
 	}
-	if _, asked := h.showsPlace(p); asked != "" {
-		return h.rootInStore(asked)
+	if base, in := h.storePathAt(p); in {
+		return h.rootInStore(base)
 	}
 	return nil
 }
@@ -109,8 +109,8 @@ func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume stri
 		return "", fmt.Errorf("%s: %w", target, ErrNoMount)
 	}
 	for on := path.Dir(target); below(on, root); on = path.Dir(on) {
-		if above := mountOf(mounts, on); isMovable(above.kind) {
-			return "", movableError(above, root)
+		if above := mountOf(mounts, on); isMovable(serverOf(mounts, above)) {
+			return "", movableError(above, root, serverOf(mounts, above))
 		}
 		if on == "/" {
 			break
@@ -195,23 +195,35 @@ func (c Config) CheckMasks(dirs ...string) error {
 // answer. It goes by names alone, and so asks no server.
 func CheckServers(mounts Mounts, root string, dirs ...string) error {
 	for _, m := range mounts {
-		if !below(m.point, root) || !isMovable(m.kind) {
+		if !below(m.point, root) {
 			continue
 		}
+		server := serverOf(mounts, m)
 		for _, dir := range dirs {
-			if below(strings.TrimSuffix(root, "/")+dir, m.point) {
-				return movableError(m, root)
+			if isMovable(server) && below(strings.TrimSuffix(root, "/")+dir, m.point) {
+				return movableError(m, root, server)
 			}
 		}
 	}
 	return nil
 }
 
-func movableError(m mountPoint, root string) error {
+// serverOf returns the type of a file system, or of one that a layer of it is on if that
+// is movable.
+func serverOf(mounts Mounts, m mountPoint) string {
+	for _, name := range m.layerNames() {
+		if on := mountOf(mounts, path.Clean("/"+name)); isMovable(on.kind) && on.device != "" {
+			return on.kind
+		}
+	}
+	return m.kind
+}
+
+func movableError(m mountPoint, root, kind string) error {
 	return fmt.Errorf("%s of the container is on a %s file system, whose server can take away what is mounted there; "+
 		"take a root or a volume that is on a disk of this host, and with rootless podman native overlays (no "+
 		"mount_program in storage.conf)",
-		inContainer(m.point, root), m.kind)
+		inContainer(m.point, root), kind)
 }
 
 // AsksForPropagation tells whether any mount of config.json, or the root, asks for

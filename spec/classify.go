@@ -236,7 +236,7 @@ func (h *Host) showsAny(mounts Mounts, shown []mountPoint) (shows string, asked 
 			return shows, nil, nil
 		}
 		if h.showsProcesses(m) {
-			return "the processes", nil, nil
+			return "processes (/proc/PID/root)", nil, nil
 		}
 	}
 	for _, m := range shown {
@@ -245,30 +245,17 @@ func (h *Host) showsAny(mounts Mounts, shown []mountPoint) (shows string, asked 
 				return "", nil, err
 			}
 		}
-		shows, base := h.showsPlace(m.place)
+		shows, all := h.showsPlace(m.place)
 		if shows != "" {
 			return shows, nil, nil
 		}
-		if base != "" && !slices.Contains(asked, base) {
-			asked = append(asked, base)
+		for _, base := range all {
+			if !slices.Contains(asked, base) {
+				asked = append(asked, base)
+			}
 		}
 	}
 	return "", asked, nil
-}
-
-// showsProcesses tells whether a mount is the host's /proc: by a process's root, it
-// shows the store.
-func (h *Host) showsProcesses(m mountPoint) bool {
-	if m.kind != "proc" || h.ProcessesAllowed {
-		return false
-	}
-	first, _, _ := strings.Cut(strings.TrimPrefix(m.path, "/"), "/")
-	if first != "" && !isNumber(first) && first != "self" && first != "thread-self" {
-		return false
-	}
-	// A hook that is called in the container's mount namespace sees the container's own
-	// among the mounts.
-	return mountOf(h.mounts, "/proc").device == m.device
 }
 
 // onDisk returns which guarded directory is on a disk, or nothing.

@@ -30,10 +30,14 @@ type Host struct {
 	storeID   fileID
 	mounts    Mounts
 	guarded   []guard
-	trees     []tree
-	opened    bool // trees
-	files     []guardedFile
-	ids       map[fileID]string
+	trees     []*tree
+	// opened and openedDeep tell which of them are open.
+	opened, openedDeep bool
+	// layersAsked are the store paths that layers of overlays are in.
+	layersAsked []askedAt
+	handles     handleRoots
+	files       []guardedFile
+	ids         map[fileID]string
 	// identified are the ids of paths that were looked at; zero: nothing is there.
 	identified map[string]fileID
 	// lookedInside: whether ids has what lookInside adds.
@@ -43,8 +47,11 @@ type Host struct {
 	layered bool
 	// looked are places that were looked into. What they show is in guarded.
 	looked map[place]bool
-	// ProcessesAllowed: whether a mount of the host's /proc is none of our business.
+	// ProcessesAllowed: whether mounts of /proc are none of our business.
 	ProcessesAllowed bool
+	// OwnPIDs is the PID namespace of the container (/proc/PID/ns/pid), whose /proc it may
+	// have. nil: not known, as before it is made.
+	OwnPIDs os.FileInfo
 	// FUSEAllowed: whether a volume may be a FUSE file system, which is looked into
 	// then, and can show anything all the same.
 	FUSEAllowed bool
@@ -56,6 +63,19 @@ type guard struct {
 	place
 	name  string
 	store bool
+}
+
+// asked returns the store path that a path inside the guarded directory is of.
+func (g guard) asked(inside string) (closure.BaseName, bool) {
+	first, _, _ := strings.Cut(inside, "/")
+	base, err := closure.ParseBaseName(first)
+	return base, err == nil && g.store
+}
+
+// askedAt is a store path that a directory of an overlay shows.
+type askedAt struct {
+	place
+	base closure.BaseName
 }
 
 type fileID struct{ device, inode uint64 }
@@ -90,7 +110,7 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Ho
 	if err := h.guardDisks(); err != nil || !h.layered {
 		return h, err
 	}
-	if err := h.lookAtLayers(); err != nil {
+	if err := h.guardLayers(); err != nil {
 		return nil, err
 	}
 	return h, h.guardDisks() // of the layers
@@ -111,6 +131,7 @@ func (h *Host) Close() {
 	for _, f := range h.files {
 		unix.Close(f.dir)
 	}
+	h.handles.close()
 	h.trees, h.files = nil, nil
 }
 
@@ -161,81 +182,6 @@ func (h *Host) guard(dir string, store bool) (real string, err error) {
 	return real, nil
 }
 
-// guardDisks adds the files that hold the disks which guarded directories are on, as
-// loop devices know them: who reads such a file reads the directory.
-func (h *Host) guardDisks() error {
-	disks := map[string]bool{}
-	for _, g := range slices.Clone(h.guarded) {
-		if disks[g.device] {
-			continue
-		}
-		disks[g.device] = true
-		for _, file := range backingFiles(g.device) {
-			real, err := filepath.EvalSymlinks(file)
-			if errors.Is(err, os.ErrNotExist) {
-				continue // the name it had when the device was set up: it says nothing now
-			}
-			if err == nil {
-				err = h.guardFile(real)
-			}
-			if err != nil {
-				return fmt.Errorf("the file of the disk that %s is on: %w", g.name, err)
-			}
-		}
-	}
-	return nil
-}
-
-// guardFile guards a file by its place, by device and inode, and where a file system
-// that is made of others shows it.
-func (h *Host) guardFile(real string) error {
-	id, err := identify(real)
-	if err != nil {
-		return err
-	}
-	if _, known := h.ids[id]; known {
-		return nil
-	}
-	h.ids[id] = real
-	p := placeOf(h.mounts, real)
-	if p.device == "" {
-		return fmt.Errorf("%s: %w", real, ErrNoMount)
-	}
-	h.guarded = append(h.guarded, guard{p, real, false})
-	dir, err := unix.Open(path.Dir(real), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: path.Dir(real), Err: err}
-	}
-	h.files = append(h.files, guardedFile{real, dir, path.Base(real), positionsOf(real, p.path)})
-	return nil
-}
-
-// backingFiles returns the names of the files below a block device, major:minor, and
-// below the devices that it is made of: partitions' disks, device mapper, loop devices.
-func backingFiles(device string) []string {
-	if strings.HasPrefix(device, "0:") {
-		return nil // of no block device
-	}
-	const most = 16 // devices below each other
-	var files []string
-	dirs := []string{"/sys/dev/block/" + device}
-	for i := 0; i < len(dirs) && i < most; i++ {
-		for _, of := range []string{dirs[i], dirs[i] + "/.."} { // a partition is below its disk
-			if text, err := os.ReadFile(of + "/loop/backing_file"); err == nil {
-				files = append(files, strings.TrimSuffix(string(text), "\n"))
-			}
-		}
-		below, err := os.ReadDir(dirs[i] + "/slaves")
-		if err != nil {
-			continue
-		}
-		for _, e := range below {
-			dirs = append(dirs, dirs[i]+"/slaves/"+e.Name())
-		}
-	}
-	return files
-}
-
 // lookInside adds the files of the state directory that must not be reached by a
 // hard link either. Most containers' mounts never need it.
 func (h *Host) lookInside() error {
@@ -271,24 +217,44 @@ func identify(path string) (fileID, error) {
 }
 
 // showsPlace returns what a mount of p shows that it must not, or nothing; and the
-// one store path that it shows, or nothing: that was asked for by name.
-func (h *Host) showsPlace(p place) (shows string, asked closure.BaseName) {
+// store paths that it shows, which were asked for by name.
+func (h *Host) showsPlace(p place) (shows string, asked []closure.BaseName) {
 	for _, g := range h.guarded {
 		if g.within(p) {
-			return g.name, ""
+			return g.name, nil
 		}
 		if !p.within(g.place) {
 			continue
 		}
 		inside := strings.TrimPrefix(strings.TrimPrefix(p.path, g.path), "/")
-		first, _, _ := strings.Cut(inside, "/")
-		base, err := closure.ParseBaseName(first)
-		if err != nil || !g.store {
-			return g.name + "/" + inside, ""
+		base, ok := g.asked(inside)
+		if !ok {
+			return path.Join(g.name, inside), nil
 		}
-		asked = base
+		if !slices.Contains(asked, base) {
+			asked = append(asked, base)
+		}
+	}
+	for _, a := range h.layersAsked {
+		if (a.within(p) || p.within(a.place)) && !slices.Contains(asked, a.base) {
+			asked = append(asked, a.base)
+		}
 	}
 	return "", asked
+}
+
+// storePathAt returns the store path that a place is in.
+func (h *Host) storePathAt(p place) (closure.BaseName, bool) {
+	for _, g := range h.guarded {
+		if !g.store || !p.within(g.place) {
+			continue
+		}
+		inside := strings.TrimPrefix(strings.TrimPrefix(p.path, g.path), "/")
+		if base, ok := g.asked(inside); ok {
+			return base, true
+		}
+	}
+	return "", false
 }
 
 // ErrNoMount says that a path is on none of the mounts that a mountinfo lists.

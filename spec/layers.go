@@ -3,12 +3,9 @@
 package spec
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,45 +15,14 @@ import (
 
 // Where a guarded directory is on an overlay, as the store of a live or netboot system
 // is, its files have places of their own on the file systems of the layers. Those were
-// mounted before the host changed its root directory, by names that are no more. Since
-// Linux 6.6, overlay gives a handle for each of its files that has the handle of the
-// file of the layer in it (fs/overlayfs/export.c, ovl_encode_fh); by that the file
-// system of the layer opens the file, and says where it is.
-
-// atHandleFID asks name_to_handle_at for a handle that only identifies (AT_HANDLE_FID,
-// Linux 6.5).
-const atHandleFID = 0x200
-
-// The handle of a file of an overlay (struct ovl_fh in fs/overlayfs/overlayfs.h): three
-// bytes, a version, a magic number, the length from the version on, flags, the type of
-// the layer's handle, the layer's UUID, the layer's handle.
-const (
-	overlayHandle       = 0xf8
-	overlayHandleMagic  = 0xfb
-	overlayHandleHeader = 3 + 5 + 16
-)
-
-// layerHandle takes the handle of the layer's file out of the overlay's.
-func layerHandle(h unix.FileHandle) (_ unix.FileHandle, ok bool) {
-	b := h.Bytes()
-	if h.Type() != overlayHandle || len(b) <= overlayHandleHeader || b[4] != overlayHandleMagic {
-		return h, false
-	}
-	end := 3 + int(b[5])
-	if end <= overlayHandleHeader || end > len(b) {
-		return h, false
-	}
-	return unix.NewFileHandle(int32(b[7]), b[overlayHandleHeader:end]), true
-}
+// mounted before the host changed its root directory, by names that are no more. The
+// handles of the files tell where they are (handles.go).
 
 // guardLayers guards the directories of layers in which a guarded directory's files
-// are, for each guarded directory that is on an overlay, and for what shows it on
-// another. It does what it can: where the kernel gives no handles, the names of the
-// layers that overlays' options have are positions to look at.
+// are, for each guarded directory that is on an overlay. Where the kernel gives no
+// handles, what shows the same at other mounts of the host is a layer.
 func (h *Host) guardLayers() error {
-	for i := range h.trees {
-		h.addLayerNames(&h.trees[i])
-	}
+	var unknown bool
 	// What is found shows more: a layer may be on an overlay in turn.
 	for i := 0; i < len(h.guarded); i++ {
 		g := h.guarded[i]
@@ -64,34 +30,18 @@ func (h *Host) guardLayers() error {
 		if fd < 0 {
 			continue
 		}
+		before := len(h.guarded)
 		err := h.guardLayersOf(g, fd)
 		unix.Close(fd)
 		if err != nil {
 			return fmt.Errorf("looking for the layers of %s: %w", g.name, err)
 		}
+		unknown = unknown || len(h.guarded) == before && g.store
+	}
+	if unknown {
+		h.lookAtMounts()
 	}
 	return nil
-}
-
-// addLayerNames adds as positions what the options of overlays name, with and without
-// the end of the guarded directory's own path.
-func (h *Host) addLayerNames(t *tree) {
-	var names []string
-	for _, m := range h.mounts {
-		for _, name := range m.layerNames() {
-			names = append(names, name)
-			for _, end := range t.positions {
-				if len(end) > 0 && strings.Count(end, "/") < 2 {
-					names = append(names, path.Join(name, end))
-				}
-			}
-		}
-	}
-	for _, p := range positionsOf(names...) {
-		if !slices.Contains(t.positions, p) {
-			t.positions = append(t.positions, p)
-		}
-	}
 }
 
 // openPlace opens a place on an overlay by a mount of the host; -1: there is none.
@@ -123,97 +73,100 @@ func (h *Host) guardLayersOf(g guard, dir int) error {
 	if err != nil {
 		return ignore(err, unix.ENOTDIR)
 	}
-	var layers []*os.File
-	defer func() {
-		for _, l := range layers {
-			_ = l.Close()
-		}
-	}()
+	layered := layersOfHost{mounts: h.mounts}
+	defer layered.close()
 	c := comparer{}
+	known := map[string]bool{}
 	for _, name := range names {
-		known := false
-		for _, l := range layers {
-			like, err := c.compare(int(l.Fd()), name, dir, name)
-			if err != nil {
-				return err
-			}
-			known = known || like.same
-		}
-		if known {
+		if known[name] {
 			continue
 		}
-		layer, p := h.layerOf(dir, name, &c)
-		if layer == nil {
+		st, there, err := c.stat(dir, name, false)
+		if err != nil {
+			return err
+		}
+		if !there || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			continue // only directories know the way to the root
+		}
+		layer, at := layered.layerOf(dir, name, st)
+		if layer < 0 {
 			continue
 		}
-		layers = append(layers, layer)
-		h.addLayer(g, p)
+		h.addLayer(g, at)
+		err = layered.mark(known, layer, names, g.store, dir)
+		unix.Close(layer)
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// layerOf opens the directory, on the file system of a layer, that a directory of an
-// overlay is in, and returns its place; nil: it cannot be told.
-func (h *Host) layerOf(dir int, name string, c *comparer) (*os.File, place) {
-	var st unix.Stat_t
-	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return nil, place{} // only directories know the way to the root
-	}
-	handle, _, err := unix.NameToHandleAt(dir, name, atHandleFID)
-	if err != nil {
-		return nil, place{}
-	}
-	handle, ok := layerHandle(handle)
-	if !ok {
-		return nil, place{}
-	}
-	tried := map[string]bool{}
-	for _, m := range h.mounts {
-		if tried[m.device] || m.kind == "overlay" || !h.needsLook(m) || m.path != "/" && h.hasRootMount(m.device) {
-			continue
-		}
-		root, err := openMountToRead(m)
-		if err != nil {
-			continue
-		}
-		tried[m.device] = true
-		fd, err := unix.OpenByHandleAt(root, handle, unix.O_PATH|unix.O_CLOEXEC)
-		unix.Close(root)
-		if err != nil {
-			continue
-		}
-		like, err := c.compare(fd, "", dir, name)
-		real, linkErr := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
-		unix.Close(fd)
-		if err != nil || linkErr != nil || !like.attributes {
-			continue
-		}
-		at := path.Dir(m.placeOf(real).path)
-		f, err := os.OpenFile(path.Dir(real), unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err == nil {
-			return f, place{m.device, at}
-		}
-	}
-	return nil, place{}
+// layersOfHost opens files by handles on any file system of the host.
+type layersOfHost struct {
+	handleRoots
+	mounts Mounts
 }
 
-func (h *Host) hasRootMount(device string) bool {
-	for _, m := range h.mounts {
-		if m.device == device && m.path == "/" {
-			return true
+// layerOf opens the directory, on the file system of a layer, that a directory of an
+// overlay is in, and returns its place; -1: it cannot be told.
+func (l *layersOfHost) layerOf(dir int, name string, shown unix.Stat_t) (int, place) {
+	handle, ok := layerHandle(dir, name)
+	if !ok {
+		return -1, place{}
+	}
+	for {
+		fd, at, ok := l.open(handle, shown)
+		if ok {
+			above, err := unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			unix.Close(fd)
+			if err != nil {
+				return -1, place{}
+			}
+			return above, place{at.device, path.Dir(at.path)}
 		}
+		if !l.addNext() {
+			return -1, place{}
+		}
+	}
+}
+
+// addNext adds one more file system of the host.
+func (l *layersOfHost) addNext() bool {
+	for _, m := range l.mounts {
+		if l.tried[m.device] || m.kind == "overlay" || slices.Contains(kernelKinds, m.kind) || isMovable(m.kind) {
+			continue
+		}
+		l.add(l.mounts, []guard{{place: m.place}})
+		return true
 	}
 	return false
 }
 
-// openMountToRead opens the root of a mount as open_by_handle_at wants it.
-func openMountToRead(m mountPoint) (int, error) {
-	place, err := openMount(m)
+// mark marks the names that a layer has. Two layers of the store can have one store path:
+// it is the same. Of another directory, each file is compared.
+func (l *layersOfHost) mark(known map[string]bool, layer int, shown []string, store bool, dir int) error {
+	names, err := rootfs.Names(layer)
 	if err != nil {
-		return -1, err
+		return err
 	}
-	defer unix.Close(place)
-	return unix.Openat(place, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	slices.Sort(names)
+	c := comparer{}
+	for _, name := range shown {
+		if _, in := slices.BinarySearch(names, name); !in {
+			continue
+		}
+		if store {
+			known[name] = true
+			continue
+		}
+		like, err := c.compare(layer, name, dir, name)
+		if err != nil {
+			return err
+		}
+		known[name] = known[name] || like.same
+	}
+	return nil
 }
 
 // addLayer guards a layer, and has it looked for.
@@ -224,30 +177,25 @@ func (h *Host) addLayer(g guard, p place) {
 		}
 	}
 	h.guarded = append(h.guarded, guard{p, g.name, g.store})
-	for i := range h.trees {
-		if t := &h.trees[i]; t.name == g.name {
-			for _, position := range positionsOf(p.path) {
-				if !slices.Contains(t.positions, position) {
-					t.positions = append(t.positions, position)
-				}
+	for _, t := range h.trees {
+		if t.name != g.name {
+			continue
+		}
+		for _, position := range positionsOf(p.path) {
+			if !slices.Contains(t.positions, position) {
+				t.positions = append(t.positions, position)
 			}
 		}
 	}
 }
 
-// lookAtLayers is what a host needs whose guarded directories are on overlays: their
-// layers are guarded too, and what shows them at other mounts of the host.
-func (h *Host) lookAtLayers() error {
-	if err := h.guardLayers(); err != nil {
-		return err
-	}
+// lookAtMounts looks into all that is mounted on the host. What cannot be looked into is
+// refused when a container mounts it; until then, it matters for nobody.
+func (h *Host) lookAtMounts() {
 	for _, m := range h.mounts {
-		if isMovable(m.kind) {
-			continue // no layer of the store; and its server may not answer
-		}
-		if err := h.look(h.mounts, m); err != nil && !errors.Is(err, errHidden) && !errors.Is(err, errPart) {
-			return err
+		// No layer of the store is on a server; which may not answer.
+		if !isMovable(m.kind) {
+			_ = h.look(h.mounts, m)
 		}
 	}
-	return h.guardLayers()
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -24,8 +25,9 @@ import (
 // Where can a guarded directory be in it? A layer is a directory of the file system
 // that the guarded one is on. If the layer is the guarded directory or lies above
 // it, the rest of the guarded directory's path follows: each end of that path is a
-// position to look at. If the layer lies inside, the overlay begins with one of the
-// guarded directory's own, which are compared too (deepTrees).
+// position to look at. If the layer lies inside, the handles of the overlay's files
+// say so (handles.go), or, where the kernel gives none, the overlay begins with one of
+// the guarded directory's own, which are compared too (deepTrees).
 //
 // What is there is compared with the guarded directory itself, by what overlay
 // passes through of a file and nobody can set: above all the time of its last
@@ -34,39 +36,9 @@ import (
 // the upper-most, and a link count of 1 (fs/overlayfs/inode.c, ovl_getattr): there
 // what is in it is compared. So neither whiteouts nor directories that an upper layer
 // has in place of the store's hide anything that shows.
-
-// plainKinds are the types of file systems that have their files to themselves: one
-// with another device number shows other files.
-var plainKinds = []string{
-	"ext2", "ext3", "ext4", "xfs", "f2fs", "jfs", "minix", "vfat", "msdos", "exfat", "ntfs3", "tmpfs", "ramfs",
-	"devtmpfs", "hugetlbfs", "squashfs", "erofs", "cramfs", "romfs", "iso9660", "udf",
-}
-
-// memoryKinds are those of them that have no source.
-var memoryKinds = []string{"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
-
-// kernelKinds are the types of file systems that show no file of the host.
-var kernelKinds = []string{
-	"proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs", "bpf", "pstore",
-	"efivarfs", "configfs", "fusectl", "binfmt_misc", "nsfs", "rpc_pipefs", "selinuxfs",
-}
-
-// movableKinds are the types of file systems whose files another machine or program
-// can rename at any time, after which the kernel takes off what was mounted on them.
-var movableKinds = []string{"fuse", "fuseblk", "virtiofs", "9p", "nfs", "nfs4", "cifs", "smb3", "ceph", "afs", "coda"}
-
-func isFUSE(kind string) bool {
-	return kind == "fuse" || kind == "fuseblk" || kind == "virtiofs" || strings.HasPrefix(kind, "fuse.")
-}
-
-func isMovable(kind string) bool { return isFUSE(kind) || slices.Contains(movableKinds, kind) }
-
-// isLayered tells whether a file system of this type can be made of files that show at
-// other mounts of the host too, by another device number.
-func isLayered(kind string) bool {
-	single := []string{"btrfs", "zfs", "bcachefs", "nfs", "nfs4", "9p", "virtiofs", "cifs", "smb3", "ceph"}
-	return !slices.Contains(plainKinds, kind) && !slices.Contains(single, kind)
-}
+//
+// What the options name is evidence too where it leads to a guarded place today. It is
+// never evidence that nothing shows.
 
 // tree is a guarded directory that is looked for.
 type tree struct {
@@ -76,6 +48,31 @@ type tree struct {
 	fd        int      // -1: not open yet
 	positions []string // relative to what is looked into; "": it itself
 	deep      []string // see deepTrees
+	names     []string // in it, once they were read; not of the store
+}
+
+// common returns those names that can be in the tree. A store can have some ten
+// thousand, and is not read for that.
+func (t *tree) common(names []string) ([]string, error) {
+	if !t.store && t.names == nil {
+		own, err := rootfs.Names(t.fd)
+		if err != nil && !errors.Is(err, unix.EACCES) { // what this user may not list, no container may
+			return nil, fmt.Errorf("reading %s: %w", t.name, err)
+		}
+		t.names = slices.Sorted(slices.Values(append(own, "")))
+	}
+	var all []string
+	for _, name := range names {
+		_, isPath := slices.BinarySearch(t.names, name)
+		if t.store {
+			_, err := closure.ParseBaseName(name)
+			isPath = err == nil || name == ".links"
+		}
+		if isPath {
+			all = append(all, name)
+		}
+	}
+	return all, nil
 }
 
 // guardedFile is a file that is looked for.
@@ -105,26 +102,52 @@ func positionsOf(paths ...string) []string {
 var deepTrees = map[string][]string{
 	"store":   {".links"},
 	"state":   {"db", "daemon-socket", "gcroots", "gcroots/auto", "gcroots/per-user", "profiles", "profiles/per-user"},
+	"log":     {"drvs"},
 	"runtime": {"views", "closures", "registrations", "containers"},
 }
 
 // addTree has a guarded directory looked for.
 func (h *Host) addTree(name, real string, m mountPoint, store bool) {
-	h.layered = h.layered || isLayered(m.kind)
-	paths := []string{real, m.placeOf(real).path}
-	for _, layer := range m.layerNames() {
-		paths = append(paths, layer+strings.TrimPrefix(real, strings.TrimSuffix(m.point, "/")))
-	}
+	h.layered = h.layered || m.isLayered()
+	paths := append(h.pathsOnLayers(m, real, 0), real, m.placeOf(real).path)
 	deep := "runtime"
 	switch name {
 	case h.store.Dir:
 		deep = "store"
-	case h.store.StateDir, logDir(h.store):
+	case h.store.StateDir:
 		deep = "state"
+	case logDir(h.store):
+		deep = "log"
 	}
-	h.trees = append(h.trees, tree{
+	h.trees = append(h.trees, &tree{
 		name: name, store: store, real: real, fd: -1, positions: positionsOf(paths...), deep: deepTrees[deep],
 	})
+}
+
+// overlaysDeep bounds how many overlays may be layers of each other; the kernel has two
+// (FILESYSTEM_MAX_STACK_DEPTH).
+const overlaysDeep = 4
+
+// pathsOnLayers returns where a path can be on the layers of an overlay that it is on, and
+// on their layers, by the names that the options have.
+func (h *Host) pathsOnLayers(m mountPoint, real string, depth int) []string {
+	if depth == overlaysDeep {
+		return nil
+	}
+	rest := strings.TrimPrefix(real, strings.TrimSuffix(m.point, "/"))
+	if m.path != "/" {
+		rest = m.path + rest
+	}
+	var paths []string
+	for _, layer := range m.layerNames() {
+		paths = append(paths, layer+rest)
+		at, err := realPath("/" + layer + rest)
+		if err != nil {
+			continue // these names are places to look at, and prove nothing
+		}
+		paths = append(paths, h.pathsOnLayers(mountOf(h.mounts, at), at, depth+1)...)
+	}
+	return paths
 }
 
 // openTrees opens the guarded directories, when they are needed for the first time.
@@ -135,8 +158,7 @@ func (h *Host) openTrees() error {
 		return nil
 	}
 	h.opened = true
-	for i := range h.trees {
-		t := &h.trees[i]
+	for _, t := range h.trees {
 		fd, err := unix.Open(t.real, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return &os.PathError{Op: "open", Path: t.real, Err: err}
@@ -149,8 +171,19 @@ func (h *Host) openTrees() error {
 		if h.identified[t.real] != (fileID{st.Dev, st.Ino}) {
 			return fmt.Errorf("%s is another directory here than on the host", t.real)
 		}
+	}
+	return nil
+}
+
+// openDeepTrees opens what is looked for where there are no handles.
+func (h *Host) openDeepTrees() error {
+	if h.openedDeep {
+		return nil
+	}
+	h.openedDeep = true
+	for _, t := range slices.Clone(h.trees) {
 		for _, deep := range t.deep {
-			at, err := openBelow(fd, deep)
+			at, err := openBelow(t.fd, deep)
 			// What this user may not enter, no container of this user's may.
 			if errors.Is(err, errNotThere) || errors.Is(err, unix.EACCES) {
 				continue
@@ -158,8 +191,7 @@ func (h *Host) openTrees() error {
 			if err != nil {
 				return err
 			}
-			h.trees = append(h.trees, tree{name: t.name + "/" + deep, fd: at, positions: []string{""}})
-			t = &h.trees[i] // the list may have moved
+			h.trees = append(h.trees, &tree{name: t.name + "/" + deep, fd: at, positions: []string{""}})
 		}
 	}
 	return nil
@@ -168,7 +200,7 @@ func (h *Host) openTrees() error {
 // needsLook tells whether a mount may show guarded directories by a device number
 // that is not theirs.
 func (h *Host) needsLook(m mountPoint) bool {
-	return !slices.Contains(kernelKinds, m.kind) && (h.layered || !slices.Contains(plainKinds, m.kind))
+	return !slices.Contains(kernelKinds, m.kind) && (h.layered || !m.ownsItsFiles())
 }
 
 // look looks into the file system of m, from every mount of it in mounts, which are
@@ -178,15 +210,19 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 	if !h.needsLook(m) || h.looked[m.place] {
 		return nil
 	}
-	if isFUSE(m.kind) && !h.FUSEAllowed {
-		return fmt.Errorf("%s on %s: %w", m.kind, m.point, errFUSE)
+	below, err := h.lookAtNames(mounts, m)
+	if err != nil {
+		return err
+	}
+	if isFUSE(below.kind) && !h.FUSEAllowed {
+		return fmt.Errorf("%s on %s: %w", below.kind, below.point, errFUSE)
 	}
 	var failed error
 	for _, o := range mounts {
 		if o.device != m.device || h.looked[o.place] {
 			continue
 		}
-		err := h.lookAt(o)
+		err := h.lookAt(mounts, o, isMovable(below.kind))
 		if err == nil {
 			h.looked[o.place] = true
 		} else if !errors.Is(err, errHidden) {
@@ -222,8 +258,68 @@ func (h *Host) sawRoot(device string) bool { return h.looked[place{device, "/"}]
 
 var errHidden = errors.New("another mount covers it, so that it cannot be looked into; unmount it")
 
+// lookAtNames looks at what the options of an overlay name, as far as it leads anywhere
+// today. It returns the mount of a layer whose server or program can change what shows,
+// or else m.
+func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (mountPoint, error) {
+	for _, name := range m.shownLayers() {
+		real, err := realPath("/" + name)
+		if err != nil {
+			continue // no evidence
+		}
+		on := mountOf(mounts, real)
+		if on.device == "" {
+			return m, fmt.Errorf("%s: %w", real, ErrNoMount)
+		}
+		if isMovable(on.kind) {
+			return on, nil
+		}
+		h.showLayer(place{m.device, "/"}, on.placeOf(real))
+	}
+	return m, nil
+}
+
+// realPath returns a path without symbolic links, as filepath.EvalSymlinks does in more
+// system calls.
+func realPath(name string) (string, error) {
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	return nameOf(fd)
+}
+
+// nameOf returns the name of an open file.
+func nameOf(fd int) (string, error) {
+	return os.Readlink("/proc/thread-self/fd/" + itoa(fd))
+}
+
+func itoa(fd int) string { return strconv.Itoa(fd) }
+
+// showLayer notes that a directory of an overlay shows what is in a directory of a layer.
+func (h *Host) showLayer(at, layer place) {
+	for _, g := range slices.Clone(h.guarded) {
+		// Below the root of the overlay, a redirect may lead above a guarded directory;
+		// from the root on, its positions were looked at.
+		if rest := strings.TrimPrefix(g.path, layer.path); g.within(layer) && rest != "" && at.path != "/" {
+			h.guarded = append(h.guarded, guard{place{at.device, path.Join(at.path, rest)}, g.name, g.store})
+			continue
+		}
+		if !layer.within(g.place) {
+			continue
+		}
+		inside := strings.TrimPrefix(strings.TrimPrefix(layer.path, g.path), "/")
+		if base, ok := g.asked(inside); ok {
+			h.layersAsked = append(h.layersAsked, askedAt{at, base})
+			continue
+		}
+		h.guarded = append(h.guarded, guard{at, path.Join(g.name, inside), g.store && inside == ""})
+	}
+}
+
 // lookAt looks into a file system from one mount of it.
-func (h *Host) lookAt(m mountPoint) error {
+func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool) error {
 	if err := h.openTrees(); err != nil {
 		return err
 	}
@@ -231,23 +327,42 @@ func (h *Host) lookAt(m mountPoint) error {
 	if err != nil {
 		return fmt.Errorf("looking into the %s on %s: %w", m.kind, m.point, err)
 	}
-	defer unix.Close(fd)
-	// A copy has nothing mounted in it that could cover what is underneath. Where
-	// the kernel does not give one, a process in the container's user namespace
-	// cannot take a cover off either.
-	if clone, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH); err == nil {
+	defer func() { unix.Close(fd) }()
+	// A copy has nothing mounted in it that could cover what is underneath. Where this
+	// process may not make one, a process in the container's user namespace cannot take
+	// a cover off either.
+	clone, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err == nil {
 		unix.Close(fd)
 		fd = clone
+	} else if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) {
+		return os.NewSyscallError("open_tree", err)
 	}
-	if err := h.lookAtFile(fd, m); err != nil {
+	c := comparer{lax: lax, layered: h.layered, left: mostCompared, root: fd}
+	if err := h.lookInto(mounts, m, &c); err != nil {
+		return fmt.Errorf("looking into the %s on %s: %w", m.kind, m.point, err)
+	}
+	return nil
+}
+
+func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer) error {
+	known, err := h.lookByHandles(mounts, m, c)
+	if err != nil {
 		return err
 	}
-	c := comparer{lax: isMovable(m.kind), layered: h.layered, left: mostCompared, root: fd}
+	if !known {
+		if err := h.openDeepTrees(); err != nil {
+			return err
+		}
+	}
+	if err := h.lookAtFile(c, m); err != nil {
+		return err
+	}
 	for _, t := range h.trees {
 		for _, position := range t.positions {
 			shows, err := c.shows(position, t)
 			if err != nil {
-				return fmt.Errorf("looking into the %s on %s: %w", m.kind, path.Join(m.point, position), err)
+				return fmt.Errorf("%s: %w", path.Join("/", position), err)
 			}
 			if shows {
 				at := place{m.device, path.Join(m.path, position)}
@@ -259,7 +374,7 @@ func (h *Host) lookAt(m mountPoint) error {
 		for _, position := range f.positions {
 			shows, err := c.showsFile(position, f)
 			if err != nil {
-				return fmt.Errorf("looking into the %s on %s: %w", m.kind, path.Join(m.point, position), err)
+				return fmt.Errorf("%s: %w", path.Join("/", position), err)
 			}
 			if shows {
 				h.guarded = append(h.guarded, guard{place{m.device, path.Join(m.path, position)}, f.name, false})
@@ -271,15 +386,17 @@ func (h *Host) lookAt(m mountPoint) error {
 
 // lookAtFile looks at a mount of a single file: whether it is one of the state
 // directory's.
-func (h *Host) lookAtFile(fd int, m mountPoint) error {
+func (h *Host) lookAtFile(c *comparer, m mountPoint) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("looking at the file on %s: %w", m.point, err)
+	if err := unix.Fstat(c.root, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return nil
 	}
-	c := comparer{lax: isMovable(m.kind)}
+	if err := h.openDeepTrees(); err != nil {
+		return err
+	}
 	for _, t := range h.trees {
 		if t.store || strings.HasPrefix(t.name, h.store.Dir+"/") {
 			continue // one file of the store was asked for by name
@@ -292,9 +409,9 @@ func (h *Host) lookAtFile(fd int, m mountPoint) error {
 			return fmt.Errorf("reading %s: %w", t.name, err)
 		}
 		for _, name := range names {
-			like, err := c.compare(fd, "", t.fd, name)
+			like, err := c.compare(c.root, "", t.fd, name)
 			if err != nil {
-				return fmt.Errorf("looking at the file on %s: %w", m.point, err)
+				return err
 			}
 			if like.same {
 				h.guarded = append(h.guarded, guard{m.place, t.name + "/" + name, false})
@@ -321,7 +438,7 @@ func openMount(m mountPoint) (int, error) {
 	// not asked.
 	var st unix.Statx_t
 	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st)
-	if err == nil && fmt.Sprint(st.Mnt_id) != m.id {
+	if err == nil && strconv.FormatUint(st.Mnt_id, 10) != m.id {
 		err = errHidden
 	}
 	if err != nil {
@@ -350,195 +467,4 @@ func openBelow(dir int, name string) (int, error) {
 		return -1, &os.PathError{Op: "openat2", Path: name, Err: err}
 	}
 	return fd, nil
-}
-
-// comparer compares what shows with guarded directories.
-type comparer struct {
-	// lax: the file system says what it likes of a file's times and links, as FUSE
-	// and servers do. Then names decide, and sizes.
-	lax bool
-	// layered: a guarded directory may itself be merged, and what shows be a layer.
-	layered bool
-	left    int // how many names may still be looked at
-	root    int // what is looked into
-	// rootNames are the names in it, once they were read.
-	rootNames []string
-}
-
-// mostCompared bounds the names that are looked at in one file system. An image with a
-// store of its own has some thousand.
-const mostCompared = 200_000
-
-var errTooMany = errors.New("it has too many names to tell whether the host's store shows there")
-
-// shows tells whether a guarded directory, or a part of it, shows at a position.
-func (c *comparer) shows(position string, t tree) (bool, error) {
-	fd := c.root
-	if position != "" {
-		var err error
-		if fd, err = c.open(c.root, position); err != nil {
-			return false, ignore(err, errNotThere)
-		}
-		defer unix.Close(fd)
-	}
-	like, err := c.compare(fd, "", t.fd, "")
-	if err != nil || like.same {
-		return like.same, err
-	}
-	if like.kind != unix.S_IFDIR {
-		return false, nil
-	}
-	return c.contains(fd, t.fd, t.store, like.attributes)
-}
-
-// showsFile tells whether a guarded file shows at a position.
-func (c *comparer) showsFile(position string, f guardedFile) (bool, error) {
-	dir, name := c.root, position
-	if above, base := path.Split(position); above != "" {
-		var err error
-		if dir, err = c.open(c.root, strings.TrimSuffix(above, "/")); err != nil {
-			return false, ignore(err, errNotThere)
-		}
-		defer unix.Close(dir)
-		name = base
-	}
-	like, err := c.compare(dir, name, f.dir, f.base)
-	return like.same, err
-}
-
-// contains tells whether a directory has something of a guarded one in it. It needs to
-// be looked into if it is merged, or may lie, or has the guarded one's attributes and
-// another inode number, which overlay makes up for a directory of another file system:
-// any other is the guarded directory itself, or is not.
-func (c *comparer) contains(dir, guarded int, store, attributes bool) (bool, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(dir, &st); err != nil {
-		return false, os.NewSyscallError("fstat", err)
-	}
-	if st.Nlink != 1 && !attributes && !c.lax && !c.layered {
-		return false, nil
-	}
-	names, err := c.names(dir)
-	if err != nil {
-		return false, err
-	}
-	for _, name := range names {
-		if c.left--; c.left < 0 {
-			return false, errTooMany
-		}
-		like, err := c.compare(dir, name, guarded, name)
-		if err != nil || like.same {
-			return like.same, err
-		}
-		if like.kind == 0 {
-			continue
-		}
-		// The same hash and the same time are no accident.
-		if _, err := closure.ParseBaseName(name); err == nil && store && (c.lax || like.attributes) {
-			return true, nil
-		}
-		if like.kind != unix.S_IFDIR {
-			continue
-		}
-		if found, err := c.containsBelow(dir, guarded, name, like.attributes); err != nil || found {
-			return found, err
-		}
-	}
-	return false, nil
-}
-
-func (c *comparer) containsBelow(dir, guarded int, name string, attributes bool) (bool, error) {
-	a, err := c.open(dir, name)
-	if err != nil {
-		return false, ignore(err, errNotThere)
-	}
-	defer unix.Close(a)
-	b, err := openBelow(guarded, name)
-	if err != nil {
-		return false, ignore(err, errNotThere)
-	}
-	defer unix.Close(b)
-	return c.contains(a, b, false, attributes)
-}
-
-// open is openBelow in what is looked into. What this process may not enter, a FUSE
-// file system may let another user enter.
-func (c *comparer) open(dir int, name string) (int, error) {
-	fd, err := openBelow(dir, name)
-	if errors.Is(err, unix.EACCES) && !c.lax {
-		err = errNotThere
-	}
-	return fd, err
-}
-
-// names returns the names in a directory, those in the root from the first reading.
-func (c *comparer) names(dir int) ([]string, error) {
-	if dir != c.root {
-		return rootfs.Names(dir)
-	}
-	if c.rootNames == nil {
-		names, err := rootfs.Names(dir)
-		if err != nil {
-			return nil, err
-		}
-		c.rootNames = names
-	}
-	return c.rootNames, nil
-}
-
-// ignore returns nil for an error that is target.
-func ignore(err, target error) error {
-	if errors.Is(err, target) {
-		return nil
-	}
-	return err
-}
-
-// likeness is how like a guarded file another is.
-type likeness struct {
-	kind       uint32 // the type of both; 0: they have different ones, or one is not there
-	same       bool   // it is the same file
-	attributes bool   // it has the guarded file's attributes
-}
-
-// compare compares a file with a guarded one. That is looked at twice, because it may
-// change meanwhile.
-func (c *comparer) compare(dir int, name string, guarded int, guardedName string) (likeness, error) {
-	var st [3]unix.Stat_t
-	for i, f := range []struct {
-		dir  int
-		name string
-	}{{guarded, guardedName}, {dir, name}, {guarded, guardedName}} {
-		flags := unix.AT_SYMLINK_NOFOLLOW
-		if f.name == "" {
-			flags |= unix.AT_EMPTY_PATH
-		}
-		err := unix.Fstatat(f.dir, f.name, &st[i], flags)
-		// Where this user may not look, no container of this user's may. A FUSE file
-		// system may let another user.
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EACCES) && (i != 1 || !c.lax) {
-			return likeness{}, nil
-		}
-		if err != nil {
-			return likeness{}, &os.PathError{Op: "fstatat", Path: name, Err: err}
-		}
-	}
-	shown := st[1]
-	var like likeness
-	if shown.Mode&unix.S_IFMT != st[0].Mode&unix.S_IFMT {
-		return like, nil
-	}
-	like.kind = shown.Mode & unix.S_IFMT
-	for _, own := range []unix.Stat_t{st[0], st[2]} {
-		if c.lax {
-			// Directories have nothing that could be relied on.
-			equal := own.Size > 0 && shown.Size == own.Size && shown.Mtim.Sec == own.Mtim.Sec
-			like.same = like.same || like.kind == unix.S_IFREG && equal
-			continue
-		}
-		equal := shown.Size == own.Size && shown.Mtim == own.Mtim && shown.Ctim == own.Ctim
-		like.attributes = like.attributes || equal
-		like.same = like.same || equal && uint32(shown.Ino) == uint32(own.Ino)
-	}
-	return like, nil
 }

@@ -173,7 +173,7 @@ func TestOverlaysOfOthers(t *testing.T) {
 	of := mountOverlay(t, "/", h.dir+"/of", "lowerdir="+h.store.Dir+":"+h.dir+"/data")
 	one := mountOverlay(t, "/", h.dir+"/one", "lowerdir="+h.path("a")+":"+h.dir+"/data")
 	_ = upper
-	for source, want := range map[string]int{root: 0, root + "/nix": 0, of + "/" + a: 1, of + "/" + a + "/bin/run": 1, one: 0} {
+	for source, want := range map[string]int{root: 0, root + "/nix": 0, of + "/" + a: 1, of + "/" + a + "/bin/run": 1, one: 1} {
 		got, err := h.look(t).Classify("/", bind(source, "/x"))
 		if err != nil || got.Class != NoneOfOurs || len(got.Asked) != want {
 			t.Errorf("%s: %+v, %v; want %d store paths asked for", source, got, err, want)

@@ -34,6 +34,7 @@ type mountPoint struct {
 	group      string // peer group (shared:N), if its mounts propagate
 	slave      bool   // whether it receives what is mounted elsewhere (master:N)
 	kind       string // of file system
+	source     string // what it was mounted from, as its type has it
 	options    string // of the file system
 }
 
@@ -76,7 +77,7 @@ func parseMount(line string) (m mountPoint, ok bool) {
 		return m, false
 	}
 	// The source may be empty, and so may the options.
-	if _, m.options, ok = strings.Cut(rest, " "); !ok {
+	if m.source, m.options, ok = strings.Cut(rest, " "); !ok {
 		return m, false
 	}
 	// Of optional fields that are not known, none changes what is mounted: the
@@ -91,6 +92,9 @@ func parseMount(line string) (m mountPoint, ok bool) {
 		}
 	}
 	if m.path, ok = unescape(m.path); !ok || m.path == "" {
+		return m, false
+	}
+	if m.source, ok = unescape(m.source); !ok {
 		return m, false
 	}
 	m.point, ok = unescape(m.point)
@@ -170,14 +174,21 @@ func unescape(s string) (_ string, ok bool) {
 // layerNames returns the directories that an overlay's options name, with every
 // escape undone. They are what someone typed when it was mounted: they tell where to
 // look, and never what is mounted.
-func (m mountPoint) layerNames() []string {
+func (m mountPoint) layerNames() []string { return m.namedBy(layerOptions) }
+
+// shownLayers is layerNames without the directory that shows nowhere (workdir).
+func (m mountPoint) shownLayers() []string {
+	return m.namedBy(layerOptions[:len(layerOptions)-1])
+}
+
+func (m mountPoint) namedBy(keys []string) []string {
 	if m.kind != "overlay" {
 		return nil
 	}
 	var all []string
 	for option := range strings.SplitSeq(m.options, ",") {
 		key, value, _ := strings.Cut(option, "=")
-		if !slices.Contains(layerOptions, key) {
+		if !slices.Contains(keys, key) {
 			continue
 		}
 		// Once for mountinfo, and once for overlay, whose own escape is a backslash
@@ -192,7 +203,7 @@ func (m mountPoint) layerNames() []string {
 	return all
 }
 
-// layerOptions are the options of an overlay that name directories.
+// layerOptions are the options of an overlay that name directories, workdir last.
 var layerOptions = []string{"lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir"}
 
 // splitLayers goes over the names in the value of an overlay's option. A colon
