@@ -94,9 +94,10 @@ func inspect(p *progress, c config.Config, container Container) (_ *inspected, E
 			host.Close()
 		}
 	}()
+	var layers []closure.BaseName
 	if container.Root != "" {
 		p.at("looking at the container's root")
-		if err := host.CheckRoot(container.Bundle, container.Root); err != nil {
+		if layers, err = host.CheckRoot(container.Bundle, container.Root); err != nil {
 			return nil, err
 		}
 	}
@@ -105,6 +106,7 @@ func inspect(p *progress, c config.Config, container Container) (_ *inspected, E
 	if err != nil {
 		return nil, err
 	}
+	mounts.asked = append(mounts.asked, layers...)
 	return &inspected{request, host, mounts}, nil
 }
 
@@ -219,7 +221,7 @@ type checkedMounts struct {
 	// would not know what was asked for.
 	admitted []int
 	roots    []closure.BaseName // of those that are admitted
-	asked    []closure.BaseName // by any mount
+	asked    []closure.BaseName // by any mount, and by the root
 }
 
 // classify tells what the mounts mean. It fails for one that leaks the store.

@@ -63,24 +63,26 @@ func (h *Host) rootInStore(base closure.BaseName) error {
 		"of it, or an overlay", h.store.Path(base))
 }
 
-// CheckRoot refuses a root that is in the store, by its name in config.json. A runtime
-// makes directories in it before createRuntime is called, so where config.json is
-// rewritten, this is the time to say so.
-func (h *Host) CheckRoot(bundle, root string) error {
+// CheckRoot looks at a root by its name in config.json, and returns the store paths that
+// are layers of it. It refuses a root that is in the store: a runtime makes directories
+// there before createRuntime is called, so where config.json is rewritten, this is the
+// time to say so.
+func (h *Host) CheckRoot(bundle, root string) (layers []closure.BaseName, _ error) {
 	if !filepath.IsAbs(root) {
 		root = filepath.Join(bundle, root)
 	}
 	p, err := h.sourcePlace(root)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // for the runtime to say
+		return nil, nil // for the runtime to say
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if base, in := h.storePathAt(p); in {
-		return h.rootInStore(base)
+		return nil, h.rootInStore(base)
 	}
-	return nil
+	_, layers = h.showsPlace(p) // what it shows beside them, CheckMounts refuses
+	return layers, nil
 }
 
 // inContainer is how the container names a path.

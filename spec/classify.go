@@ -219,7 +219,8 @@ func (h *Host) shown(s source) (shows string, asked []closure.BaseName, _ error)
 	shown[0].place = m.placeOf(real)
 	if s.recursive {
 		for _, o := range h.mounts {
-			if below(o.point, real) {
+			// What is mounted beneath the topmost mount does not come with it.
+			if o.point != real && below(o.point, real) {
 				shown = append(shown, o)
 			}
 		}
@@ -236,7 +237,7 @@ func (h *Host) showsAny(mounts Mounts, shown []mountPoint) (shows string, asked 
 			return shows, nil, nil
 		}
 		if h.showsProcesses(m) {
-			return "processes (/proc/PID/root)", nil, nil
+			return "the processes", nil, nil
 		}
 	}
 	for _, m := range shown {

@@ -3,15 +3,22 @@
 package spec
 
 import (
+	"bufio"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/closure"
 )
 
 // mountOverlay mounts an overlay for the length of a test. Its options are written as
@@ -165,7 +172,8 @@ func TestOverlaysOfTheStore(t *testing.T) {
 func TestOverlaysOfOthers(t *testing.T) {
 	h := newNixHost(t)
 	a := string(named("a"))
-	// An image that has the same store paths: copies.
+	// An image that has the same store paths: copies, of another time.
+	time.Sleep(20 * time.Millisecond)
 	image := made(t, h.dir+"/image", h.dir+"/image/nix/store/"+a+"/bin", h.dir+"/image/etc", h.dir+"/image/nix/var/nix/db")
 	must(t, os.WriteFile(image+"/nix/store/"+a+"/bin/run", nil, 0o644), os.WriteFile(image+"/nix/var/nix/db/db.sqlite", nil, 0o644))
 	upper, work := made(t, h.dir+"/upper/nix/store/"+a, h.dir+"/work"), h.dir+"/work"
@@ -238,11 +246,123 @@ func TestCoveredInOverlay(t *testing.T) {
 	}
 }
 
-// The host's processes show the store by their roots.
+// withoutHandles calls f on a thread that opens no files by their handles, as an ordinary
+// user's does not.
+func withoutHandles(t *testing.T, f func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var before [2]unix.CapUserData
+	must(t, unix.Capget(&header, &before[0]))
+	without := before
+	without[0].Effective &^= 1 << unix.CAP_DAC_READ_SEARCH
+	must(t, unix.Capset(&header, &without[0]))
+	defer func() { must(t, unix.Capset(&header, &before[0])) }()
+	f()
+}
+
+// A layer can be a directory inside a guarded one, and its name be one that is no more.
+func TestLayersInside(t *testing.T) {
+	h := newNixHost(t)
+	made(t, h.dir+"/run/views/0123", h.store.StateDir+"/temproots", h.dir+"/host/nix/var/log/nix/drvs/ab")
+	for _, file := range []string{
+		h.dir + "/run/views/0123/x", h.dir + "/run/containers/x", h.store.StateDir + "/temproots/1",
+		h.dir + "/host/nix/var/log/nix/drvs/ab/c.drv", h.store.StateDir + "/profiles/per-user/alice/p",
+	} {
+		h.write(t, file)
+	}
+	a := named("a")
+	mounted := 0
+	for _, c := range []struct {
+		layer string
+		asked bool // it is of a store path
+		// deep: it is not recognised by what is in it alone, without its name or handles.
+		deep bool
+	}{
+		{h.store.Dir, false, false}, {h.store.Dir + "/.links", false, false},
+		{h.path("a"), true, true}, {h.path("a") + "/bin", true, true},
+		{h.store.StateDir, false, false}, {h.store.StateDir + "/db", false, false},
+		{h.store.StateDir + "/temproots", false, true}, {h.store.StateDir + "/profiles/per-user", false, false},
+		{h.store.StateDir + "/profiles/per-user/alice", false, true}, {h.dir + "/host/nix/var/log/nix", false, false},
+		{h.dir + "/host/nix/var/log/nix/drvs", false, false}, {h.dir + "/host/nix/var/log/nix/drvs/ab", false, true},
+		{h.dir + "/run/containers", false, false}, {h.dir + "/run/views/0123", false, true},
+	} {
+		for _, way := range []string{"named", "by a name that is no more", "named, no handles", "no more, no handles"} {
+			t.Run(strings.TrimPrefix(c.layer, h.dir)+", "+way, func(t *testing.T) {
+				mounted++
+				dir := h.dir + "/overlays/" + strconv.Itoa(mounted)
+				lower := bindMount(t, c.layer, dir+"/alias")
+				at := mountOverlay(t, "/", dir+"/at", "lowerdir="+lower+":"+h.dir+"/data")
+				if !strings.HasPrefix(way, "named") {
+					must(t, syscall.Unmount(lower, 0))
+				}
+				check := func() {
+					got, err := h.look(t).Classify("/", bind(at, "/x"))
+					want := Verdict{Class: Leaks, Shows: got.Shows}
+					if c.asked {
+						want = Verdict{Asked: []closure.BaseName{a}}
+					}
+					if c.deep && way == "no more, no handles" {
+						want = Verdict{} // nothing tells
+					}
+					if err != nil || got.Class != want.Class || !slices.Equal(got.Asked, want.Asked) {
+						t.Errorf("%+v, %v; want %+v", got, err, want)
+					}
+				}
+				if strings.Contains(way, "no handles") {
+					withoutHandles(t, check)
+				} else {
+					check()
+				}
+			})
+		}
+	}
+}
+
+// In an overlay with redirects, a directory of the store can have any name.
+func TestRedirects(t *testing.T) {
+	h := newNixHost(t)
+	at := mountOverlay(t, "/", h.dir+"/at", "redirect_dir=on,lowerdir="+h.dir+"/host/nix,upperdir="+
+		made(t, h.dir+"/upper")+",workdir="+made(t, h.dir+"/work"))
+	must(t, os.Rename(at+"/store", at+"/music"), os.RemoveAll(at+"/var"))
+	if got, err := h.look(t).Classify("/", bind(at, "/x")); err != nil || got.Class != Leaks || got.Shows != h.store.Dir {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// Looking leaves nothing open.
+func TestLookCloses(t *testing.T) {
+	h := newNixHost(t)
+	at := mountOverlay(t, "/", h.dir+"/at", "lowerdir="+h.dir+"/data:"+h.dir+"/othernix")
+	count := func() int {
+		open, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		return len(open)
+	}
+	before := count()
+	for range 3 {
+		host := h.look(t)
+		if got, err := host.Classify("/", bind(at, "/x")); err != nil || got.Class != NoneOfOurs {
+			t.Errorf("%+v, %v", got, err)
+		}
+		host.Close()
+	}
+	if after := count(); after != before {
+		t.Errorf("%d files are open, were %d", after, before)
+	}
+}
+
+// The host's processes show the store by their roots, and those of other containers what
+// these see. Each mount of /proc is a file system of its own.
 func TestProcesses(t *testing.T) {
 	h := newNixHost(t)
+	another := made(t, h.dir+"/proc")
+	must(t, syscall.Mount("proc", another, "proc", 0, ""))
+	t.Cleanup(func() { _ = syscall.Unmount(another, syscall.MNT_DETACH) })
 	for source, want := range map[string]Class{
 		"/proc": Leaks, "/proc/1": Leaks, "/proc/self": Leaks, "/proc/sys": NoneOfOurs, "/proc/cpuinfo": NoneOfOurs,
+		another: Leaks, another + "/1": Leaks, another + "/sys": NoneOfOurs,
 	} {
 		if got, err := h.look(t).Classify("/", bind(source, "/x")); err != nil || got.Class != want {
 			t.Errorf("%s: %+v, %v; want %v", source, got, err, want)
@@ -252,6 +372,103 @@ func TestProcesses(t *testing.T) {
 	host.ProcessesAllowed = true
 	if got, err := host.Classify("/", bind("/proc", "/x")); err != nil || got.Class != NoneOfOurs {
 		t.Errorf("where the configuration allows it: %+v, %v", got, err)
+	}
+	// A container has the /proc of its own PID namespace, and no other.
+	root := bindMount(t, h.dir+"/bundle/rootfs", h.dir+"/root")
+	first := exec.Command("unshare", "--pid", "--fork", "--kill-child", "sh", "-c",
+		"mount -t proc proc "+made(t, root+"/proc")+" && echo mounted && exec sleep 600")
+	said, err := first.StdoutPipe()
+	must(t, err, first.Start())
+	t.Cleanup(func() {
+		_ = first.Process.Kill()
+		_ = first.Wait()
+		_ = syscall.Unmount(root+"/proc", syscall.MNT_DETACH)
+	})
+	if line, err := bufio.NewReader(said).ReadString('\n'); err != nil || line != "mounted\n" {
+		t.Fatal(line, err)
+	}
+	own, err := os.Stat("/proc/" + strconv.Itoa(first.Process.Pid) + "/ns/pid_for_children")
+	must(t, err)
+	other, err := os.Stat("/proc/self/ns/pid")
+	must(t, err)
+	mounts, err := ParseMounts(readFile(t, "/proc/self/mountinfo"))
+	must(t, err)
+	for namespace, want := range map[os.FileInfo]string{own: "", other: "mount on /proc: shows the processes"} {
+		host := h.look(t)
+		host.OwnPIDs = namespace
+		_, err := host.CheckMounts(mounts, root)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+// A mount that cannot be looked into matters to nobody until a container has it.
+func TestLayeredHost(t *testing.T) {
+	h := newNixHost(t)
+	nix := h.dir + "/live/nix"
+	mountOverlay(t, "/", nix, "lowerdir="+h.dir+"/host/nix,upperdir="+made(t, h.dir+"/up")+",workdir="+made(t, h.dir+"/work"))
+	h.store.Dir, h.store.StateDir = nix+"/store", nix+"/var/nix"
+	for i := range 3 {
+		at := h.dir + "/others/" + strconv.Itoa(i)
+		mountOverlay(t, "/", at, "lowerdir="+h.dir+"/data:"+made(t, at+"-lower"))
+		must(t, syscall.Mount("tmpfs", at, "tmpfs", 0, ""))
+		t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
+	}
+	check := func() {
+		for source, want := range map[string]Class{
+			h.dir + "/data": NoneOfOurs, h.dir + "/host/nix": Leaks, h.dir + "/host/nix/store": Leaks, h.path("a"): NoneOfOurs,
+		} {
+			if got, err := h.look(t).Classify("/", bind(source, "/x")); err != nil || got.Class != want {
+				t.Errorf("%s: %+v, %v; want %v", source, got, err, want)
+			}
+		}
+		if got, err := h.look(t).Classify("/", bind(h.dir+"/others/0", "/x")); err != nil || got.Class != NoneOfOurs {
+			t.Errorf("%+v, %v", got, err) // the tmpfs
+		}
+	}
+	check()
+	withoutHandles(t, check)
+}
+
+// The file of a file system without a disk is what its source says.
+func TestFilesOf(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "store image")
+	must(t, os.WriteFile(image, nil, 0o600))
+	escaped := strings.ReplaceAll(image, " ", `\040`)
+	mounts, err := ParseMounts([]byte("30 1 0:99 / /nix/store ro - erofs " + escaped + " ro\n" +
+		"31 1 0:98 / /tmp rw - tmpfs " + escaped + " rw\n32 1 0:97 / /x rw - btrfs /nowhere rw\n"))
+	must(t, err)
+	h := &Host{mounts: mounts}
+	for device, want := range map[string][]string{"0:99": {image}, "0:98": nil, "0:97": nil, "0:96": nil} {
+		if got, err := h.filesOf(device); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %q, %v; want %q", device, got, err, want)
+		}
+	}
+	if mounts[0].ownsItsFiles() || !mounts[1].ownsItsFiles() || mounts[2].ownsItsFiles() {
+		t.Error("erofs of a file can be mounted twice, a tmpfs cannot")
+	}
+}
+
+// A type of file system that is not known may have a server.
+func TestMovable(t *testing.T) {
+	for kind, want := range map[string]bool{
+		"ext4": false, "overlay": false, "btrfs": false, "proc": false, "tmpfs": false,
+		"nfs4": true, "fuse.sshfs": true, "virtiofs": true, "9p": true, "lustre": true, "": true,
+	} {
+		if isMovable(kind) != want {
+			t.Errorf("%s: %v", kind, !want)
+		}
+	}
+	mounts, err := ParseMounts([]byte("1 1 8:1 / / rw - ext4 /dev/a rw\n2 1 0:50 / /remote rw - nfs4 s:/x rw\n" +
+		"3 1 0:51 / /c rw - overlay overlay lowerdir=/var/layers/1:/remote/layers/2,upperdir=/var/u,workdir=/var/w\n" +
+		"4 1 0:52 / /d rw - overlay overlay lowerdir=/var/layers/1,upperdir=/var/u,workdir=/var/w\n"))
+	must(t, err)
+	if err := CheckServers(mounts, "/c", "/nix/store"); err == nil || !strings.Contains(err.Error(), "/ of the container is on a nfs4") {
+		t.Error(err)
+	}
+	if err := CheckServers(mounts, "/d", "/nix/store"); err != nil {
+		t.Error(err)
 	}
 }
 

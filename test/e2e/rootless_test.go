@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	osuser "os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -65,8 +66,13 @@ func userWithoutLogin(t *testing.T, name string) *ordinary {
 	if _, err := os.Stat(local); err != nil {
 		must(t, "make", "-C", "../..", "install", "PREFIX="+local, "HOOKSDIR="+local+"/hooks.d")
 	}
-	users++
-	name = fmt.Sprintf("%s%d", name, users)
+	// A machine in a machine has the users of the outer one.
+	base := name
+	for taken := error(nil); taken == nil; {
+		users++
+		name = fmt.Sprintf("%s%d", base, users)
+		_, taken = osuser.Lookup(name)
+	}
 	u := &ordinary{name: name, home: machine.Dir() + "/home/" + name}
 	must(t, "useradd", "--no-create-home", "--home-dir", u.home, name)
 	id, err := strconv.Atoi(strings.TrimSpace(must(t, "id", "-u", name)))
