@@ -8,8 +8,9 @@
 //
 // Read it in this order: engine.go (whose word counts), annotations.go (what is asked
 // for), state.go and config.go (what the runtime says), mountinfo.go (what is mounted),
-// guard.go (what must not show), classify.go (what each mount of config.json means),
-// look.go and layers.go (what a file system shows that is made of others), check.go
-// (what is really mounted in a container), rewrite.go (a config.json without the mounts
+// kinds.go (types of file systems), guard.go and disks.go (what must not show),
+// classify.go (what each mount of config.json means), look.go, compare.go, handles.go and
+// layers.go (what a file system shows that is made of others), processes.go (mounts of
+// /proc), check.go (what is really mounted in a container), rewrite.go (a config.json without the mounts
 // that a view replaces).
 package spec
