@@ -5,12 +5,9 @@ GO ?= go
 PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR := $(PREFIX)/bin
-# podman reads hooks from /usr/share and from /etc, and from nowhere else.
-ifeq ($(PREFIX),/usr)
+# podman reads hook files from this directory, whatever PREFIX is, and from no other
+# unless a containers.conf says so.
 HOOKSDIR ?= /usr/share/containers/oci/hooks.d
-else
-HOOKSDIR ?= /etc/containers/oci/hooks.d
-endif
 
 PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri
 HOOKS := $(wildcard examples/podman/*.json)
@@ -27,6 +24,7 @@ build:
 # Hook files that call the programs in bin/, for podman --hooks-dir bin/hooks.d.
 hooks:
 	@mkdir -p bin/hooks.d
+	@rm -f bin/hooks.d/*.json
 	@for f in $(HOOKS); do \
 		sed 's|/usr/local/bin|$(CURDIR)/bin|' $$f >bin/hooks.d/$$(basename $$f); \
 	done

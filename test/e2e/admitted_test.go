@@ -47,7 +47,7 @@ func TestAdmittedMounts(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		for _, stage := range mountStages {
 			for _, c := range cases {
-				run := container{runtime: runtime, mode: mode, root: "env", flags: []string{"-v", c.volume}, hooks: hooksWithout(t, stage.without)}
+				run := container{runtime: runtime, mode: mode, root: "env", flags: []string{"-v", c.volume}, hooks: hooksWith(t, stage.added...)}
 				if got := strings.Fields(run.python(t, listStore)); !slices.Equal(got, c.want) {
 					t.Errorf("%s, %s: the store has %q, want %q", stage.name, c.name, got, c.want)
 				}
@@ -67,14 +67,16 @@ func TestAdmittedWithClosureInfo(t *testing.T) {
 	foreign := store["foreign"]
 	want := both(t, store["env"], foreign)
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
-		c := container{runtime: runtime, mode: mode, flags: []string{
-			"--annotation", "nix-closure/closure-info=" + store["closureInfo"], "-v", foreign + ":" + foreign,
-		}}
-		got := strings.Fields(c.mustRun(t, store["env"]+"/bin/python3", "-B", "-c", listStore))
-		if !slices.Equal(got, want) {
-			t.Errorf("the store has %q, want %q", got, want)
+		for _, stage := range mountStages {
+			c := container{runtime: runtime, mode: mode, hooks: hooksWith(t, stage.added...), flags: []string{
+				"--annotation", "nix-closure/closure-info=" + store["closureInfo"], "-v", foreign + ":" + foreign,
+			}}
+			got := strings.Fields(c.mustRun(t, store["env"]+"/bin/python3", "-B", "-c", listStore))
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: the store has %q, want %q", stage.name, got, want)
+			}
+			nothingLeft(t)
 		}
-		nothingLeft(t)
 	})
 }
 
@@ -100,13 +102,16 @@ func TestNotAdmittedMounts(t *testing.T) {
 		{"a tmpfs", []string{"--tmpfs", "/nix/store/x"}, " on /nix/store/x: " + inside},
 	}
 	for _, runtime := range runtimes {
-		for _, c := range cases {
-			run := container{runtime: runtime, root: "env", flags: c.flags, hooks: hooksWithout(t, "precreate")}
-			stdout, _, err := run.run(env+"/bin/echo", "it runs")
-			if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, c.want) {
-				t.Errorf("%s, %s: %v %q; the log says %q, want %q", runtime, c.name, err, stdout, said, c.want)
+		for _, stage := range mountStages {
+			hooks := hooksWith(t, stage.added...)
+			for _, c := range cases {
+				run := container{runtime: runtime, root: "env", flags: c.flags, hooks: hooks}
+				stdout, _, err := run.run(env+"/bin/echo", "it runs")
+				if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, c.want) {
+					t.Errorf("%s, %s, %s: %v %q; the log says %q, want %q", runtime, stage.name, c.name, err, stdout, said, c.want)
+				}
+				nothingLeft(t)
 			}
-			nothingLeft(t)
 		}
 	}
 }
@@ -126,14 +131,14 @@ func TestPolicyOfMounts(t *testing.T) {
 	for _, runtime := range runtimes {
 		for _, stage := range mountStages {
 			for _, volume := range []string{foreign + ":" + foreign, foreign + ":/x", foreign + ":/x:ro", alias + ":/x", nested + ":/x", foreign + ":/x:O"} {
-				run := container{runtime: runtime, root: "env", flags: []string{"-v", volume}, hooks: hooksWithout(t, stage.without)}
+				run := container{runtime: runtime, root: "env", flags: []string{"-v", volume}, hooks: hooksWith(t, stage.added...)}
 				stdout, _, err := run.run(env+"/bin/echo", "it runs")
 				want := "checking what is allowed here: " + foreign + " is not allowed here"
 				if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, want) {
 					t.Errorf("%s, %s, %s: %v %q; the log says %q", runtime, stage.name, volume, err, stdout, said)
 				}
 			}
-			run := container{runtime: runtime, root: "env", flags: []string{"-v", env + ":/x"}, hooks: hooksWithout(t, stage.without)}
+			run := container{runtime: runtime, root: "env", flags: []string{"-v", env + ":/x"}, hooks: hooksWith(t, stage.added...)}
 			run.mustRun(t, env+"/bin/true")
 			nothingLeft(t)
 		}

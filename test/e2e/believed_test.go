@@ -198,11 +198,11 @@ func ways(t *testing.T) []way {
 	hooks := func(runtime string) container { return container{runtime: runtime} }
 	device := func(runtime string) container { return container{runtime: runtime, hooks: none} }
 	wrapped := container{runtime: wrapper(), hooks: none}
-	without := container{runtime: "runc", hooks: hooksWithout(t, "precreate")}
+	precreate := container{runtime: "runc", hooks: hooksWith(t, "precreate")}
 	return []way{
 		{"hook files, runc", "podman", hooks("runc"), byAnnotation, "", nil},
 		{"hook files, crun", "podman", hooks("crun"), byAnnotation, "", nil},
-		{"hook files without precreate", "podman", without, byAnnotation, "", nil},
+		{"hook files with precreate", "podman", precreate, byAnnotation, "", nil},
 		{"rootless, runc", "podman", hooks("runc"), byAnnotation, "", alice},
 		{"wrapper, runc", "", wrapped, byAnnotation, "runtime = \"runc\"\n", nil},
 		{"wrapper, crun", "", wrapped, byAnnotation, "runtime = \"crun\"\n", nil},

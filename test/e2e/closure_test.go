@@ -36,13 +36,16 @@ func TestProgramsRun(t *testing.T) {
 //go:embed testdata/tree.py
 var treeScript string
 
-// The ways to start a container in which the store must look the same.
-var variants = []struct {
+// variant is a way to start a container.
+type variant struct {
 	name   string
 	flags  []string
 	image  string
 	userns bool // owners are those of the user namespace
-}{
+}
+
+// The variants in which the store must look the same.
+var variants = []variant{
 	{name: "plain"},
 	{name: "userns", flags: []string{"--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"}, userns: true},
 	{name: "read-only", flags: []string{"--read-only"}},
@@ -51,6 +54,17 @@ var variants = []struct {
 	{name: "image with a store, userns", image: ownImage, flags: []string{"--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"}, userns: true},
 	{name: "image with /nix elsewhere", image: hostileImage},
 	{name: "privileged", flags: []string{"--privileged"}},
+}
+
+// eachVariant runs a test for every variant, with the hook files that are installed and
+// with precreate's in addition.
+func eachVariant(t *testing.T, f func(t *testing.T, v variant, hooks string)) {
+	for _, stage := range mountStages {
+		hooks := hooksWith(t, stage.added...)
+		for _, v := range variants {
+			t.Run(stage.name+"/"+v.name, func(t *testing.T) { f(t, v, hooks) })
+		}
+	}
 }
 
 // The names in the store are the closure's, and every file of every path reads
@@ -63,31 +77,29 @@ func TestExactlyTheClosure(t *testing.T) {
 	}
 	onHost := strings.Split(must(t, "/usr/bin/python3", append([]string{"-B", "-c", treeScript, "owners"}, paths...)...), "\n")
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
-		for _, v := range variants {
-			t.Run(v.name, func(t *testing.T) {
-				c := container{runtime: runtime, mode: mode, root: "env", flags: v.flags, image: v.image}
-				owners, want2 := "owners", onHost
-				if v.userns {
-					// Host root is nobody there.
-					owners = "no-owners"
-					want2 = strings.Split(must(t, "/usr/bin/python3", append([]string{"-B", "-c", treeScript, owners}, paths...)...), "\n")
-				}
-				got := strings.Split(c.python(t, "import os; print('\\n'.join(sorted(os.listdir('/nix/store'))))"), "\n")
-				if got = got[:len(got)-1]; !slices.Equal(got, want) {
-					t.Errorf("the store has %q\nwant %q", got, want)
-				}
-				tree := strings.Split(c.python(t, treeScript, append([]string{owners}, paths...)...), "\n")
-				if !slices.Equal(tree, want2) {
-					for i := range min(len(tree), len(want2)) {
-						if tree[i] != want2[i] {
-							t.Fatalf("line %d: in the container:\n%s\non the host:\n%s", i, tree[i], want2[i])
-						}
+		eachVariant(t, func(t *testing.T, v variant, hooks string) {
+			c := container{runtime: runtime, mode: mode, root: "env", flags: v.flags, image: v.image, hooks: hooks}
+			owners, want2 := "owners", onHost
+			if v.userns {
+				// Host root is nobody there.
+				owners = "no-owners"
+				want2 = strings.Split(must(t, "/usr/bin/python3", append([]string{"-B", "-c", treeScript, owners}, paths...)...), "\n")
+			}
+			got := strings.Split(c.python(t, "import os; print('\\n'.join(sorted(os.listdir('/nix/store'))))"), "\n")
+			if got = got[:len(got)-1]; !slices.Equal(got, want) {
+				t.Errorf("the store has %q\nwant %q", got, want)
+			}
+			tree := strings.Split(c.python(t, treeScript, append([]string{owners}, paths...)...), "\n")
+			if !slices.Equal(tree, want2) {
+				for i := range min(len(tree), len(want2)) {
+					if tree[i] != want2[i] {
+						t.Fatalf("line %d: in the container:\n%s\non the host:\n%s", i, tree[i], want2[i])
 					}
-					t.Fatalf("%d files in the container, %d on the host", len(tree), len(want2))
 				}
-				nothingLeft(t)
-			})
-		}
+				t.Fatalf("%d files in the container, %d on the host", len(tree), len(want2))
+			}
+			nothingLeft(t)
+		})
 	})
 }
 
@@ -97,23 +109,21 @@ var absentScript string
 // What is not in the closure does not exist.
 func TestNothingElse(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
-		for _, v := range variants {
-			t.Run(v.name, func(t *testing.T) {
-				c := container{runtime: runtime, mode: mode, root: "env", flags: v.flags, image: v.image}
-				var got map[string]string
-				if err := json.Unmarshal([]byte(c.python(t, absentScript, store["foreign"], store["closureInfo"])), &got); err != nil {
-					t.Fatal(err)
+		eachVariant(t, func(t *testing.T, v variant, hooks string) {
+			c := container{runtime: runtime, mode: mode, root: "env", flags: v.flags, image: v.image, hooks: hooks}
+			var got map[string]string
+			if err := json.Unmarshal([]byte(c.python(t, absentScript, store["foreign"], store["closureInfo"])), &got); err != nil {
+				t.Fatal(err)
+			}
+			if len(got) < 10 {
+				t.Fatalf("only %d results: %v", len(got), got)
+			}
+			for what, errno := range got {
+				if errno != "ENOENT" {
+					t.Errorf("%s: %s, want ENOENT", what, errno)
 				}
-				if len(got) < 10 {
-					t.Fatalf("only %d results: %v", len(got), got)
-				}
-				for what, errno := range got {
-					if errno != "ENOENT" {
-						t.Errorf("%s: %s, want ENOENT", what, errno)
-					}
-				}
-			})
-		}
+			}
+		})
 	})
 }
 

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -15,10 +16,10 @@ import (
 	"github.com/nix-closure/nix-closure/test/machine"
 )
 
-// hooksWithout makes a directory of hooks that lacks some stages.
-func hooksWithout(t *testing.T, stages ...string) string {
+// hooksWith makes a directory of the hook files that are installed, and of those of
+// examples/podman for these stages. All users can read it.
+func hooksWith(t *testing.T, stages ...string) string {
 	t.Helper()
-	from := filepath.Join(*bin, "hooks.d")
 	// Not t.TempDir(): podman splits the option at commas, which that may have,
 	// and starts the container without the hooks of a directory that is not there.
 	to, err := os.MkdirTemp("", "hooks-")
@@ -26,20 +27,23 @@ func hooksWithout(t *testing.T, stages ...string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { removeAll(t, to) })
-	files, err := os.ReadDir(from)
-	if err != nil {
+	if err := os.Chmod(to, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	files, err := filepath.Glob(filepath.Join(*bin, "hooks.d", "*.json"))
+	if err != nil || len(files) != 2 {
+		t.Fatalf("the hook files that are installed: %q %v", files, err)
+	}
+	for _, stage := range stages {
+		files = append(files, "../../examples/podman/"+stage+"/nix-closure-"+stage+".json")
+	}
 	for _, f := range files {
-		stage := strings.TrimSuffix(strings.TrimPrefix(f.Name(), "nix-closure-"), ".json")
-		if slices.Contains(stages, stage) {
-			continue
-		}
-		text, err := os.ReadFile(filepath.Join(from, f.Name()))
+		text, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(to, f.Name()), text, 0o644); err != nil {
+		text = bytes.ReplaceAll(text, []byte("/usr/local/bin"), []byte(*bin))
+		if err := os.WriteFile(filepath.Join(to, filepath.Base(f)), text, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,11 +81,15 @@ func daemonSocket(t *testing.T) string {
 	return dir + "/socket"
 }
 
-// Both ways on which a mount list is looked at: rewritten before there is a
-// container, and as it was mounted.
-var mountStages = []struct{ name, without string }{
-	{"by precreate", ""},
-	{"by createRuntime", "precreate"},
+// Both ways on which a mount list is looked at: as it was mounted, by the hook files
+// that are installed; and rewritten before there is a container, for those who add
+// precreate's.
+var mountStages = []struct {
+	name  string
+	added []string // stages
+}{
+	{"by createRuntime", nil},
+	{"by precreate", []string{"precreate"}},
 }
 
 // underneath takes every mount off /nix/store, then off /nix, and prints what is
@@ -131,7 +139,7 @@ func TestReplacedMounts(t *testing.T) {
 						run := container{
 							runtime: runtime, mode: mode, root: "env", image: bareImage,
 							flags: append([]string{"--cap-add", "SYS_ADMIN"}, c.flags...),
-							hooks: hooksWithout(t, stage.without),
+							hooks: hooksWith(t, stage.added...),
 						}
 						before := len(readLog(t))
 						want := closureOf(t, store["env"])
@@ -155,7 +163,7 @@ func TestReplacedMounts(t *testing.T) {
 							t.Errorf("below the view: %s, want %s", left, c.left)
 						}
 						nothingLeft(t)
-						if stage.without == "" && c.left != "" && !slices.ContainsFunc(readLog(t)[before:], func(l logLine) bool {
+						if stage.added != nil && c.left != "" && !slices.ContainsFunc(readLog(t)[before:], func(l logLine) bool {
 							return l.Stage == "precreate" && l.Msg == "mount removed from config.json"
 						}) {
 							t.Error("precreate took nothing out")
@@ -220,7 +228,7 @@ func TestLeakingMounts(t *testing.T) {
 	}
 	for _, runtime := range runtimes {
 		for _, stage := range mountStages {
-			hooks := hooksWithout(t, stage.without)
+			hooks := hooksWith(t, stage.added...)
 			for _, c := range cases {
 				t.Run(strings.Join([]string{runtime, stage.name, c.name}, "/"), func(t *testing.T) {
 					run := container{runtime: runtime, root: "env", flags: []string{"-v", c.volume}, hooks: hooks}
@@ -241,7 +249,7 @@ func TestLeakingMounts(t *testing.T) {
 						t.Errorf("the log says %q, want the source %s in it", said, source)
 					}
 					// runc shows what a createRuntime hook says.
-					if runtime == "runc" && stage.without != "" && !strings.Contains(stderr, said) {
+					if runtime == "runc" && stage.added == nil && !strings.Contains(stderr, said) {
 						t.Errorf("podman says %q, want %q in it", stderr, said)
 					}
 					nothingLeft(t)
@@ -302,7 +310,7 @@ func TestPropagatingMounts(t *testing.T) {
 	before := storeMounts()
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		for _, stage := range mountStages {
-			c := container{runtime: runtime, mode: mode, root: "env", hooks: hooksWithout(t, stage.without)}
+			c := container{runtime: runtime, mode: mode, root: "env", hooks: hooksWith(t, stage.added...)}
 			c.flags = []string{"-v", "/nix:/nix:rshared"}
 			if out := c.mustRun(t, store["env"]+"/bin/ls", "/nix/store"); len(strings.Fields(out)) != len(closureOf(t, store["env"])) {
 				t.Errorf("%s: the store has %s", stage.name, out)
@@ -349,14 +357,16 @@ func TestImageCannotWriteInVolumes(t *testing.T) {
 // The root of a container that is an overlay of the host is not a way around.
 func TestHostAsRoot(t *testing.T) {
 	for _, runtime := range runtimes {
-		for _, root := range []string{"/", "/:O"} {
-			args := []string{"--hooks-dir", filepath.Join(*bin, "hooks.d"), "--runtime", runtime, "run", "--rm",
-				"--annotation", "nix-closure/roots=" + store["env"], "--rootfs", root, "/bin/echo", "it runs"}
-			stdout, _, err := call("podman", args...)
-			if err == nil || stdout != "" {
-				t.Errorf("%s, %s: it started: %q", runtime, root, stdout)
+		for _, stage := range mountStages {
+			for _, root := range []string{"/", "/:O"} {
+				args := []string{"--hooks-dir", hooksWith(t, stage.added...), "--runtime", runtime, "run", "--rm",
+					"--annotation", "nix-closure/roots=" + store["env"], "--rootfs", root, "/bin/echo", "it runs"}
+				stdout, _, err := call("podman", args...)
+				if err == nil || stdout != "" {
+					t.Errorf("%s, %s, %s: it started: %q", runtime, stage.name, root, stdout)
+				}
+				nothingLeft(t)
 			}
-			nothingLeft(t)
 		}
 	}
 }
@@ -364,11 +374,13 @@ func TestHostAsRoot(t *testing.T) {
 // A single store path at another place is what was asked for by name.
 func TestHarmlessMounts(t *testing.T) {
 	for _, runtime := range runtimes {
-		c := container{runtime: runtime, root: "env", flags: []string{
-			"-v", store["data"] + ":/data:ro", "-v", store["plus"] + ":/plus:ro", "-v", t.TempDir() + ":/tmp/x",
-		}}
-		if got := c.mustRun(t, store["env"]+"/bin/head", "-n", "1", "/data"); got == "" {
-			t.Errorf("%s: nothing in /data", runtime)
+		for _, stage := range mountStages {
+			c := container{runtime: runtime, root: "env", hooks: hooksWith(t, stage.added...), flags: []string{
+				"-v", store["data"] + ":/data:ro", "-v", store["plus"] + ":/plus:ro", "-v", t.TempDir() + ":/tmp/x",
+			}}
+			if got := c.mustRun(t, store["env"]+"/bin/head", "-n", "1", "/data"); got == "" {
+				t.Errorf("%s, %s: nothing in /data", runtime, stage.name)
+			}
 		}
 	}
 }

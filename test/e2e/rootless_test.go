@@ -461,11 +461,11 @@ func TestRootlessRefused(t *testing.T) {
 	leak := func(source, destination string) string {
 		return "looking at the container's mounts: mount of " + source + " on " + destination + ": shows " + source + " of the host, and with it more than the closure; take the mount out"
 	}
-	// Without precreate, createRuntime has to see it.
-	late := machine.Dir() + "/late"
-	must(t, "cp", "--recursive", machine.Dir()+"/local/hooks.d", late)
-	t.Cleanup(func() { removeAll(t, late) })
-	must(t, "rm", late+"/nix-closure-precreate.json")
+	early := machine.Dir() + "/early"
+	must(t, "cp", "--recursive", machine.Dir()+"/local/hooks.d", early)
+	t.Cleanup(func() { removeAll(t, early) })
+	must(t, "cp", "../../examples/podman/precreate/nix-closure-precreate.json", early)
+	must(t, "sed", "--in-place", "s|/usr/local/bin|"+machine.Dir()+"/local/bin|", early+"/nix-closure-precreate.json")
 	for _, runtime := range runtimes {
 		for _, c := range []struct {
 			name  string
@@ -478,8 +478,8 @@ func TestRootlessRefused(t *testing.T) {
 			{"the store", []string{"-v", "/nix/store:/x"}, "", leak("/nix/store", "/x")},
 			{"the host", []string{"-v", "/:/host"}, "", leak("/", "/host")},
 			{"the user's runtime directory", []string{"-v", alice.own + ":/x"}, "", leak(alice.own, "/x")},
-			{"the store, seen by createRuntime", []string{"-v", "/nix/store:/x"}, late, leak("/nix/store", "/x")},
-			{"the host, seen by createRuntime", []string{"-v", "/:/host"}, late, leak("/", "/host")},
+			{"the store, seen by precreate", []string{"-v", "/nix/store:/x"}, early, leak("/nix/store", "/x")},
+			{"the host, seen by precreate", []string{"-v", "/:/host"}, early, leak("/", "/host")},
 		} {
 			t.Run(runtime+"/"+c.name, func(t *testing.T) {
 				alice.checkRefused(t, container{runtime: runtime, root: "env", flags: c.flags, hooks: c.hooks}, c.want)
@@ -727,7 +727,7 @@ func TestRootlessWithoutLogin(t *testing.T) {
 			removeAll(t, carol.own)
 			mallory.must(t, "/bin/sh", "-euc", "umask 0; "+c.script, carol.own)
 			for _, runtime := range runtimes {
-				// precreate has something to write to the log, too.
+				// With a mount that is taken off, and logged.
 				bad := container{runtime: runtime, root: "env", flags: []string{"-v", "/nix/store:/nix/store"}}
 				stdout, stderr, err := carol.run(bad, store["env"]+"/bin/echo", "it runs")
 				if err == nil || stdout != "" {

@@ -315,10 +315,10 @@ func TestSweepCommand(t *testing.T) {
 		want  func() lists
 	}{
 		{nil, func() lists {
-			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links.stale.X", f + ".new"}, []string{".x.X", f}, []string{f}}
+			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links.stale.X", f + ".new"}, []string{".x.X", f}, []string{f}, nil}
 		}},
 		{[]string{"--unused-for", "0s"}, func() lists {
-			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links", f + "-links.stale.X", f + ".new"}, []string{".x.X", f, f + "-young"}, memos()}
+			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links", f + "-links.stale.X", f + ".new"}, []string{".x.X", f, f + "-young"}, memos(), nil}
 		}},
 	} {
 		for _, asJSON := range []bool{false, true} {

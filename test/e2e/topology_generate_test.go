@@ -25,11 +25,13 @@ type topology struct {
 	root    string   // the container's root, empty: the bundle's rootfs
 	image   []string // commands that make more of that, run in it
 	podman  bool
-	runtime string
-	mode    string // empty: no annotation for it
-	admin   bool   // CAP_SYS_ADMIN
-	userns  bool   // a user namespace, of the host's ids
-	device  bool   // may read block devices
+	// precreate: podman has the hook file for that stage too.
+	precreate bool
+	runtime   string
+	mode      string // empty: no annotation for it
+	admin     bool   // CAP_SYS_ADMIN
+	userns    bool   // a user namespace, of the host's ids
+	device    bool   // may read block devices
 	readonly,
 	listing bool
 }

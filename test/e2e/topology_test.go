@@ -177,6 +177,7 @@ func (h *simulated) try(config []byte, number int) outcome {
 			dir += string(rune('a' + attempt))
 		}
 		t := generate(h, *topologySeed, uint64(number)<<8|uint64(attempt), dir)
+		t.precreate = t.podman && number%2 > 0
 		o = h.run(t, config, number)
 		if o.why == nil {
 			break
@@ -401,6 +402,10 @@ func (t *topology) script(h *simulated) string {
 	for _, s := range t.steps {
 		line("%s", s)
 	}
+	if t.precreate {
+		line("mkdir precreate.d; sed s/createRuntime/precreate/g %s/hooks.d/nix-closure-createRuntime.json "+
+			">precreate.d/nix-closure-precreate.json", *bin)
+	}
 	line("cd b")
 	for _, name := range []string{"hooked", "truth"} {
 		if name == "truth" {
@@ -432,6 +437,9 @@ func (t *topology) run(h *simulated, name string) string {
 	}
 	if name == "hooked" {
 		args = append(args, "--hooks-dir", filepath.Join(*bin, "hooks.d"))
+		if t.precreate {
+			args = append(args, "--hooks-dir", t.dir+"/precreate.d")
+		}
 	}
 	args = append(args, "run", "--rm", "--name", id)
 	if name == "hooked" {

@@ -60,7 +60,7 @@ func TestFUSE(t *testing.T) {
 	writeConfig(t, "fuse = true\n")
 	for _, runtime := range runtimes {
 		for _, stage := range mountStages {
-			c := container{runtime: runtime, root: "env", hooks: hooksWithout(t, stage.without)}
+			c := container{runtime: runtime, root: "env", hooks: hooksWith(t, stage.added...)}
 			for _, source := range []string{ofStore, ofNix, deep, ofNix + "/store", ofNix + "/var/nix"} {
 				c.flags = []string{"-v", source + ":/x"}
 				mustRefuse(t, source, c, " of the host, and with it more than the closure")
@@ -90,7 +90,7 @@ func TestOverlayVolumes(t *testing.T) {
 		bindMount(t, "/nix", alias)
 		for _, runtime := range runtimes {
 			for _, stage := range mountStages {
-				c := container{runtime: runtime, root: "env", hooks: hooksWithout(t, stage.without), flags: []string{"-v", alias + ":/x:O"}}
+				c := container{runtime: runtime, root: "env", hooks: hooksWith(t, stage.added...), flags: []string{"-v", alias + ":/x:O"}}
 				stdout, _, err := c.run(store["env"]+"/bin/ls", "/x/store")
 				if err == nil || stdout != "" {
 					t.Errorf("%s, %s, %q: it started: %q", runtime, stage.name, name, stdout)

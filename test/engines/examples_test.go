@@ -189,14 +189,17 @@ func TestExampleJSON(t *testing.T) {
 	}
 
 	stages := map[string][]string{}
-	for _, dir := range []string{"podman", "cri-o/hooks.d"} {
+	for _, dir := range []string{"podman", "podman/precreate", "cri-o/hooks.d"} {
 		entries, err := os.ReadDir(filepath.Join(examples, dir))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, e := range entries {
+			if e.IsDir() {
+				continue
+			}
 			text := example(t, dir+"/"+e.Name())
-			if strings.Replace(text, `"cri-o"`, `"podman"`, 1) != example(t, "podman/"+e.Name()) {
+			if dir == "cri-o/hooks.d" && strings.Replace(text, `"cri-o"`, `"podman"`, 1) != example(t, "podman/"+e.Name()) {
 				t.Errorf("%s is another for CRI-O than for podman", e.Name())
 			}
 			var hook struct {
@@ -223,7 +226,8 @@ func TestExampleJSON(t *testing.T) {
 			}
 		}
 	}
-	if got := fmt.Sprint(stages); got != "map[cri-o/hooks.d:[createRuntime poststop] podman:[createRuntime poststop precreate]]" {
+	const want = "map[cri-o/hooks.d:[createRuntime poststop] podman:[createRuntime poststop] podman/precreate:[precreate]]"
+	if got := fmt.Sprint(stages); got != want {
 		t.Errorf("the hooks are for %s", got)
 	}
 
