@@ -98,7 +98,8 @@ install: build
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(HOOKSDIR)
 	install -m 0755 $(PROGRAMS:%=bin/%) $(DESTDIR)$(BINDIR)
 	for f in $(HOOKS); do \
-		sed 's|/usr/local/bin|$(BINDIR)|' $$f >$(DESTDIR)$(HOOKSDIR)/$$(basename $$f) || exit 1; \
+		to=$(DESTDIR)$(HOOKSDIR)/$$(basename $$f); \
+		sed 's|/usr/local/bin|$(BINDIR)|' $$f >$$to && chmod 0644 $$to || exit 1; \
 	done
 
 uninstall:
