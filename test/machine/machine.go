@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+
+	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
 // inside tells the child of Run that it is the child; its value is the
@@ -41,8 +43,8 @@ func Dir() string { return os.Getenv(inside) }
 //   - /sys/fs/cgroup: the machine's own cgroups, of which the host sees one in each
 //     hierarchy, named as Dir; one version and not two, which crun 1.8 needs;
 //   - processes of its own: none outlives it, and no cgroup;
-//   - signals, a file mode mask, limits and an environment that do not depend on who
-//     runs it, see Settle.
+//   - signals, a umask, limits and an environment that do not depend on who
+//     runs it, see package settle.
 func Run(main func() int) int { return run(main, func(string) error { return nil }) }
 
 // RunOnDisk is Run with all of the machine's files on a disk of its own, an ext4
@@ -79,7 +81,7 @@ func enter() (status int, Err error) {
 		return 0, errors.New("must be root: mounts, Nix builds and containers are real here")
 	}
 	deaf := signal.Ignored(syscall.SIGHUP)
-	if err := Settle(); err != nil {
+	if err := settle.Settle(); err != nil {
 		return 0, err
 	}
 	dir, err := os.MkdirTemp("", "nix-closure-machine-")
