@@ -7,33 +7,55 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
 )
 
-// event is a line of go test -json (go doc test2json).
+// event is a line of go test -json, see go doc test2json and go help buildjson.
 type event struct {
-	Action, Package, ImportPath, Test, Output string
-	FailedBuild                               string
+	Action, Package, Test, Output string
 }
 
-// reader makes of the events of go test what go test prints without -json, and counts.
+// reader prints of go test -json what go test prints without it, as soon as it is known,
+// and what tests print themselves. It counts the tests.
 type reader struct {
 	out    io.Writer
+	count  *count
 	result *result
-	// said is what tests said that have not ended, by package and test.
-	said map[string]*strings.Builder
-	// parents are the tests that have tests below them, failed those that failed below
-	// a test, and broken the packages in which a test failed.
-	parents, failed, broken map[string]bool
+	// held are the messages of tests that have not ended.
+	held map[name]*messages
+	// parents have subtests, failedBelow have subtests that failed.
+	parents, failedBelow map[name]bool
+	// failed are the packages with a test that failed.
+	failed map[string]bool
 }
 
-func newReader(out io.Writer, r *result) *reader {
+// name is of a test.
+type name struct{ pkg, test string }
+
+// messages are what a test logs, and below it the report on how it ended.
+type messages struct {
+	log, report strings.Builder
+	inLog       bool // the last line belongs to the log
+}
+
+// count is how many tests have ended, for who reads it meanwhile.
+type count struct {
+	sync.Mutex
+	tests, failed int
+}
+
+func newReader(out io.Writer, r *result, c *count) *reader {
 	return &reader{
-		out: out, result: r, said: map[string]*strings.Builder{},
-		parents: map[string]bool{}, failed: map[string]bool{}, broken: map[string]bool{},
+		out: out, count: c, result: r, held: map[name]*messages{},
+		parents: map[name]bool{}, failedBelow: map[name]bool{}, failed: map[string]bool{},
 	}
 }
 
+// read reads events to their end. A line that is no event is printed.
 func (r *reader) read(events io.Reader) {
 	lines := bufio.NewReader(events)
 	for {
@@ -52,89 +74,115 @@ func (r *reader) read(events io.Reader) {
 	}
 }
 
+func (r *reader) print(text string) { _, _ = io.WriteString(r.out, text) }
+
 func (r *reader) note(e event) {
-	test := e.Package + " " + e.Test
+	test := name{e.Package, e.Test}
 	switch {
 	case e.Action == "build-output":
-		_, _ = io.WriteString(r.out, e.Output)
+		r.print(e.Output)
 	case e.Test == "":
 		r.notePackage(e)
 	case e.Action == "run":
-		for parent := test; ; {
-			slash := strings.LastIndexByte(parent, '/')
-			if slash < len(e.Package) {
-				break
-			}
-			parent = parent[:slash]
-			r.parents[parent] = true
-		}
+		markParents(r.parents, test)
 	case e.Action == "output":
 		r.noteOutput(test, e.Output)
 	case e.Action == "pass", e.Action == "skip", e.Action == "fail":
-		r.noteEnd(test, e)
+		r.noteEnd(test, e.Action)
+	}
+	r.count.Lock()
+	defer r.count.Unlock()
+	r.count.tests, r.count.failed = r.result.tests, r.result.failed
+}
+
+// markParents marks all tests that a test is a subtest of.
+func markParents(marks map[name]bool, test name) {
+	for {
+		slash := strings.LastIndexByte(test.test, '/')
+		if slash < 0 {
+			return
+		}
+		test.test = test.test[:slash]
+		marks[test] = true
 	}
 }
 
-// notePackage prints what is said of a package as a whole, and what its tests say to
-// nobody: its closing line, and of a program that ended in the middle, why.
+// notePackage prints what is said about a package as a whole.
 func (r *reader) notePackage(e event) {
 	switch e.Action {
 	case "output":
 		if e.Output != "PASS\n" {
-			_, _ = io.WriteString(r.out, e.Output)
+			r.print(e.Output)
 		}
 	case "fail":
-		// A program that could not be built, or that ended before its tests.
-		for test, said := range r.said {
-			if strings.HasPrefix(test, e.Package+" ") {
-				_, _ = io.WriteString(r.out, said.String())
-				delete(r.said, test)
+		// The program was not built, or it ended outside of a test or in the middle of one.
+		for _, test := range slices.SortedFunc(maps.Keys(r.held), byName) {
+			if test.pkg == e.Package {
+				r.print(r.held[test].String())
+				delete(r.held, test)
 			}
 		}
-		if !r.broken[e.Package] {
+		if !r.failed[e.Package] {
 			r.result.failed++
 		}
 	}
 }
 
-// noteOutput keeps what belongs to a test until it is known whether it fails. What a
-// test prints, and does not log, is for who looks on.
-func (r *reader) noteOutput(test, output string) {
+func byName(a, b name) int { return strings.Compare(a.test, b.test) }
+
+var (
+	reportLine = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): `)
+	// logLine begins what testing.T logs; further lines of it have four spaces more.
+	logLine = regexp.MustCompile(`^ {4}[^ ]+:\d+: `)
+)
+
+// noteOutput holds what a test logs until it is known whether the test fails. What a
+// test prints is shown at once.
+func (r *reader) noteOutput(test name, output string) {
 	if strings.HasPrefix(output, "=== ") {
 		return
 	}
-	isLog := strings.HasPrefix(output, "    ") || strings.HasPrefix(strings.TrimLeft(output, " "), "--- ")
-	if !isLog {
-		_, _ = io.WriteString(r.out, output)
+	m := r.held[test]
+	if m == nil {
+		m = &messages{}
+		r.held[test] = m
+	}
+	if reportLine.MatchString(output) {
+		m.report.WriteString(output)
 		return
 	}
-	if r.said[test] == nil {
-		r.said[test] = &strings.Builder{}
+	m.inLog = logLine.MatchString(output) || m.inLog && strings.HasPrefix(output, "        ")
+	if m.inLog {
+		m.log.WriteString(output)
+	} else {
+		r.print(output)
 	}
-	r.said[test].WriteString(output)
 }
 
-// noteEnd counts a test that has none below it. One with others below counts if it
-// fails and none of those does.
-func (r *reader) noteEnd(test string, e event) {
-	if said := r.said[test]; said != nil && (e.Action == "fail" || e.Action == "skip") {
-		_, _ = io.WriteString(r.out, said.String())
-	}
-	delete(r.said, test)
+// String is in the order in which go test prints it.
+func (m *messages) String() string { return m.report.String() + m.log.String() }
+
+// noteEnd counts a test. One that has subtests counts if it fails and none of them does.
+// A skipped test counts as failed: it did not test.
+func (r *reader) noteEnd(test name, action string) {
+	m := r.held[test]
+	delete(r.held, test)
 	if !r.parents[test] {
 		r.result.tests++
 	}
-	if e.Action != "fail" {
+	if action == "pass" {
 		return
 	}
-	r.broken[e.Package] = true
-	if !r.failed[test] {
+	if m != nil {
+		r.print(m.String())
+	}
+	if action == "skip" {
+		r.print(fmt.Sprintf("%s: skipped, and no test may be: install or allow what it needs\n", test.test))
+	} else {
+		r.failed[test.pkg] = true
+	}
+	if !r.failedBelow[test] {
 		r.result.failed++
 	}
-	if slash := strings.LastIndexByte(test, '/'); slash > len(e.Package) {
-		r.failed[test[:slash]] = true
-	}
+	markParents(r.failedBelow, test)
 }
-
-// String is for a message.
-func (r result) String() string { return fmt.Sprintf("%s: %d tests, %d failed", r.suite, r.tests, r.failed) }
