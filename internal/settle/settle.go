@@ -65,7 +65,12 @@ func settleSignals() error {
 	return err
 }
 
-// ignoredSignals reads the signals that are ignored from the text of /proc/PID/status.
+// ofLibc are the signals that the C library keeps for itself. Its posix_spawn, which
+// make calls, ignores the first in what it starts, and Go cannot catch them.
+var ofLibc = []syscall.Signal{32, 33}
+
+// ignoredSignals reads the signals that are ignored from the text of /proc/PID/status,
+// but for the C library's own.
 func ignoredSignals(status string) (ignored []os.Signal, _ error) {
 	for line := range strings.Lines(status) {
 		digits, ok := strings.CutPrefix(line, "SigIgn:")
@@ -77,8 +82,9 @@ func ignoredSignals(status string) (ignored []os.Signal, _ error) {
 			return nil, fmt.Errorf("/proc/self/status: %w", err)
 		}
 		for number := range 64 {
-			if mask>>number&1 != 0 {
-				ignored = append(ignored, syscall.Signal(number+1))
+			s := syscall.Signal(number + 1)
+			if mask>>number&1 != 0 && !slices.Contains(ofLibc, s) {
+				ignored = append(ignored, s)
 			}
 		}
 		return ignored, nil

@@ -223,3 +223,21 @@ func TestAccount(t *testing.T) {
 		}
 	}
 }
+
+func TestIgnoredSignals(t *testing.T) {
+	for status, want := range map[string][]os.Signal{
+		"Name:\tx\nSigIgn:\t0000000000000000\n": nil,
+		"SigIgn:\t0000000000000001\n":           {unix.SIGHUP},
+		"SigIgn:\t0000000180001003\n":           {unix.SIGHUP, unix.SIGINT, unix.SIGPIPE},
+		"SigIgn:\t8000000000000000\n":           {syscall.Signal(64)},
+	} {
+		if got, err := ignoredSignals(status); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %v, %v; want %v", status, got, err, want)
+		}
+	}
+	for _, status := range []string{"", "SigIgn:\tx\n"} {
+		if got, err := ignoredSignals(status); err == nil {
+			t.Errorf("%q: %v", status, got)
+		}
+	}
+}
