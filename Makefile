@@ -53,11 +53,11 @@ demo:
 # All tests, in suites: each runs whatever became of the others, and a table of all is
 # at the end. As root; installs what is missing where apt exists.
 test:
-	$(SUITES)
+	@$(SUITES)
 
 # One suite, or: make machine.
 unit e2e engines machine:
-	$(SUITES) $@
+	@$(SUITES) $@
 
 # The suites themselves are built where there is room, though /tmp may be full.
 SUITES = umask 022; mkdir -p bin; cd test && \
