@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 VERSION := 0.1.0
+
+# An environment without these is enough: Go may be where its own archive is unpacked,
+# and keeps its caches below HOME.
+export PATH := $(if $(PATH),$(PATH):)/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+ifeq ($(HOME),)
+export HOME := $(shell getent passwd $$(id -u) | cut -d: -f6)
+endif
+
 GO ?= go
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -13,7 +21,7 @@ PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri
 HOOKS := $(wildcard examples/podman/*.json)
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 
-.PHONY: all build hooks cross demo test unit e2e stack engines fuzz bench lint install uninstall clean
+.PHONY: all build hooks cross demo test unit e2e machine stack engines fuzz bench lint install uninstall clean
 
 all: build hooks
 
@@ -42,30 +50,23 @@ demo:
 	@$(MAKE) --no-print-directory all
 	@cd test && $(GO) run ./demo -bin ../bin
 
-# All tests. As root; installs what is missing where apt exists.
+# All tests, in suites: each runs whatever became of the others, and a table of all is
+# at the end. As root; installs what is missing where apt exists.
 test:
-	@test/install.sh test
-	$(MAKE) --no-print-directory all cross stack
-	$(MAKE) --no-print-directory unit e2e engines
+	@$(SUITES)
 
-# -count=1: what they test is the kernel, Nix and the runtimes too.
-unit:
-	cd test && $(GO) test -count=1 ./machine/...
-	$(GO) test -count=1 ./...
+# One suite, or: make machine.
+unit e2e engines machine:
+	@$(SUITES) $@
 
-# In its directory, so that what the tests count is shown where none fails, too.
-e2e:
-	cd test/e2e && $(GO) test -count=1 -timeout 20m -args -bin $(CURDIR)/bin
+# The suites themselves are built where there is room, though /tmp may be full.
+SUITES = umask 022; mkdir -p bin; cd test && \
+	GO='$(GO)' MAKE='$(MAKE)' GOTMPDIR=$(CURDIR)/bin $(GO) run ./suites -bin $(CURDIR)/bin
 
 # containerd, runc, gVisor, Docker, a kubelet and what judges manifests as an API
 # server does, in bin/stack/, for engines.
 stack:
 	@test/stack/build.sh bin/stack
-
-# How runc reads a command line is looked at once more, of that version.
-engines:
-	PATH=$(CURDIR)/bin/stack:$$PATH $(GO) test -count=1 -run '^TestReadings$$' ./cmd/nix-closure-runtime
-	cd test && $(GO) test -count=1 -timeout 20m ./engines/... -args -bin $(CURDIR)/bin
 
 # Every fuzz target, for FUZZTIME each. Go's fuzzer may fail at the end of the time
 # without a failing input (golang/go#75804), hence the second try: an input that
@@ -98,7 +99,8 @@ install: build
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(HOOKSDIR)
 	install -m 0755 $(PROGRAMS:%=bin/%) $(DESTDIR)$(BINDIR)
 	for f in $(HOOKS); do \
-		sed 's|/usr/local/bin|$(BINDIR)|' $$f >$(DESTDIR)$(HOOKSDIR)/$$(basename $$f) || exit 1; \
+		to=$(DESTDIR)$(HOOKSDIR)/$$(basename $$f); \
+		sed 's|/usr/local/bin|$(BINDIR)|' $$f >$$to && chmod 0644 $$to || exit 1; \
 	done
 
 uninstall:

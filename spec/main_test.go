@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"syscall"
 	"testing"
+
+	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
 // inside tells the child of TestMain that its mount namespace is its own.
@@ -17,9 +19,15 @@ const inside = "NIX_CLOSURE_TEST_NAMESPACE"
 // TestMain runs the tests in a mount namespace of their own: some look at real
 // mounts, which are never in the host's.
 func TestMain(m *testing.M) {
-	if os.Getenv(inside) != "" || os.Geteuid() != 0 {
-		os.Exit(m.Run())
-	}
+	os.Exit(settle.Run(func() int {
+		if os.Getenv(inside) != "" || os.Geteuid() != 0 {
+			return m.Run()
+		}
+		return enter()
+	}))
+}
+
+func enter() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -28,12 +36,13 @@ func TestMain(m *testing.M) {
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
+		return exit.ExitCode()
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "entering a mount namespace: %v\n", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 // bindMount shows source at target, which it makes, and for the test's duration.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
 // schema is Nix's own (src/libstore/schema.sql).
@@ -61,7 +62,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(settle.Run(m.Run))
 }
 
 func named(format string, args ...any) closure.BaseName {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
 // inside tells the child of TestMain that its mount namespace is its own.
@@ -28,9 +29,13 @@ func TestMain(m *testing.M) {
 	if os.Getenv(inside) != "" {
 		os.Exit(m.Run())
 	}
+	os.Exit(settle.Run(enter))
+}
+
+func enter() int {
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "must be root: the views are real mounts")
-		os.Exit(1)
+		return 1
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inside+"=1")
@@ -40,12 +45,13 @@ func TestMain(m *testing.M) {
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
+		return exit.ExitCode()
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "entering a mount namespace: %v\n", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 func must(t *testing.T, errs ...error) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/nixdb"
+	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
 // asProgram tells a child of this test to be nix-closure.
@@ -24,7 +25,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		os.Exit(run())
 	}
-	os.Exit(m.Run())
+	os.Exit(settle.Run(m.Run))
 }
 
 // host is a host below a directory, with paths store paths in a closure-info.
@@ -39,7 +40,7 @@ const narHash = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b
 
 func newHost(t *testing.T, paths int) host {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "") // a short name, for short lines
+	dir, err := os.MkdirTemp("", "") // a short name, for short lines
 	must(t, err)
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
 	h := host{config: dir + "/c", store: closure.Store{Dir: dir + "/s", StateDir: dir + "/v"}}

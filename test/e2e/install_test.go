@@ -67,7 +67,11 @@ func TestInstall(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		arguments := append([]string{"-C", "../..", "DESTDIR=" + dir}, c.arguments...)
-		must(t, "make", append(arguments, "install")...)
+		// A careful root's umask: every user may read and run what is installed all the same.
+		must(t, "sh", append([]string{"-c", `umask 077; exec make "$@"`, "make", "install"}, arguments...)...)
+		if closed := must(t, "find", dir+c.prefix, dir+c.hooks, "!", "-perm", "-044"); closed != "" {
+			t.Errorf("%q: other users may not read %s", c.arguments, closed)
+		}
 		files, err := filepath.Glob(dir + c.hooks + "/*")
 		if err != nil {
 			t.Fatal(err)

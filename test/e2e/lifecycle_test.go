@@ -235,6 +235,7 @@ func TestCalledTwice(t *testing.T) {
 func TestInsideUserNamespace(t *testing.T) {
 	const want = "looking at who runs the hook: createContainer hooks run in the container's user namespace, " +
 		"where file owners cannot be trusted; register the hook as createRuntime"
+	privateTmp(t)
 	for _, runtime := range runtimes {
 		b := newBundle(t, roots(store["env"]), "echo it runs", "createContainer", "poststop")
 		linux := b.linux()

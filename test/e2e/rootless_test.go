@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	osuser "os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -66,12 +65,12 @@ func userWithoutLogin(t *testing.T, name string) *ordinary {
 	if _, err := os.Stat(local); err != nil {
 		must(t, "make", "-C", "../..", "install", "PREFIX="+local, "HOOKSDIR="+local+"/hooks.d")
 	}
-	// A machine in a machine has the users of the outer one.
-	base := name
-	for taken := error(nil); taken == nil; {
+	// In a machine inside of another one there are the users of both.
+	for prefix, exists := name, true; exists; {
 		users++
-		name = fmt.Sprintf("%s%d", base, users)
-		_, taken = osuser.Lookup(name)
+		name = fmt.Sprintf("%s%d", prefix, users)
+		_, _, err := call("id", name)
+		exists = err == nil
 	}
 	u := &ordinary{name: name, home: machine.Dir() + "/home/" + name}
 	must(t, "useradd", "--no-create-home", "--home-dir", u.home, name)
@@ -655,14 +654,21 @@ func TestRootlessEnvironment(t *testing.T) {
 }
 
 // privateTmp covers /tmp for the length of a test, but for the machine's own
-// directory: the names in it are those of the real host's users.
+// directory and the programs: the names in it are those of the real host's users.
 func privateTmp(t *testing.T) {
 	t.Helper()
-	dir, err := os.Open(machine.Dir())
-	if err != nil {
-		t.Fatal(err)
+	var shown []*os.File
+	for _, path := range []string{machine.Dir(), *bin} {
+		if !strings.HasPrefix(path, "/tmp/") {
+			continue
+		}
+		dir, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		shown = append(shown, dir)
 	}
-	defer dir.Close()
 	if err := syscall.Mount("tmpfs", "/tmp", "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "mode=1777"); err != nil {
 		t.Fatal(err)
 	}
@@ -671,14 +677,14 @@ func privateTmp(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if !strings.HasPrefix(machine.Dir(), "/tmp/") {
-		return
-	}
-	if err := os.MkdirAll(machine.Dir(), 0o711); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), machine.Dir(), "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
-		t.Fatal(err)
+	for _, dir := range shown {
+		if err := os.MkdirAll(dir.Name(), 0o711); err != nil {
+			t.Fatal(err)
+		}
+		source := fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
+		if err := syscall.Mount(source, dir.Name(), "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
 // asMachine tells this program to be a machine, and not to test one.
@@ -18,7 +20,7 @@ const asMachine = "NIX_CLOSURE_TEST_AS_MACHINE"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asMachine) == "" {
-		os.Exit(m.Run())
+		os.Exit(settle.Run(m.Run))
 	}
 	os.Exit(Run(func() int {
 		if err := leaveCgroups(); err != nil {

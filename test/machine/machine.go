@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+
+	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
 // inside tells the child of Run that it is the child; its value is the
@@ -40,7 +42,9 @@ func Dir() string { return os.Getenv(inside) }
 //     podman with storage of its own and limits that need no privilege;
 //   - /sys/fs/cgroup: the machine's own cgroups, of which the host sees one in each
 //     hierarchy, named as Dir; one version and not two, which crun 1.8 needs;
-//   - processes of its own: none outlives it, and no cgroup.
+//   - processes of its own: none outlives it, and no cgroup;
+//   - signals, a umask, limits and an environment that do not depend on who
+//     runs it, see package settle.
 func Run(main func() int) int { return run(main, func(string) error { return nil }) }
 
 // RunOnDisk is Run with all of the machine's files on a disk of its own, an ext4
@@ -75,6 +79,10 @@ func run(main func() int, prepare func(dir string) error) int {
 func enter() (status int, Err error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("must be root: mounts, Nix builds and containers are real here")
+	}
+	deaf := signal.Ignored(syscall.SIGHUP)
+	if err := settle.Settle(); err != nil {
+		return 0, err
 	}
 	dir, err := os.MkdirTemp("", "nix-closure-machine-")
 	if err != nil {
@@ -117,6 +125,8 @@ func enter() (status int, Err error) {
 		Unshareflags: syscall.CLONE_NEWNS,
 		Cloneflags:   syscall.CLONE_NEWPID,
 		Pdeathsig:    syscall.SIGKILL,
+		// What ends with the terminal is not what was started with nohup.
+		Setpgid: deaf,
 	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
