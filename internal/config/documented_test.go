@@ -29,8 +29,9 @@ func TestDocumented(t *testing.T) {
 	if c, err := Parse([]byte(example.String())); err != nil || len(c.Allow) != 1 || !c.Substitute {
 		t.Errorf("the example: %v %+v", err, c)
 	}
-	for i := range reflect.TypeFor[Config]().NumField() {
-		key := reflect.TypeFor[Config]().Field(i).Tag.Get("toml")
+	fields := append(reflect.VisibleFields(reflect.TypeFor[Config]()), reflect.VisibleFields(reflect.TypeFor[units]())...)
+	for _, f := range fields {
+		key := f.Tag.Get("toml")
 		if key != "-" && !documented[key] {
 			t.Errorf("%s is not documented", key)
 		}
