@@ -175,7 +175,7 @@ func TestAttachToAnEndedProcess(t *testing.T) {
 				progress: &progress{}, call: Call{Stage: "createRuntime"}, state: spec.State{Pid: other.Process.Pid},
 				log: slog.New(slog.DiscardHandler),
 			},
-			bundle: spec.Config{Root: "/no/root"}, pidStart: c.start,
+			bundle: spec.Config{Root: "/no/root"}, pidStart: c.start, inspected: &inspected{host: &spec.Host{}},
 		}
 		// The thread joins another namespace, and goes with its goroutine.
 		failed := make(chan error)

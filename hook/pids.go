@@ -110,6 +110,7 @@ func (p *pinned) neighbours() (_ *neighbours, Err error) {
 	if n.joined, err = os.Stat(p.bundle.PIDs); err != nil {
 		return nil, err
 	}
+	p.host.OwnPIDs = n.joined // a /proc of it shows what is judged here
 	if n.proc, err = os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 		return nil, err
 	}

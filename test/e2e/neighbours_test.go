@@ -77,6 +77,20 @@ func TestNeighboursBelow(t *testing.T) {
 	}
 }
 
+// A container that sees nothing of the store may have its PID namespace joined, such as a
+// pod's sandbox.
+func TestNeighbourWithoutStore(t *testing.T) {
+	for _, runtime := range runtimes {
+		args := []string{"--runtime", runtime, "run", "--detach", "-v", "/bin/busybox:/busybox", bareImage, "/busybox", "sleep", "600"}
+		id := strings.TrimSpace(must(t, "podman", args...))
+		t.Cleanup(func() { remove(t, id) })
+		c := container{runtime: runtime, root: "env", flags: []string{"--pid", "container:" + id}}
+		c.mustRun(t, store["env"]+"/bin/true")
+		remove(t, id)
+		nothingLeft(t)
+	}
+}
+
 // A record with the number of a process that has ended says nothing of the process that
 // has the number now.
 func TestNeighbourOfAnEarlierRecord(t *testing.T) {
