@@ -157,7 +157,11 @@ func boot() string {
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(text[:n]))
+	id := strings.TrimSpace(string(text[:n]))
+	if len(id) != len("xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx") || strings.Trim(id, "0123456789abcdef-") != "" {
+		return "" // something else is mounted there
+	}
+	return id
 }
 
 // OfEarlierBoot tells whether a container's GC roots are from before the host was

@@ -256,12 +256,12 @@ func TestOfEarlierBootUnknown(t *testing.T) {
 	if err := errors.Join(os.Remove(link), os.Symlink("another", link)); err != nil {
 		t.Fatal(err)
 	}
-	readable, empty := bootFile, t.TempDir()+"/empty"
+	readable, empty, none := bootFile, t.TempDir()+"/empty", t.TempDir()+"/none"
 	defer func() { bootFile = readable }()
-	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+	if err := errors.Join(os.WriteFile(empty, nil, 0o600), os.WriteFile(none, []byte("no ID\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	for _, bootFile = range []string{"/nowhere/boot_id", t.TempDir(), empty} {
+	for _, bootFile = range []string{"/nowhere/boot_id", t.TempDir(), empty, none} {
 		if err := roots.Add(store, "unreadable", []BaseName{named("a")}); err != nil {
 			t.Fatal(err)
 		}

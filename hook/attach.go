@@ -5,6 +5,8 @@ package hook
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -25,12 +27,16 @@ type attachment struct {
 	store  closure.Store
 	*inspected
 	view     view.View // nil: none, see spec.Request.Sandbox
-	pidStart uint64    // see Record; 0: not known
+	pidStart uint64    // see Record
 	// registration goes on the state directory; nil: none is asked for.
 	registration view.View
 	// owner is whose the directories are that are made in the container's root;
 	// nil: this process's. Nix wants to make others beside its state directory.
 	owner *view.Owner
+	// coverSize bounds what the container writes beside the view in a volume that is
+	// covered, in bytes.
+	coverSize int64
+	log       *slog.Logger
 }
 
 // attach puts the view on the container's store directory, in the container's
@@ -39,7 +45,13 @@ type attachment struct {
 // changed the root directory, so that the host's files are still in sight.
 func (a attachment) attach(stage string) error {
 	if stage == "createContainer" {
-		if same, err := sameNamespace("self", "1"); err == nil && same {
+		// Where the hook may not look at process 1, it is in a user namespace of the
+		// container's, whose root can mount nothing in the host's mount namespace.
+		same, err := sameNamespace("self", "1")
+		if err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+		if same {
 			return errors.New("the hook was called in the host's mount namespace, as createContainer hooks never " +
 				"are; call it as createRuntime")
 		}
@@ -58,7 +70,7 @@ func (a attachment) attach(stage string) error {
 	}
 	return inMountNamespace(a.state.Pid, func() error {
 		// By its number it was found: it is still the one that it was.
-		if now, err := startTime(a.state.Pid); err != nil || a.pidStart != 0 && now != a.pidStart {
+		if now, err := startTime(a.state.Pid); err != nil || now != a.pidStart {
 			return errors.Join(fmt.Errorf("process %d has ended meanwhile", a.state.Pid), err)
 		}
 		return a.attachHere(strconv.Itoa(a.state.Pid))
@@ -81,7 +93,17 @@ func sameNamespace(pid, other string) (bool, error) {
 // inMountNamespace calls f in the mount namespace of a process, and comes back.
 // It keeps the calling goroutine on its thread from then on; a thread of its own
 // would have to be made and waited for at each start.
-func inMountNamespace(pid int, f func() error) (Err error) {
+func inMountNamespace(pid int, f func() error) error {
+	away, err := openNamespace(strconv.Itoa(pid))
+	if err != nil {
+		return err
+	}
+	defer away.Close()
+	return inNamespace(away, f)
+}
+
+// inNamespace is inMountNamespace for a mount namespace that is open.
+func inNamespace(away *os.File, f func() error) (Err error) {
 	runtime.LockOSThread()
 	// setns(2) refuses a thread that shares its root directory with others.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
@@ -91,30 +113,27 @@ func inMountNamespace(pid int, f func() error) (Err error) {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(home)
-	away, err := openNamespace(strconv.Itoa(pid))
-	if err != nil {
-		return err
-	}
-	defer unix.Close(away)
-	if err := unix.Setns(away, unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("joining the mount namespace of process %d: %w", pid, err)
+	defer home.Close()
+	if err := unix.Setns(int(away.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("joining the mount namespace of %s: %w", away.Name(), err)
 	}
 	defer func() {
-		if err := unix.Setns(home, unix.CLONE_NEWNS); err != nil {
+		if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNS); err != nil {
 			Err = errors.Join(Err, fmt.Errorf("returning to the host's mount namespace: %w", err))
 		}
 	}()
 	return f()
 }
 
-func openNamespace(process string) (int, error) {
+// openNamespace opens the mount namespace of a process, without asking the poller as
+// os.Open does.
+func openNamespace(process string) (*os.File, error) {
 	path := "/proc/" + process + "/ns/mnt"
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	return fd, nil
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // attachHere attaches in the mount namespace of the calling thread. The image is
@@ -260,7 +279,9 @@ func mkdirAll(root *os.File, path string, owner *view.Owner, resolve uint64) (*o
 			// The directory that another container makes in the same volume meanwhile is
 			// as good.
 			if errors.Is(err, unix.EEXIST) {
-				next, err = open(root, done, resolve)
+				if next, err = open(root, done, resolve); errors.Is(err, os.ErrNotExist) && isSymlink(dir, name) {
+					err = fmt.Errorf("%s is a symbolic link in the image that leads nowhere", done)
+				}
 			} else if err != nil {
 				err = &os.PathError{Op: "mkdirat", Path: done, Err: err}
 			} else if next, err = open(root, done, resolve); err == nil && owner != nil {
@@ -274,6 +295,12 @@ func mkdirAll(root *os.File, path string, owner *view.Owner, resolve uint64) (*o
 		dir = next
 	}
 	return dir, nil
+}
+
+func isSymlink(dir *os.File, name string) bool {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
 }
 
 // give makes a directory that was just made the owner's, if it is on the root's own

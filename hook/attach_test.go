@@ -4,7 +4,9 @@ package hook
 
 import (
 	"errors"
+	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -12,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/spec"
 )
 
 // The image is hostile: whatever is at the store directory's place in it, what is
@@ -146,6 +150,38 @@ func TestOpenInRoot(t *testing.T) {
 		got.Close()
 		if must(t, err); real != c.root+c.want {
 			t.Errorf("%s: opened %s, want %s", c.path, real, c.root+c.want)
+		}
+	}
+}
+
+// The container's process is known by its start too, also a sandbox's: its number may be
+// another process's meanwhile.
+func TestAttachToAnEndedProcess(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("makes a mount namespace")
+	}
+	other := exec.Command("sleep", "60")
+	other.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	must(t, other.Start())
+	defer func() { _, _ = other.Process.Kill(), other.Wait() }()
+	began, err := startTime(other.Process.Pid)
+	must(t, err)
+	for _, c := range []struct {
+		start uint64
+		ended bool
+	}{{began, false}, {began - 1, true}, {0, true}} {
+		sandbox := checked{
+			start: &start{
+				progress: &progress{}, call: Call{Stage: "createRuntime"}, state: spec.State{Pid: other.Process.Pid},
+				log: slog.New(slog.DiscardHandler),
+			},
+			bundle: spec.Config{Root: "/no/root"}, pidStart: c.start, inspected: &inspected{host: &spec.Host{}},
+		}
+		// The thread joins another namespace, and goes with its goroutine.
+		failed := make(chan error)
+		go func() { failed <- sandbox.isolateSandbox() }()
+		if err := <-failed; err == nil || strings.Contains(err.Error(), "has ended meanwhile") != c.ended {
+			t.Errorf("start %d: %v", c.start, err)
 		}
 	}
 }

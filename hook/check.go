@@ -117,6 +117,8 @@ type checked struct {
 	store  closure.Store
 	bundle spec.Config
 	stated string // see located
+	// pidStart is when the container's process started, see Record; 0: it has none.
+	pidStart uint64
 	// sharedPID: the container has no PID namespace of its own, see Record.
 	sharedPID bool
 }
@@ -142,7 +144,8 @@ func check(s *start) (*checked, error) {
 		return nil, err
 	}
 	i, err := inspect(s.progress, s.config, Container{
-		s.state.ID, s.engine(), s.state.Bundle, bundle.Root, s.state.Annotations, bundle.Mounts,
+		ID: s.state.ID, Engine: s.engine(), Bundle: s.state.Bundle, Root: bundle.Root,
+		Annotations: s.state.Annotations, Mounts: bundle.Mounts,
 	})
 	if err != nil {
 		return nil, err
@@ -162,7 +165,25 @@ func check(s *start) (*checked, error) {
 		c.host.Close()
 		return nil, err
 	}
+	if err := c.identifyProcess(); err != nil {
+		c.host.Close()
+		return nil, err
+	}
 	return c, nil
+}
+
+// identifyProcess finds out which process the container's is. From here on it is known
+// by more than its number, which may be another's when it has ended.
+func (c *checked) identifyProcess() (err error) {
+	if c.call.Stage == "createContainer" {
+		// What the runtime says may be of the container's PID namespace.
+		c.state.Pid = initProcess()
+	}
+	if c.state.Pid > 0 {
+		c.at("looking at the container's process")
+		c.pidStart, err = startTime(c.state.Pid)
+	}
+	return err
 }
 
 // checkDevice refuses a container whose own annotations name another closure than the

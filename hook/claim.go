@@ -37,25 +37,16 @@ func claim(ctx context.Context, c *checked) (*claimed, error) {
 }
 
 func claimIn(ctx context.Context, c *checked, dir *RuntimeDir) (_ *claimed, err error) {
-	if c.call.Stage == "createContainer" {
-		// What the runtime says may be of the container's PID namespace.
-		c.state.Pid = initProcess()
-	}
 	dir.sweepSome(ctx, true, c.store, c.log)
 	record := Record{
-		ID: c.state.ID, Bundle: c.state.Bundle, Stated: c.stated, Pid: c.state.Pid, SharedPID: c.sharedPID,
-		Roots: c.roots(), ClosureInfo: c.request.ClosureInfo,
+		ID: c.state.ID, Bundle: c.state.Bundle, Stated: c.stated, Pid: c.state.Pid, PidStart: c.pidStart,
+		SharedPID: c.sharedPID,
+		Roots:     c.roots(), ClosureInfo: c.request.ClosureInfo,
 		Mode: modeOf(c.request, c.config), Writable: c.request.Writable, Request: c.requestText(),
 		GCRoots: dir.gcRoots(c.store).Of(c.state.ID), Created: c.began.UTC(),
 	}
 	if record.Mode == spec.ModeAuto {
 		record.Mode = spec.ModeOverlay // what it mostly is; written again if not
-	}
-	if c.state.Pid > 0 {
-		c.at("looking at the container's process")
-		if record.PidStart, err = startTime(c.state.Pid); err != nil {
-			return nil, err
-		}
 	}
 	c.at("claiming the container ID")
 	attached, err := dir.claim(ctx, c.store, record)

@@ -21,15 +21,17 @@ type containerMounts struct {
 	root     *os.File
 	realRoot string // its name in the container's mount namespace
 	mounts   spec.Mounts
+	// mountinfo is the text that mounts were read from.
+	mountinfo []byte
 }
 
 // read reads the mounts anew.
 func (c *containerMounts) read() error {
-	mountinfo, err := readMountinfo("/proc/thread-self/mountinfo")
-	if err != nil {
+	var err error
+	if c.mountinfo, err = readMountinfo("/proc/thread-self/mountinfo"); err != nil {
 		return err
 	}
-	if c.mounts, err = spec.ParseMounts(mountinfo); err != nil {
+	if c.mounts, err = spec.ParseMounts(c.mountinfo); err != nil {
 		return err
 	}
 	c.realRoot, err = realPath(c.root)
@@ -55,14 +57,16 @@ func (c *containerMounts) prepare(places []*place) error {
 	if err != nil {
 		return err
 	}
-	isolated, err := c.isolate()
-	if err != nil {
-		return err
-	}
-	if detached || isolated {
+	if detached {
 		if err := c.read(); err != nil {
 			return err
 		}
+	}
+	if err := c.isolate(); err != nil {
+		return err
+	}
+	if err := c.checkDescriptors(); err != nil {
+		return err
 	}
 	shown, err := c.host.CheckMounts(c.mounts, c.realRoot)
 	if err != nil {
@@ -155,41 +159,49 @@ func (c *containerMounts) cover(volume string, places []*place) error {
 		return err
 	}
 	defer dir.Close()
-	if err := view.Cover(dir, ways, view.Options{Label: c.bundle.MountLabel}); err != nil {
+	if err := view.Cover(dir, ways, c.coverSize, view.Options{Label: c.bundle.MountLabel}); err != nil {
 		return fmt.Errorf("covering the volume on %s: %w", inside, err)
 	}
+	c.log.Info("volume covered: new files beside what is in it are kept in memory, and gone with the container",
+		"volume", inside, "size", c.coverSize)
 	return nil
 }
 
 // isolate ends the propagation of mounts that did not ask for it: they would show what
 // the host mounts later.
-func (c *containerMounts) isolate() (changed bool, _ error) {
-	receiving := c.bundle.Receiving(c.mounts, c.realRoot)
+func (c *containerMounts) isolate() error {
+	receiving := c.receiving()
 	if len(receiving) == 0 {
-		return false, nil
+		return nil
 	}
 	if !c.bundle.AsksForPropagation() {
-		return true, view.SetPrivate(c.root) // with those that others cover
+		if err := view.SetPrivate(c.root); err != nil { // with those that others cover
+			return fmt.Errorf("ending the propagation of the container's mounts: %w", err)
+		}
+		receiving = nil
 	}
 	for _, point := range receiving {
 		dir, err := open(c.root, "/"+strings.TrimPrefix(point, c.realRoot), unix.RESOLVE_NO_SYMLINKS)
-		if err != nil {
-			return false, err
+		if err == nil {
+			err = view.SetPrivateAlone(dir)
+			_ = dir.Close()
 		}
-		err = view.SetPrivateAlone(dir)
-		_ = dir.Close()
 		if err != nil {
-			return false, fmt.Errorf("ending the propagation of the mount on %s: %w", point, err)
+			return fmt.Errorf("ending the propagation of the mount on %s: %w", point, err)
 		}
 	}
 	if err := c.read(); err != nil {
-		return false, err
+		return err
 	}
-	if left := c.bundle.Receiving(c.mounts, c.realRoot); len(left) > 0 {
-		return false, fmt.Errorf("the mount on %s receives what the host mounts later, and another covers it; "+
+	if left := c.receiving(); len(left) > 0 {
+		return fmt.Errorf("the mount on %s receives what the host mounts later, and another covers it; "+
 			"take one of them out", left[0])
 	}
-	return true, nil
+	return nil
+}
+
+func (c *containerMounts) receiving() []string {
+	return c.host.Receiving(c.bundle, c.state.Bundle, c.mountinfo, c.mounts, c.realRoot)
 }
 
 // detach takes off the mounts that the view takes the place of, and what

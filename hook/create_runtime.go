@@ -83,10 +83,8 @@ func create(ctx context.Context, s *start) (Err error) {
 // meanwhile: one of them may never answer.
 func (b *built) attach() error {
 	b.at("attaching the view")
-	a := attachment{
-		state: b.state, bundle: b.bundle, store: b.store, inspected: b.inspected,
-		view: b.view, pidStart: b.record.PidStart, registration: b.registration,
-	}
+	a := b.attachment()
+	a.view, a.registration = b.view, b.registration
 	if b.request.Registration || b.request.Writable {
 		a.owner = &b.owner
 	}
@@ -99,8 +97,16 @@ func (c *checked) isolateSandbox() error {
 	c.at("looking at what is mounted in the pod's sandbox")
 	// The PID namespace of a pod may be the host's. Its containers are refused then.
 	c.host.ProcessesAllowed = true
-	a := attachment{state: c.state, bundle: c.bundle, store: c.store, inspected: c.inspected}
+	a := c.attachment()
 	return a.attach(c.call.Stage)
+}
+
+// attachment is one without a view.
+func (c *checked) attachment() attachment {
+	return attachment{
+		state: c.state, bundle: c.bundle, store: c.store, inspected: c.inspected, pidStart: c.pidStart,
+		coverSize: writableSize(c.config, c.bundle), log: c.log,
+	}
 }
 
 // commit writes down that the container has its closure.

@@ -74,7 +74,9 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	}
 	text, err := spec.ReadLimited(in, spec.MaxConfig)
 	if err != nil {
-		return &failure{"", "reading the OCI state from standard input", err}
+		err = &failure{"", "reading the OCI state from standard input", err}
+		logError(logFor(configPath, stage, ""), err)
+		return err
 	}
 	state, err := spec.ParseState(text)
 	if !errors.Is(err, spec.ErrNoState) && !spec.Annotated(state.Annotations) && len(call.Annotations) == 0 {
@@ -97,11 +99,11 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 		return err
 	}
 	if stage == "createContainer" && c.Rootless {
-		// Of that namespace's users, one may be an ordinary user of the host's.
+		// A user of that namespace may be an ordinary user of the host.
 		err := &failure{state.ID, "looking at who runs the hook", errors.New("createContainer hooks run in the container's " +
 			"user namespace, where file owners cannot be trusted; register the hook as createRuntime")}
-		// Root's log is out of reach there. What is written is for whoever looks at why a
-		// container does not start, and nobody reads it back.
+		// Root's log is out of reach there. This one only helps to see why a container does
+		// not start: the hook never reads it.
 		logError(logOf(c, stage, state.ID), err)
 		return err
 	}
@@ -123,13 +125,17 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	s := &start{&progress{}, c, call, state, log, time.Now()}
+	s := &start{progress: &progress{}, config: c, call: call, state: state, log: log, began: time.Now()}
 	if err := createWatched(ctx, s); err != nil {
 		logError(log, err)
 		return err
 	}
 	return nil
 }
+
+// LogCall writes to the log that a call of the hook was not understood: the container
+// does not start, and some runtimes show only that the hook failed.
+func LogCall(call Call, err error) { logError(logFor(call.Config, call.Stage, ""), err) }
 
 // failure is an error in the one form that every error has on standard error:
 // which container, what was being done, what went wrong and what to do.

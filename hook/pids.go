@@ -5,6 +5,7 @@ package hook
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strconv"
@@ -52,119 +53,275 @@ func sharesPIDs(c config.Config, bundle spec.Config) (bool, error) {
 	return true, nil
 }
 
-// checkNeighbours looks at the processes whose PID namespace a container joins: those
-// of containers with the same closure, and of others that see nothing of the store,
-// such as a pod's sandbox, may be there.
+// checkNeighbours looks at the processes that a container sees which joins a PID
+// namespace: those in it, and those in PID namespaces below it, as a container engine in
+// another container makes them. Processes of containers with the same closure may be
+// there, and others that see nothing of the store, such as a pod's sandbox.
+//
+// Processes in the namespaces above see this container's, and not the other way round:
+// what they see is looked at when their own container starts, or is the host's.
 func (p *pinned) checkNeighbours() error {
 	if !p.sharedPID || p.config.SharedPID {
 		return nil
 	}
 	p.at("looking at the container's PID namespace")
-	joined, err := os.Stat(p.bundle.PIDs)
+	n, err := p.neighbours()
 	if err != nil {
 		return err
 	}
-	processes, err := os.ReadDir("/proc")
+	defer n.close()
+	processes, err := os.ReadDir(procDir)
 	if err != nil {
 		return err
 	}
-	seen := []string{strconv.Itoa(p.state.Pid)} // a process of each mount namespace
 	for _, process := range processes {
-		name := process.Name()
-		if _, err := strconv.Atoi(name); err != nil {
-			continue
+		if _, err := strconv.Atoi(process.Name()); err != nil {
+			continue // no process
 		}
-		if in, err := isIn(name, joined); err != nil || !in {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		known := false
-		for _, other := range seen {
-			same, err := sameNamespace(other, name)
-			if gone(err) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			known = known || same
-		}
-		if known {
-			continue
-		}
-		seen = append(seen, name)
-		if err := p.dir.checkNeighbour(p.host, name, p.resolution.Digest); err != nil {
-			// One that has ended meanwhile shows nothing.
-			if in, other := isIn(name, joined); in || other != nil {
-				return err
-			}
+		if err := n.check(process.Name()); err != nil {
+			return fmt.Errorf("the container joins a PID namespace with process %s in it, and would see by "+
+				"/proc/PID/root what that sees: %w; %s", process.Name(), err, whoSharesPIDs)
 		}
 	}
 	return nil
 }
 
-// isIn tells whether a process is in a PID namespace. One that has ended is in none, and
-// one that this user may not look at is another user's.
-func isIn(process string, namespace os.FileInfo) (bool, error) {
-	its, err := os.Stat("/proc/" + process + "/ns/pid")
-	if gone(err) || errors.Is(err, fs.ErrPermission) {
-		return false, nil
-	}
-	return err == nil && os.SameFile(its, namespace), err
+// neighbours judges the processes that a container sees. It knows processes and mount
+// namespaces by descriptors: a number may be another process's at the next look, and the
+// inode number of a namespace another's once that is gone.
+type neighbours struct {
+	*pinned
+	own, joined os.FileInfo // PID namespaces
+	proc        *os.File    // /proc, for use in other mount namespaces
+	judged      []*os.File  // mount namespaces
 }
 
-// checkNeighbour looks at what a process of another container sees.
-func (d *RuntimeDir) checkNeighbour(host *spec.Host, process, digest string) error {
-	if same, err := sameNamespace("self", process); err != nil || same {
-		return errors.Join(err, fmt.Errorf("the container joins a PID namespace with process %s in it, which sees "+
-			"the host's store; %s", process, whoSharesPIDs))
+func (p *pinned) neighbours() (_ *neighbours, Err error) {
+	n := &neighbours{pinned: p}
+	defer func() {
+		if Err != nil {
+			n.close()
+		}
+	}()
+	var err error
+	if n.own, err = os.Stat("/proc/self/ns/pid"); err != nil {
+		return nil, err
 	}
-	ids, err := d.recordIDs()
+	if n.joined, err = os.Stat(p.bundle.PIDs); err != nil {
+		return nil, err
+	}
+	p.host.OwnPIDs = n.joined // a /proc of it shows what is judged here
+	if n.proc, err = os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+		return nil, err
+	}
+	// The container's own: what it shows now is the runtime's.
+	container := strconv.Itoa(p.state.Pid)
+	if p.call.Stage == "createContainer" {
+		container = "self"
+	}
+	own, err := openNamespace(container)
+	if err != nil {
+		return nil, err
+	}
+	n.judged = append(n.judged, own)
+	return n, nil
+}
+
+func (n *neighbours) close() {
+	for _, f := range append(n.judged, n.proc) {
+		_ = f.Close()
+	}
+}
+
+// check judges a process if the container sees it. One that ends meanwhile shows nothing.
+func (n *neighbours) check(process string) error {
+	seen, err := n.sees(process)
+	if err != nil || !seen {
+		return err
+	}
+	namespace, err := openNamespace(process)
+	if isGone(err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
-		r, ok, err := d.readRecord(id)
-		if err != nil || !ok || r.Pid <= 0 {
-			continue // its mounts are looked at below
+	its, err := namespace.Stat()
+	if err != nil {
+		return errors.Join(err, namespace.Close())
+	}
+	for _, known := range n.judged {
+		st, err := known.Stat()
+		if err != nil {
+			return errors.Join(err, namespace.Close())
 		}
-		if same, err := sameNamespace(strconv.Itoa(r.Pid), process); err != nil || !same {
-			continue
+		if os.SameFile(st, its) {
+			return namespace.Close()
 		}
-		if r.Digest != digest {
-			return fmt.Errorf("the container joins the PID namespace of container %s, which has another closure, and "+
-				"each would see the other's by /proc/PID/root; %s", id, whoSharesPIDs)
+	}
+	n.judged = append(n.judged, namespace)
+	return n.judge(namespace, its)
+}
+
+// sees tells whether a process is in the PID namespace that the container joins, or in
+// one below it.
+func (n *neighbours) sees(process string) (bool, error) {
+	path := "/proc/" + process + "/ns/pid"
+	its, err := os.Stat(path)
+	switch {
+	case isGone(err):
+		return false, nil
+	case errors.Is(err, fs.ErrPermission):
+		return n.seesHidden(process)
+	case err != nil:
+		return false, err
+	case os.SameFile(its, n.own): // as nearly all are
+		return false, nil
+	}
+	namespace, err := os.Open(path)
+	if isGone(err) {
+		return false, nil
+	}
+	for err == nil {
+		if its, err = namespace.Stat(); err != nil {
+			break
+		}
+		if os.SameFile(its, n.joined) || os.SameFile(its, n.own) {
+			return os.SameFile(its, n.joined), namespace.Close()
+		}
+		namespace, err = parentNamespace(namespace)
+	}
+	return false, errors.Join(err, namespace.Close())
+}
+
+// seesHidden is sees for a process that this one may not look at.
+//
+// In the user namespace of a rootless engine that is a process of another user, or of
+// this user outside of that namespace. The container's processes may not look at it
+// either: they are in this user namespace, or in one below it, and this process has
+// CAP_SYS_PTRACE there, with which it may look at all that they may look at.
+//
+// Root of the host may look at every process, unless a security module says otherwise,
+// which need not say so to the container.
+func (n *neighbours) seesHidden(process string) (bool, error) {
+	text, err := readFile("/proc/" + process + "/status")
+	if isGone(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	// A number for each PID namespace from that of /proc down (proc_pid_status(5)).
+	_, numbers, ok := strings.Cut(string(text), "\nNSpid:")
+	numbers, _, _ = strings.Cut(numbers, "\n")
+	if ok && len(strings.Fields(numbers)) == 1 {
+		return false, nil // in this process's own
+	}
+	may, err := mayLookAtProcesses()
+	if err != nil {
+		return false, err
+	}
+	if n.config.Rootless && may {
+		return false, nil
+	}
+	return false, fmt.Errorf("/proc/%s/ns/pid: %w: whether the container sees the process cannot be told",
+		process, fs.ErrPermission)
+}
+
+// mayLookAtProcesses tells whether this process has CAP_SYS_PTRACE.
+func mayLookAtProcesses() (bool, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false, os.NewSyscallError("capget", err)
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_PTRACE) != 0, nil
+}
+
+// parentNamespace closes a PID namespace and opens the one above it (ioctl_ns(2), Linux
+// 4.9).
+func parentNamespace(namespace *os.File) (*os.File, error) {
+	defer namespace.Close()
+	fd, err := unix.IoctlRetInt(int(namespace.Fd()), unix.NS_GET_PARENT)
+	if err != nil {
+		return nil, fmt.Errorf("the PID namespace above %s: %w", namespace.Name(), os.NewSyscallError("ioctl", err))
+	}
+	return os.NewFile(uintptr(fd), namespace.Name()), nil
+}
+
+// judge refuses a mount namespace that shows more of the store than the container's
+// closure.
+func (n *neighbours) judge(namespace *os.File, its os.FileInfo) error {
+	self, err := os.Stat("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	if os.SameFile(self, its) {
+		return errors.New("the host's store")
+	}
+	if id, r, err := n.recordOf(its); err != nil {
+		return err
+	} else if id != "" {
+		if r.Digest != n.resolution.Digest {
+			return fmt.Errorf("it is of container %s, which has another closure, and would see this one's", id)
 		}
 		return nil
 	}
-	pid, err := strconv.Atoi(process)
-	if err != nil {
-		return err
-	}
-	// Read here: over there, /proc is that of the other's PID namespace, in which this
-	// process has no number.
-	text, err := readMountinfo("/proc/" + process + "/mountinfo")
-	if err != nil {
-		return err
-	}
-	mounts, err := spec.ParseMounts(text)
-	if err != nil {
-		return err
-	}
-	err = inMountNamespace(pid, func() error {
-		shown, err := host.CheckMounts(mounts, "/")
+	return inNamespace(namespace, func() error {
+		// By this namespace's /proc: in the other, /proc is that of another PID namespace, or
+		// is none. The calling thread is at the root of the mount namespace, wherever the root
+		// directories of processes in it are.
+		mounts, err := n.threadMounts()
+		if err != nil {
+			return err
+		}
+		shown, err := n.host.CheckMounts(mounts, "/")
 		if err == nil && len(shown) > 0 {
 			err = fmt.Errorf("a mount shows the store path %s", shown[0])
 		}
 		return err
 	})
+}
+
+// threadMounts are the mounts of the calling thread's mount namespace.
+func (n *neighbours) threadMounts() (spec.Mounts, error) {
+	fd, err := unix.Openat(int(n.proc.Fd()), "thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("the container joins a PID namespace with process %s in it, and would see by "+
-			"/proc/PID/root what that sees: %w; %s", process, err, whoSharesPIDs)
+		return nil, &os.PathError{Op: "openat", Path: "thread-self/mountinfo", Err: err}
 	}
-	return nil
+	f := os.NewFile(uintptr(fd), "mountinfo")
+	defer f.Close()
+	text, err := io.ReadAll(f)
+	if err != nil {
+		return nil, err
+	}
+	return spec.ParseMounts(text)
+}
+
+// recordOf returns the record of the container whose first process is in a mount
+// namespace; no ID: there is none. A record that cannot be read, or of which nobody can
+// tell whose it is, is no container's with a closure: its mounts are looked at then, and
+// a view is more than a container may see that has another.
+func (n *neighbours) recordOf(namespace os.FileInfo) (id string, _ Record, _ error) {
+	ids, err := n.dir.recordIDs()
+	if err != nil {
+		return "", Record{}, err
+	}
+	for _, id := range ids {
+		r, ok, err := n.dir.readRecord(id)
+		if err != nil || !ok || r.Pid <= 0 {
+			continue
+		}
+		its, err := os.Stat("/proc/" + strconv.Itoa(r.Pid) + "/ns/mnt")
+		if err != nil || !os.SameFile(its, namespace) {
+			continue
+		}
+		// After that look: the number was the process's all the time.
+		if runs, err := r.processRuns(); err == nil && runs {
+			return id, r, nil
+		}
+	}
+	return "", Record{}, nil
 }
 
 // recordIDs are the ids of containers that have a record.
@@ -180,9 +337,4 @@ func (d *RuntimeDir) recordIDs() ([]string, error) {
 		}
 	}
 	return ids, nil
-}
-
-// gone tells whether an error says that a process is not there any more.
-func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }

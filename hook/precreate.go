@@ -12,6 +12,14 @@ import (
 // view replaces. It refuses a container with a mount that leaks the store, and
 // one whose annotations are not understood, before there is a container.
 func precreate(call Call, in io.Reader, out io.Writer) error {
+	err := precreateTo(call, in, out)
+	if err != nil {
+		logError(logFor(call.Config, "precreate", ""), err)
+	}
+	return err
+}
+
+func precreateTo(call Call, in io.Reader, out io.Writer) error {
 	const doing = "reading config.json from standard input"
 	text, err := spec.ReadLimited(in, spec.MaxConfig)
 	if err != nil {
@@ -19,18 +27,21 @@ func precreate(call Call, in io.Reader, out io.Writer) error {
 	}
 	annotations, err := spec.ParseConfigAnnotations(text)
 	if err != nil {
-		err = &failure{"", doing, err}
-	} else if annotations, err = call.add(annotations); err == nil && spec.Annotated(annotations) {
+		return &failure{"", doing, err}
+	}
+	if annotations, err = call.add(annotations); err != nil {
+		return &failure{"", "reading the annotations", err}
+	}
+	if spec.Annotated(annotations) {
 		// Engines write absolute sources: the bundle is not known at this stage.
 		c := Container{Engine: call.Engine, Bundle: "/", Annotations: annotations}
-		var rewritten []byte
-		if rewritten, err = rewrite(call.Config, "precreate", c, doing, text, nil); rewritten != nil {
+		rewritten, err := rewrite(call.Config, "precreate", c, doing, text, nil)
+		if err != nil {
+			return err
+		}
+		if rewritten != nil {
 			text = rewritten
 		}
-	}
-	if err != nil {
-		logError(logFor(call.Config, "precreate", ""), err)
-		return err
 	}
 	if _, err := out.Write(text); err != nil {
 		return &failure{"", "writing config.json to standard output", err}

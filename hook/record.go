@@ -116,8 +116,11 @@ func (d *RuntimeDir) readRecord(id string) (_ Record, ok bool, _ error) {
 }
 
 // readFile reads a small file with three system calls, see writeRecord.
-func readFile(path string) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func readFile(path string) ([]byte, error) { return readFileAt(unix.AT_FDCWD, path) }
+
+// readFileAt is readFile for a path relative to an open directory.
+func readFileAt(dir int, path string) ([]byte, error) {
+	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}

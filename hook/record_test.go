@@ -580,7 +580,10 @@ func TestNothingStaysOpen(t *testing.T) {
 		{"claim, refused", func() error {
 			c, err := config.Read(h.config)
 			must(t, err)
-			s := &start{&progress{}, c, Call{}, spec.State{ID: "other", Pid: os.Getppid()}, slog.New(slog.DiscardHandler), time.Now()}
+			s := &start{
+				progress: &progress{}, config: c, state: spec.State{ID: "other", Pid: os.Getppid()},
+				log: slog.New(slog.DiscardHandler), began: time.Now(),
+			}
 			request := &spec.Request{Roots: []closure.BaseName{named("hello")}}
 			claimed, err := claim(t.Context(), &checked{start: s, inspected: &inspected{request: request}, store: h.store})
 			if claimed != nil || err == nil || !strings.Contains(err.Error(), "another container with this ID") {

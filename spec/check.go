@@ -11,15 +11,15 @@ import (
 	"slices"
 	"strings"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
 )
 
 // ErrCovered says that something is mounted on a container's store directory or
-// inside it.
-var ErrCovered = errors.New("is mounted where a view goes or inside of it, under another mount or by none " +
-	"of the mounts in config.json, and cannot be taken off")
+// inside it, and stays there when what config.json mounts there was taken off.
+var ErrCovered = errors.New("a mount is in the way of the view: another mount covers it, or config.json does not " +
+	"list it; remove it")
 
 // CheckMounts looks at what is really mounted in a container, by the mounts of
 // its mount namespace, which is the calling thread's: the name of a mount's source
@@ -102,8 +102,7 @@ func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume stri
 	named := strings.TrimSuffix(root, "/") + dir
 	for _, m := range mounts {
 		if below(m.point, target) || below(m.point, named) {
-			return "", fmt.Errorf("what is on %s %w; take it out of the container's "+
-				"mounts", inContainer(m.point, root), ErrCovered)
+			return "", fmt.Errorf("%s in the container: %w", inContainer(m.point, root), ErrCovered)
 		}
 	}
 	m := mountOf(mounts, target)
@@ -136,45 +135,19 @@ func (h *Host) isOwnTmpfs(m mountPoint) bool {
 	return m.kind == "tmpfs" && m.path == "/" && !isHosts
 }
 
-// Receiving returns the mount points, below the container's root, of mounts that
-// receive what the host mounts later, or pass it on, though no mount of config.json
-// asked for that.
-func (c Config) Receiving(mounts Mounts, root string) []string {
-	var all []string
-	for _, m := range mounts {
-		if !below(m.point, root) || !m.slave && m.group == "" {
-			continue
-		}
-		if !c.propagates(inContainer(m.point, root)) {
-			all = append(all, m.point)
-		}
+// ShowsFile returns what a file that is open shows of the host that it must not, or
+// nothing. A directory shows where it is mounted, and is not looked at here.
+func (h *Host) ShowsFile(st *unix.Stat_t) (string, error) {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR, unix.S_IFCHR:
+		return "", nil
+	case unix.S_IFBLK:
+		return h.onDisk(st.Rdev), nil
 	}
-	return all
-}
-
-// propagates tells whether the mount of config.json that a path in the container is on
-// asks for propagation, or linux.rootfsPropagation where it is on none.
-func (c Config) propagates(point string) bool {
-	longest, asks := -1, c.RootPropagates
-	for _, m := range c.Mounts {
-		destination := path.Clean("/" + m.Destination)
-		if !below(point, destination) || len(destination) < longest {
-			continue
-		}
-		longest = len(destination)
-		asks = asksForPropagation(m)
+	if err := h.lookInside(); err != nil {
+		return "", err
 	}
-	return asks
-}
-
-func asksForPropagation(m specs.Mount) bool {
-	return slices.ContainsFunc(m.Options, isPropagation)
-}
-
-// isPropagation tells mount options, and values of linux.rootfsPropagation, by which
-// mounts go from one mount namespace to another.
-func isPropagation(option string) bool {
-	return slices.Contains([]string{"shared", "rshared", "slave", "rslave"}, option)
+	return h.ids[fileID{st.Dev, st.Ino}], nil
 }
 
 // CheckMasks refuses paths that the runtime makes empty after the hooks, where that
@@ -226,10 +199,4 @@ func movableError(m mountPoint, root, kind string) error {
 		"take a root or a volume that is on a disk of this host, and with rootless podman native overlays (no "+
 		"mount_program in storage.conf)",
 		inContainer(m.point, root), kind)
-}
-
-// AsksForPropagation tells whether any mount of config.json, or the root, asks for
-// propagation.
-func (c Config) AsksForPropagation() bool {
-	return c.RootPropagates || slices.ContainsFunc(c.Mounts, asksForPropagation)
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -190,4 +191,62 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("%q: %+v, then %+v", text, c, again)
 		}
 	})
+}
+
+// What a container's mounts may receive is what config.json asked for, wherever it is
+// mounted; what the root covers has no say.
+func TestReceiving(t *testing.T) {
+	volume := t.TempDir()
+	mountinfo := []byte(strings.ReplaceAll(`1 0 8:1 / / rw shared:1 - ext4 /dev/a rw
+6 1 8:3 / /elsewhere rw shared:6 - ext4 /dev/c rw
+2 1 8:2 / VOLUME rw shared:2 - ext4 /dev/b rw
+3 2 8:3 / VOLUME/below rw shared:3 - ext4 /dev/c rw
+4 1 0:9 / /root rw master:4 - overlay overlay rw
+5 4 0:9 / /root/covered rw master:4 - overlay overlay rw
+10 4 0:9 / /root rw master:4 - overlay overlay rw
+11 10 8:2 / /root/asked rw master:2 - ext4 /dev/b rw
+12 11 8:3 / /root/asked/below rw master:3 - ext4 /dev/c rw
+13 11 8:1 /home /root/asked/by-a-link rw master:1 - ext4 /dev/a rw
+17 10 8:3 / /root/elsewhere rw master:6 - ext4 /dev/c rw
+14 10 8:1 /home /root/home rw master:1 - ext4 /dev/a rw
+15 10 0:20 / /root/tmp rw shared:20 - tmpfs tmpfs rw
+18 10 8:2 / /root/own rw shared:40 master:2 - ext4 /dev/b rw
+16 10 0:21 / /root/run rw - tmpfs tmpfs rw
+`, "VOLUME", volume))
+	mounts, err := ParseMounts(mountinfo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bind := func(options ...string) specs.Mount {
+		return specs.Mount{Destination: "/asked", Type: "bind", Source: volume, Options: options}
+	}
+	tmpfs := specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: []string{"rshared"}}
+	root, others := "/root", []string{"/root/asked/by-a-link", "/root/elsewhere", "/root/home"}
+	asked, below, tmp := "/root/asked", "/root/asked/below", "/root/tmp"
+	nowhere := specs.Mount{Destination: "/asked", Type: "bind", Source: "/no/where", Options: []string{"rslave"}}
+	own := "/root/own" // as a runtime makes it for rshared
+	for _, c := range []struct {
+		name  string
+		root  bool
+		mount specs.Mount
+		keep  []string
+	}{
+		{"nothing is asked for", false, bind("rbind"), nil},
+		{"a volume with all below it", false, bind("rbind", "rslave"), []string{asked, below, own}},
+		{"a volume alone", false, bind("bind", "rslave"), []string{asked, own}},
+		{"the root", true, bind("rbind"), []string{root}},
+		{"a file system of its own", false, tmpfs, []string{tmp}},
+		{"no source", false, nowhere, nil},
+	} {
+		config := Config{RootPropagates: c.root, Mounts: []specs.Mount{c.mount}}
+		var want []string
+		for _, point := range slices.Concat([]string{root, asked, below}, others, []string{tmp, own}) {
+			if !slices.Contains(c.keep, point) {
+				want = append(want, point)
+			}
+		}
+		if diff := cmp.Diff(want, (&Host{}).Receiving(config, "/bundle", mountinfo, mounts, root)); diff != "" {
+			t.Errorf("%s: (-want +got)\n%s", c.name, diff)
+		}
+	}
 }

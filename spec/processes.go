@@ -5,6 +5,7 @@ package spec
 import (
 	"os"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +38,12 @@ func showsPIDs(m mountPoint, namespace os.FileInfo) bool {
 		return false
 	}
 	defer unix.Close(fd)
-	first, err := os.Stat("/proc/thread-self/fd/" + itoa(fd) + "/1/ns/pid")
-	return err == nil && os.SameFile(first, namespace)
+	// By the mount itself: in another container's mount namespace, /proc does not know this
+	// process.
+	var first unix.Stat_t
+	if err := unix.Fstatat(fd, "1/ns/pid", &first, 0); err != nil {
+		return false
+	}
+	own, ok := namespace.Sys().(*syscall.Stat_t)
+	return ok && first.Dev == own.Dev && first.Ino == own.Ino
 }

@@ -14,11 +14,8 @@ import (
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
-// Bounds of a cover: what it has names for, and what a container adds to it, in bytes.
-const (
-	mostCovered = 10_000
-	coverSize   = 1 << 20
-)
+// mostCovered bounds the names of a volume that a cover mounts.
+const mostCovered = 10_000
 
 // Cover mounts a tmpfs over a volume, in the mount namespace of the calling thread, in
 // which everything of the volume is mounted in its place. ways are paths, relative to
@@ -31,8 +28,9 @@ const (
 // namespace (rename(2) refuses mount points of the caller's own only, since Linux 3.19).
 //
 // volume is an open directory, the root of the mount that is covered. What the container
-// makes beside the volume's own names, from then on, is in memory and not in the volume.
-func Cover(volume *os.File, ways []string, o Options) error {
+// makes beside the volume's own names, from then on, is in memory and not in the volume:
+// size bytes at most.
+func Cover(volume *os.File, ways []string, size int64, o Options) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(volume.Fd()), &st); err != nil {
 		return &os.PathError{Op: "fstat", Path: volume.Name(), Err: err}
@@ -41,17 +39,11 @@ func Cover(volume *os.File, ways []string, o Options) error {
 	if err := unix.Fstatfs(int(volume.Fd()), &fs); err != nil {
 		return &os.PathError{Op: "fstatfs", Path: volume.Name(), Err: err}
 	}
-	tmpfs, err := newMount("tmpfs", o.labelled(
-		option{"source", "nix-closure"}, option{"mode", fmt.Sprintf("%04o", st.Mode&0o7777)},
-		option{"size", fmt.Sprint(coverSize)}, option{"nr_inodes", fmt.Sprint(2 * mostCovered)},
-	))
+	tmpfs, err := newTmpfs(size, 2*mostCovered, st.Mode&0o7777, o.Label)
 	if err != nil {
 		return err
 	}
 	defer tmpfs.Close()
-	if err := setWritable(tmpfs); err != nil {
-		return err
-	}
 	if err := unix.Fchownat(int(tmpfs.Fd()), "", int(st.Uid), int(st.Gid), unix.AT_EMPTY_PATH); err != nil {
 		return os.NewSyscallError("fchownat", err)
 	}

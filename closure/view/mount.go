@@ -84,12 +84,13 @@ func setWritable(mount *os.File) error {
 	return nil
 }
 
-// newTmpfs makes a tmpfs of a size in bytes that can be written to. label is the
-// SELinux label of what is in it, or empty.
-func newTmpfs(size int64, mode uint32, label string) (*os.File, error) {
+// newTmpfs makes a tmpfs of a size in bytes that can be written to. more is how many
+// inodes it has room for beside those of that size. label is the SELinux label of what
+// is in it, or empty.
+func newTmpfs(size, more int64, mode uint32, label string) (*os.File, error) {
 	// An inode takes memory that the size does not count; the kernel's own
 	// default is one for two pages.
-	inodes := max(size/4096, 1024)
+	inodes := more + max(size/4096, 1024)
 	options := []option{
 		{"source", "nix-closure"}, {"mode", fmt.Sprintf("%04o", mode)}, {"size", fmt.Sprint(size)}, {"nr_inodes", fmt.Sprint(inodes)},
 	}

@@ -29,7 +29,7 @@ func NewRegistration(store closure.Store, db *os.File, o Options, size int64, ow
 	if err != nil {
 		return nil, err
 	}
-	tmpfs, err := newTmpfs(size+st.Size(), 0o755, o.Label)
+	tmpfs, err := newTmpfs(size+st.Size(), 0, 0o755, o.Label)
 	if err != nil {
 		return nil, err
 	}

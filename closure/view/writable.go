@@ -46,7 +46,7 @@ const (
 // mount namespace, which is the host's but for what the runtime mounted in the
 // container's root.
 func (w *writable) Attach(target *os.File) (Err error) {
-	tmpfs, err := newTmpfs(w.size, 0o700, "")
+	tmpfs, err := newTmpfs(w.size, 0, 0o700, "")
 	if err != nil {
 		return err
 	}

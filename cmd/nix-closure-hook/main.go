@@ -48,7 +48,9 @@ func main() {
 	}
 	call, err := parse(args)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "nix-closure: %v; see --help\n", err)
+		err = fmt.Errorf("nix-closure: %w; see --help", err)
+		fmt.Fprintln(os.Stderr, err)
+		hook.LogCall(call, err)
 		os.Exit(1)
 	}
 	if err := hook.Run(call, os.Stdin, os.Stdout); err != nil {

@@ -243,7 +243,7 @@ func badInputs(t *testing.T) []badInput {
 			if err := os.Symlink("/nowhere", b.dir+"/rootfs/nix"); err != nil {
 				t.Fatal(err)
 			}
-		}, want: "attaching the view: /nix/store in the container: mkdirat /nix: file exists; the image must have a directory there, or nothing"},
+		}, want: "attaching the view: /nix/store in the container: /nix is a symbolic link in the image that leads nowhere; the image must have a directory there, or nothing"},
 		{name: "covered mount of the store", annotations: roots(env), change: func(_ *testing.T, b *bundle) {
 			b.addMount(object{"destination": "/nix/store", "type": "bind", "source": "/nix/store", "options": []string{"rbind"}})
 			b.addMount(object{"destination": "/nix", "type": "tmpfs", "source": "tmpfs"})
@@ -251,7 +251,7 @@ func badInputs(t *testing.T) []badInput {
 		{name: "covered mount on the store", annotations: roots(env), change: func(t *testing.T, b *bundle) {
 			b.addMount(object{"destination": "/nix/store", "type": "bind", "source": t.TempDir(), "options": []string{"rbind"}})
 			b.addMount(object{"destination": "/nix", "type": "tmpfs", "source": "tmpfs"})
-		}, want: "attaching the view: what is on /nix/store is mounted where a view goes or inside of it, under another mount or by none of the mounts in config.json, and cannot be taken off; take it out of the container's mounts"},
+		}, want: "attaching the view: /nix/store in the container: a mount is in the way of the view: another mount covers it, or config.json does not list it; remove it"},
 		{name: "mount of the host", annotations: roots(env), change: func(_ *testing.T, b *bundle) {
 			b.addMount(object{"destination": "/host", "type": "bind", "source": "/", "options": []string{"rbind"}})
 		}, want: "looking at the container's mounts: mount of / on /host: shows / of the host, and with it more than the closure; take the mount out"},
@@ -335,9 +335,13 @@ func hookInputs(t *testing.T) []hookInput {
 		}
 		return dir
 	}
-	good, broken, null := bundle(`{"root":{"path":"rootfs"}}`), bundle(`{"root":`), bundle(`null`)
+	// root is a config.json with this root, and a PID namespace of the container's own.
+	root := func(path string) string {
+		return bundle(`{"root":{"path":"` + path + `"},"linux":{"namespaces":[{"type":"pid"}]}}`)
+	}
+	good, broken, null := root("rootfs"), bundle(`{"root":`), bundle(`null`)
 	rootless, odd, mounts := bundle(`{}`), bundle(`{"root":{"path":"rootfs"},"Mounts":[]}`), bundle(`{"root":{"path":"rootfs"},"mounts":{}}`)
-	host, none, away := bundle(`{"root":{"path":"/"}}`), t.TempDir(), bundle(`{"root":{"path":"elsewhere"}}`)
+	host, none, away := root("/"), t.TempDir(), root("elsewhere")
 	backslash := bundle(`{"root":{"path":"rootfs"},"mounts":[{"destination":"/x","type":"overlay","source":"overlay","options":["lowerdir=/a\\:b:/c"]}]}`)
 
 	const (
@@ -437,5 +441,32 @@ func TestBadHookInput(t *testing.T) {
 		if err == nil || stdout != "" || stderr != want {
 			t.Errorf("%q: %v %q, standard error is\n%s, want\n%s", args, err, stdout, stderr, want)
 		}
+	}
+}
+
+// What cannot be read, and a call that is not understood, are in the log too: some
+// runtimes show only that the hook failed.
+func TestRefusedCallsAreLogged(t *testing.T) {
+	for _, c := range []struct{ arg, want string }{
+		{"createRuntime", "nix-closure: a container: reading the OCI state from standard input: read "},
+		{"precreate", "nix-closure: a container: reading config.json from standard input: read "},
+		{"start", `nix-closure: ["start"]: the last argument is not one of `},
+	} {
+		dir, err := os.Open("/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var errs strings.Builder
+		cmd := exec.Command(filepath.Join(*bin, "nix-closure-hook"), c.arg)
+		cmd.Stdin, cmd.Stderr = dir, &errs
+		err = cmd.Run()
+		_ = dir.Close()
+		if said := lastError(t); err == nil || !strings.HasPrefix(said, c.want) || errs.String() != said+"\n" {
+			t.Errorf("%s: %v, standard error is %q, the log says %q, want %q", c.arg, err, errs.String(), said, c.want)
+		}
+	}
+	_, stderr, err := callHook(`{"annotations":{"nix-closure/mode":"bind"}}`, "--annotation", "nix-closure/mode=overlay", "precreate")
+	if want := "nix-closure: a container: reading the annotations: annotation nix-closure/mode: "; err == nil || !strings.HasPrefix(stderr, want) {
+		t.Errorf("%v %q, want %q", err, stderr, want)
 	}
 }

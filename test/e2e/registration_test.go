@@ -624,7 +624,7 @@ func TestMountsOnStateDirectory(t *testing.T) {
 			if want := must(t, "nix-store", "--query", "--hash", store["env"]); m.on == "" && (err != nil || stdout != want) {
 				t.Errorf("%v: Nix says %s, want %s", err, stdout, want)
 			}
-			want := ": attaching the view: what is on " + m.on + " is mounted where a view goes or inside of it, under another mount or by none of the mounts in config.json, and cannot be taken off; take it out of the container's mounts"
+			want := ": attaching the view: " + m.on + " in the container: a mount is in the way of the view: another mount covers it, or config.json does not list it; remove it"
 			if said := lastError(t); m.on != "" && (err == nil || stdout != "" || !strings.HasSuffix(said, want)) {
 				t.Errorf("%v %s, want %s", err, said, want)
 			}

@@ -594,3 +594,34 @@ func TestPoststopTooLate(t *testing.T) {
 		nothingLeft(t)
 	}
 }
+
+// Where the ID of the boot cannot be read, nobody knows which GC roots are of an earlier
+// one: all stay, and containers start.
+func TestUnreadableBoot(t *testing.T) {
+	const bootID = "/proc/sys/kernel/random/boot_id"
+	empty := t.TempDir() + "/empty"
+	create(t, empty)
+	id := filepath.Join(gcRoots, "of-which-boot")
+	create(t, id+"/")
+	if err := os.Symlink("another", id+"/.boot"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeAll(t, id) })
+	none := t.TempDir() + "/none"
+	if err := os.WriteFile(none, []byte("no ID of a boot\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{empty, none} {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			bindMount(t, file, bootID)
+			for _, runtime := range runtimes {
+				started := container{runtime: runtime, root: "env"}.start(t)
+				if got := sweepJSON(t); len(got.GCRoots) > 0 || len(got.Records) > 0 {
+					t.Errorf("of what nobody can judge was removed: %+v", got)
+				}
+				must(t, "ls", filepath.Join(gcRoots, started, filepath.Base(store["env"])), id)
+				remove(t, started)
+			}
+		})
+	}
+}

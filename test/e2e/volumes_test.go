@@ -144,6 +144,16 @@ func TestRenamedVolume(t *testing.T) {
 				t.Errorf("%q", out)
 			}
 			execute(t, id, store["env"]+"/bin/bash", "-c", "echo x >/nix/other/new; echo y >/nix/var/lib/new")
+			// What is new beside it is in memory, as much as may be written to a store.
+			execute(t, id, store["env"]+"/bin/bash", "-c", "printf %3000000s x >/nix/new")
+			if _, err := os.Stat(volume + "/new"); !os.IsNotExist(err) {
+				t.Errorf("/nix/new in the volume: %v", err)
+			}
+			if !slices.ContainsFunc(readLog(t), func(l logLine) bool {
+				return l.Container == id && l.Level == "INFO" && strings.HasPrefix(l.Msg, "volume covered: ")
+			}) {
+				t.Error("the log does not say that the volume is covered")
+			}
 			for _, file := range []string{volume + "/other/new", volume + "/moved--var/lib/new"} {
 				if _, err := os.Stat(file); err != nil {
 					t.Error(err)

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const descriptor3 = "file descriptor 3 of the container's process"
+
+// A descriptor of a directory of the host would give a container all of it, by `..`.
+func TestDescriptors(t *testing.T) {
+	data := t.TempDir() + "/file"
+	if err := os.WriteFile(data, []byte("data"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const isStore = "a directory that is on none of the container's mounts of the host, and leads to the store"
+	for _, runtime := range runtimes {
+		for _, c := range []struct{ path, want string }{
+			{storeDir, isStore},
+			{"/usr", isStore},
+			{store["env"], isStore},
+			{"/nix/var/nix/db/db.sqlite", "/nix/var/nix/db/db.sqlite of the host, and leads to the store"},
+			{data, ""},
+		} {
+			f, err := os.Open(c.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := newBundle(t, roots(store["env"]), "cat <&3 2>&1; ls /proc/self/fd/3/", "createRuntime", "poststop")
+			cmd := b.command(t, runtime, "descriptors-"+runtime)
+			cmd.Args = slices.Insert(cmd.Args, 2, "--preserve-fds", "1")
+			var out strings.Builder
+			cmd.Stdout, cmd.ExtraFiles = &out, []*os.File{f}
+			err = cmd.Run()
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+			if c.want == "" {
+				if !strings.HasPrefix(out.String(), "data") {
+					t.Errorf("%s, %s: %v %q %s", runtime, c.path, err, out.String(), lastLog(t))
+				}
+			} else if said := lastError(t); err == nil || out.String() != "" || !strings.Contains(said, descriptor3+": is "+c.want) {
+				t.Errorf("%s, %s: %v %q; the log says %s", runtime, c.path, err, out.String(), said)
+			}
+			nothingLeft(t)
+		}
+	}
+}
+
+// The same by podman, which hands descriptors on to the runtime.
+func TestPreservedDescriptors(t *testing.T) {
+	for _, runtime := range runtimes {
+		c := container{runtime: runtime, root: "env", flags: []string{"--rm", "--preserve-fds", "1"}}
+		args := strings.Join(c.args(store["env"]+"/bin/ls", "/proc/self/fd/3/"), "' '")
+		stdout, stderr, err := call("bash", "-c", "exec podman '"+args+"' 3</nix")
+		if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, descriptor3) {
+			t.Errorf("%s: %v %q %s; the log says %s", runtime, err, stdout, stderr, said)
+		}
+		nothingLeft(t)
+	}
+}
