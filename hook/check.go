@@ -207,7 +207,7 @@ func (s *start) checkDevice(request *spec.Request) error {
 // allowed refuses store paths that the configuration does not allow to a container.
 func (c *checked) allowed(paths []closure.BaseName) error {
 	c.at("checking what is allowed here")
-	err := c.config.CheckAllowed(c.request.Namespace, paths)
+	err := c.config.Policy().Check(c.request.Namespace, paths)
 	if err != nil && c.request.IgnoredNamespace != "" {
 		err = fmt.Errorf("%w; annotation %s was not believed, because an image or a user may have set it",
 			err, c.request.IgnoredNamespace)

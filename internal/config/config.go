@@ -17,6 +17,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/policy"
 )
 
 // Path is where the configuration is if nobody says otherwise.
@@ -53,8 +54,8 @@ type Config struct {
 	FUSE bool `toml:"fuse"`
 	// Rootless says that the user who runs this program is not the host's root,
 	// who owns /run. No key sets it.
-	Rootless bool   `toml:"-"`
-	Allow    []Rule `toml:"allow"`
+	Rootless bool          `toml:"-"`
+	Allow    []policy.Rule `toml:"allow"`
 }
 
 // Default is the configuration of a host without a file, for the user who runs
@@ -77,6 +78,11 @@ func Default() Config {
 // Store is the Nix store that the configuration names.
 func (c Config) Store() closure.Store {
 	return closure.Store{Dir: c.StoreDir, StateDir: c.StateDir}
+}
+
+// Policy is what the configuration allows.
+func (c Config) Policy() policy.Policy {
+	return policy.Policy{Store: c.Store(), RuntimeDir: c.RuntimeDir, Rules: c.Allow}
 }
 
 // Read reads the configuration in path. Where path is the default one, it need
@@ -166,7 +172,7 @@ func (c Config) check() error {
 		return errors.New("allow = []: would allow everything, not nothing; leave it out if that is meant")
 	}
 	for i, rule := range c.Allow {
-		if err := rule.check(c.StoreDir); err != nil {
+		if err := rule.Validate(c.StoreDir); err != nil {
 			return fmt.Errorf("[[allow]] number %d: %w", i+1, err)
 		}
 	}

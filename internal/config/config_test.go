@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/nix-closure/nix-closure/internal/policy"
 )
 
 func TestParse(t *testing.T) {
@@ -59,22 +61,24 @@ func TestParse(t *testing.T) {
 		{`max-paths = 1`, but(func(c *Config) { c.MaxPaths = 1 })},
 		{`max-paths = 1_000_000`, but(func(c *Config) { c.MaxPaths = 1000000 })},
 		{`runtime = "crun"`, but(func(c *Config) { c.Runtime = "crun" })},
-		{"[[allow]]\nroots = [\"/nix/store/*\"]", but(func(c *Config) { c.Allow = []Rule{{nil, []string{"/nix/store/*"}}} })},
+		{"[[allow]]\nroots = [\"/nix/store/*\"]", but(func(c *Config) { c.Allow = []policy.Rule{{Roots: []string{"/nix/store/*"}}} })},
 		{
 			"[[allow]]\nnamespaces = [\"team-a\", \"team-b\"]\nroots = ['/nix/store/*-hello-[0-9]*', '/nix/var/nix/gcroots/teams/*/\\*']\n[[allow]]\nroots = [\"/etc/nix-closure/roots/?\"]",
 			but(func(c *Config) {
-				c.Allow = []Rule{
-					{[]string{"team-a", "team-b"}, []string{"/nix/store/*-hello-[0-9]*", `/nix/var/nix/gcroots/teams/*/\*`}},
-					{nil, []string{"/etc/nix-closure/roots/?"}},
+				c.Allow = []policy.Rule{
+					{Namespaces: []string{"team-a", "team-b"}, Roots: []string{"/nix/store/*-hello-[0-9]*", `/nix/var/nix/gcroots/teams/*/\*`}},
+					{Roots: []string{"/etc/nix-closure/roots/?"}},
 				}
 			}),
 		},
-		{"[allow]\nroots = [\"/x\"]", but(func(c *Config) { c.Allow = []Rule{{nil, []string{"/x"}}} })}, // one is one
-		{`allow = [{roots = ["/x"]}]`, but(func(c *Config) { c.Allow = []Rule{{nil, []string{"/x"}}} })},
+		{"[allow]\nroots = [\"/x\"]", but(func(c *Config) { c.Allow = []policy.Rule{{Roots: []string{"/x"}}} })}, // one is one
+		{`allow = [{roots = ["/x"]}]`, but(func(c *Config) { c.Allow = []policy.Rule{{Roots: []string{"/x"}}} })},
 		// The store directory is no glob, and may be named after the rules that are below it.
-		{"store-dir = '/a[b'\nallow = [{roots = ['/a[b/*-c']}]", but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []Rule{{nil, []string{"/a[b/*-c"}}} })},
-		{"allow = [{roots = ['/a[b/*-c']}]\nstore-dir = '/a[b'", but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []Rule{{nil, []string{"/a[b/*-c"}}} })},
-		{"allow = [{roots = ['/nix/store/a/b']}]\nstore-dir = '/gnu/store'", but(func(c *Config) { c.StoreDir, c.Allow = "/gnu/store", []Rule{{nil, []string{"/nix/store/a/b"}}} })},
+		{"store-dir = '/a[b'\nallow = [{roots = ['/a[b/*-c']}]", but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []policy.Rule{{Roots: []string{"/a[b/*-c"}}} })},
+		{"allow = [{roots = ['/a[b/*-c']}]\nstore-dir = '/a[b'", but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []policy.Rule{{Roots: []string{"/a[b/*-c"}}} })},
+		{"allow = [{roots = ['/nix/store/a/b']}]\nstore-dir = '/gnu/store'", but(func(c *Config) {
+			c.StoreDir, c.Allow = "/gnu/store", []policy.Rule{{Roots: []string{"/nix/store/a/b"}}}
+		})},
 		{"mode = \"bind\"\r\nmax-paths = 7\r\n", but(func(c *Config) { c.Mode, c.MaxPaths = "bind", 7 })},
 	} {
 		got, err := Parse([]byte(c.in))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package config
+package policy
 
 import (
 	"errors"
@@ -16,125 +16,13 @@ import (
 	"github.com/nix-closure/nix-closure/internal/idmap"
 )
 
-// Rule is an [[allow]] of the configuration: which roots containers may ask for.
-type Rule struct {
-	Namespaces []string `toml:"namespaces"` // of Kubernetes; nil: every container
-	// Roots are globs, of path.Match, with or without wildcards: `*` stops at a
-	// slash, and a dot in front is a character like any other.
-	//
-	// One below the store directory is of store paths' names. Any other is of
-	// symbolic links, whose targets are store paths.
-	Roots []string `toml:"roots"`
-}
-
-func (r Rule) appliesTo(namespace string) bool {
-	return len(r.Namespaces) == 0 || namespace != "" && slices.Contains(r.Namespaces, namespace)
-}
-
-// check refuses a rule that cannot mean anything, and one that could be taken to
-// mean more than it does.
-func (r Rule) check(storeDir string) error {
-	if r.Namespaces != nil && len(r.Namespaces) == 0 {
-		return errors.New("namespaces = []: names none; leave it out for every container")
-	}
-	if slices.Contains(r.Namespaces, "") {
-		return errors.New(`namespaces: "": not the name of a namespace; leave namespaces out for every container`)
-	}
-	if len(r.Roots) == 0 {
-		return errors.New("roots: names none; say which store paths, or links to them, may be asked for")
-	}
-	for _, glob := range r.Roots {
-		if err := checkGlob(storeDir, glob); err != nil {
-			return fmt.Errorf("roots: %q: %w", glob, err)
-		}
-	}
-	return nil
-}
-
-func checkGlob(storeDir, glob string) error {
-	if !path.IsAbs(glob) || path.Clean(glob) != glob || glob == "/" {
-		return errors.New("not an absolute path without `.`, `..` or a slash too many")
-	}
-	if glob == storeDir {
-		return fmt.Errorf("can never match, for a store path lies below it; every store path is %q", storeDir+"/*")
-	}
-	components := glob[1:]
-	if below, ok := strings.CutPrefix(glob, storeDir+"/"); ok {
-		first, _, more := strings.Cut(below, "/")
-		if more {
-			return fmt.Errorf("can never match, for a store path is directly below %s; name the store path itself: %q", storeDir, storeDir+"/"+first)
-		}
-		components = below // the store directory is no glob
-	}
-	for component := range strings.SplitSeq(components, "/") {
-		if _, err := path.Match(component, ""); err != nil {
-			return errors.New("not a well-formed glob; a `[` is not closed, or a `\\` is the last; `\\` before a character makes it an ordinary one")
-		}
-		// A shell takes [!s] for every character but s, path.Match for ! or s.
-		if strings.Contains(component, "[!") {
-			return errors.New("`[!` is not what it is in a shell; write `[^` for every other character, `[\\!` for an exclamation mark")
-		}
-	}
-	return nil
-}
-
-// CheckAllowed refuses store paths that a container may not ask for. The
-// namespace is its Kubernetes one; a container without one has "", which no rule
-// can name. Where the configuration has no rule, everything is allowed.
-//
-// It is guaranteed, against every user of the host but root, and against whoever
-// may add to the store, that a store path is allowed only if root named it: in a
-// glob of the configuration, or in a symbolic link that such a glob finds. Links
-// are looked for anew at each call, so what root links or unlinks counts from
-// the next container on.
-//
-// It is not guaranteed that a name is deserved. Whoever may add to the store may
-// add a store path of any name, and let it refer to any other; against them,
-// names are no protection, and links are.
-func (c Config) CheckAllowed(namespace string, paths []closure.BaseName) error {
-	if len(c.Allow) == 0 {
-		return nil
-	}
-	w := walk{store: c.Store(), left: slices.Clone(paths)}
-	var globs []string
-	for _, rule := range c.Allow {
-		if !rule.appliesTo(namespace) {
-			continue
-		}
-		for _, glob := range rule.Roots {
-			if name, ok := strings.CutPrefix(glob, c.StoreDir+"/"); ok {
-				w.allow(func(b closure.BaseName) bool { return matches(name, string(b)) })
-			} else {
-				globs = append(globs, glob)
-			}
-		}
-	}
-	if len(w.left) > 0 && len(globs) > 0 {
-		w.find(c.RuntimeDir, globs)
-	}
-	if len(w.left) == 0 {
-		return nil
-	}
-	whose := "a container without a Kubernetes namespace"
-	if namespace != "" {
-		whose = fmt.Sprintf("namespace %q", namespace)
-	}
-	return fmt.Errorf("%s is not allowed here: no [[allow]] of the configuration names it for %s; add it there, or ask for another%s", w.store.Path(w.left[0]), whose, w.doubt)
-}
-
-// matches tells whether one component of a path is what one of a glob means.
-func matches(glob, name string) bool {
-	ok, err := path.Match(glob, name)
-	return ok && err == nil
-}
-
 // maxLinks is how many links are followed from one match of a glob: as many as
 // the kernel follows in one path.
 const maxLinks = 40
 
 // walk looks for links to store paths.
 //
-// Only what root alone can change is believed. That holds for the directory `/`,
+// Only what root alone can change is trusted. That holds for the directory `/`,
 // whose owner and mode are looked at first. And where it holds for a directory,
 // nobody else can replace what is in it: so the owner and the mode of a directory
 // in it are those of the directory that the name will lead to from then on, and
@@ -154,9 +42,9 @@ type walk struct {
 	roots []uint32
 	// others are directories that are root's, but whose links are not.
 	others []foreign
-	// doubt says, at the end of a message, which directory was not believed,
-	// and why; of several, the first.
-	doubt string
+	// reason says, at the end of a message, which directory is not trusted, and why;
+	// of several, the first.
+	reason string
 }
 
 type foreign struct {
@@ -188,7 +76,7 @@ func (w *walk) find(runtimeDir string, globs []string) {
 			w.others = append(w.others, foreign{info, f.why})
 		}
 	}
-	if !w.believed("/") {
+	if !w.trusted("/") {
 		return
 	}
 	for _, glob := range globs {
@@ -197,7 +85,7 @@ func (w *walk) find(runtimeDir string, globs []string) {
 }
 
 // expand allows the store paths that links lead to which a glob, below a directory
-// that is believed, finds.
+// that is trusted, finds.
 func (w *walk) expand(dir, glob string) {
 	component, rest, more := strings.Cut(glob, "/")
 	for _, name := range w.names(dir, component) {
@@ -208,9 +96,9 @@ func (w *walk) expand(dir, glob string) {
 		switch {
 		case end == "":
 		case more && inStore:
-			w.disbelieve(w.store.Dir, anybodyBuilds)
+			w.ignore(w.store.Dir, anybodyBuilds)
 		case more:
-			if w.believed(end) {
+			if w.trusted(end) {
 				w.expand(end, rest)
 			}
 		case inStore:
@@ -242,11 +130,11 @@ func (w *walk) names(dir, component string) []string {
 	return names
 }
 
-// follow goes from a directory that is believed and has no link in its name along
+// follow goes from a directory that is trusted and has no link in its name along
 // a path, link by link. It returns where that leads, without a link in its name,
 // and does not enter it if it is a directory; or, as soon as a link's target lies
 // in the store, that target; or "", if it leads nowhere, round in a circle or
-// through a directory that is not believed.
+// through a directory that is not trusted.
 func (w *walk) follow(dir, rest string) (end string, inStore bool) {
 	for links := 0; rest != ""; {
 		// Of a relative target this is the text too, once its `..` are used up.
@@ -284,7 +172,7 @@ func (w *walk) follow(dir, rest string) (end string, inStore bool) {
 			return "", false
 		case rest == "":
 			return here, false
-		case !w.believed(here):
+		case !w.trusted(here):
 			return "", false
 		default:
 			dir = here
@@ -298,10 +186,10 @@ func join(dir, rest string) string {
 	return strings.TrimSuffix(dir, "/") + "/" + rest
 }
 
-// believed tells whether this is a directory in which nobody but root can make,
+// trusted tells whether this is a directory in which nobody but root can make,
 // replace or remove a link, or have one made. Of those above it that must be
 // known already.
-func (w *walk) believed(dir string) bool {
+func (w *walk) trusted(dir string) bool {
 	info, err := os.Lstat(dir)
 	if err != nil || !info.IsDir() {
 		return false
@@ -313,34 +201,34 @@ func (w *walk) believed(dir string) bool {
 	mode := st.Mode & 0o7777
 	switch {
 	case !w.isRoot(st.Uid):
-		return w.disbelieve(dir, fmt.Sprintf("user %d can write there (mode %04o)", st.Uid, mode))
+		return w.ignore(dir, fmt.Sprintf("user %d can write there (mode %04o)", st.Uid, mode))
 	// With the sticky bit too: it keeps others' links from being replaced, and
 	// not new ones from being made.
 	case mode&0o002 != 0:
-		return w.disbelieve(dir, fmt.Sprintf("everybody can write there (owner %d, mode %04o)", st.Uid, mode))
+		return w.ignore(dir, fmt.Sprintf("everybody can write there (owner %d, mode %04o)", st.Uid, mode))
 	case mode&0o020 != 0:
-		return w.disbelieve(dir, fmt.Sprintf("group %d can write there (owner %d, mode %04o)", st.Gid, st.Uid, mode))
+		return w.ignore(dir, fmt.Sprintf("group %d can write there (owner %d, mode %04o)", st.Gid, st.Uid, mode))
 	}
 	for _, f := range w.others {
 		if os.SameFile(info, f.dir) {
-			return w.disbelieve(dir, f.why)
+			return w.ignore(dir, f.why)
 		}
 	}
 	return true
 }
 
-// disbelieve notes why links in a directory allow nothing.
-func (w *walk) disbelieve(dir, why string) bool {
-	if w.doubt == "" {
-		w.doubt = fmt.Sprintf("; links in %q are not believed, for %s", dir, why)
+// ignore notes why links in a directory allow nothing.
+func (w *walk) ignore(dir, why string) bool {
+	if w.reason == "" {
+		w.reason = fmt.Sprintf("; links in %q are not believed, for %s", dir, why)
 	}
 	return false
 }
 
-// unreadable is disbelieve where a system call failed, with a name in it of
+// unreadable is ignore where a system call failed, with a name in it of
 // whatever characters.
 func (w *walk) unreadable(dir string, err error) {
-	w.disbelieve(dir, fmt.Sprintf("they cannot be read: %v", errors.Unwrap(err)))
+	w.ignore(dir, fmt.Sprintf("they cannot be read: %v", errors.Unwrap(err)))
 }
 
 func (w *walk) isRoot(uid uint32) bool {

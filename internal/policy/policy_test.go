@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package config
+package policy
 
 import (
 	"errors"
@@ -20,6 +20,8 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure"
 )
+
+var nixStore = closure.Store{Dir: "/nix/store", StateDir: "/nix/var/nix"}
 
 func named(name string) closure.BaseName {
 	return closure.BaseName(strings.Repeat("0", 32) + "-" + name)
@@ -80,7 +82,7 @@ func (f thing) make(t testing.TB, dir string) {
 	must(t, os.Lchown(name, f.uid, f.uid))
 }
 
-func TestCheckAllowed(t *testing.T) {
+func TestCheck(t *testing.T) {
 	hello, secret := named("hello"), named("secret")
 	const inStore = "DIR/nix/store/"
 	toHello, toSecret := inStore+string(hello), inStore+string(secret)
@@ -239,24 +241,26 @@ func TestCheckAllowed(t *testing.T) {
 			for _, f := range c.things {
 				f.make(t, dir)
 			}
-			config := Default()
-			config.StoreDir, config.StateDir, config.RuntimeDir = dir+"/nix/store", dir+"/nix/var/nix", dir+"/runtime"
+			policy := Policy{
+				Store:      closure.Store{Dir: dir + "/nix/store", StateDir: dir + "/nix/var/nix"},
+				RuntimeDir: dir + "/runtime",
+			}
 			for _, r := range c.rules {
 				r.Roots = slices.Clone(r.Roots)
 				for i := range r.Roots {
 					r.Roots[i] = strings.ReplaceAll(r.Roots[i], "DIR", dir)
 				}
-				config.Allow = append(config.Allow, r)
-			}
-			if err := config.check(); err != nil && !strings.Contains(c.name, "hand-made") {
-				t.Fatal(err)
+				policy.Rules = append(policy.Rules, r)
+				if err := r.Validate(policy.Store.Dir); err != nil && !strings.Contains(c.name, "hand-made") {
+					t.Fatal(err)
+				}
 			}
 			ask := c.ask
 			if ask == nil {
 				ask = []closure.BaseName{hello}
 			}
 			before := slices.Clone(ask)
-			got, want := config.CheckAllowed(c.namespace, ask), ""
+			got, want := policy.Check(c.namespace, ask), ""
 			if c.refused != "" {
 				whose := "a container without a Kubernetes namespace"
 				if c.namespace != "" {
@@ -279,14 +283,14 @@ func TestCheckAllowed(t *testing.T) {
 }
 
 // What root links and unlinks counts from the next check on.
-func TestCheckAllowedLooksAgain(t *testing.T) {
+func TestCheckLooksAgain(t *testing.T) {
 	dir := rootsPlace(t)
 	hello, secret := named("hello"), named("secret")
-	c := Config{StoreDir: "/nix/store", StateDir: "/nix/var/nix", Allow: []Rule{{nil, []string{dir + "/*/a"}}}}
+	p := Policy{Store: nixStore, Rules: []Rule{{nil, []string{dir + "/*/a"}}}}
 	check := func(what string, want ...closure.BaseName) {
 		t.Helper()
 		for _, b := range []closure.BaseName{hello, secret} {
-			if err := c.CheckAllowed("", []closure.BaseName{b}); (err == nil) != slices.Contains(want, b) {
+			if err := p.Check("", []closure.BaseName{b}); (err == nil) != slices.Contains(want, b) {
 				t.Errorf("%s: %s: %v", what, b, err)
 			}
 		}
@@ -311,11 +315,11 @@ func TestCheckAllowedLooksAgain(t *testing.T) {
 }
 
 // Where others can write in `/`, nothing is believed.
-func TestCheckAllowedInRootDirectory(t *testing.T) {
+func TestCheckInRootDirectory(t *testing.T) {
 	dir := rootsPlace(t)
 	hello := named("hello")
 	thing{path: "links/a", target: "/nix/store/" + string(hello)}.make(t, dir)
-	c := Config{StoreDir: "/nix/store", StateDir: "/nix/var/nix", Allow: []Rule{{nil, []string{"/links/*"}}}}
+	p := Policy{Store: nixStore, Rules: []Rule{{nil, []string{"/links/*"}}}}
 	check := func(because string) {
 		t.Helper()
 		done := make(chan error)
@@ -323,7 +327,7 @@ func TestCheckAllowedInRootDirectory(t *testing.T) {
 			runtime.LockOSThread() // and never unlocked: the thread ends
 			err := errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chroot(dir))
 			if err == nil {
-				err = c.CheckAllowed("", []closure.BaseName{hello})
+				err = p.Check("", []closure.BaseName{hello})
 			}
 			done <- err
 		}()
@@ -339,12 +343,12 @@ func TestCheckAllowedInRootDirectory(t *testing.T) {
 }
 
 // What names allow costs no look at the file system.
-func TestCheckAllowedLooksAtNamesFirst(t *testing.T) {
-	c := Config{StoreDir: "/nix/store", StateDir: "/nix/var/nix", Allow: []Rule{{nil, []string{"/run/*", "/nix/store/*-hello"}}, {nil, []string{"/etc/*"}}}}
+func TestCheckLooksAtNamesFirst(t *testing.T) {
+	p := Policy{Store: nixStore, Rules: []Rule{{nil, []string{"/run/*", "/nix/store/*-hello"}}, {nil, []string{"/etc/*"}}}}
 	ask := []closure.BaseName{named("hello")}
 	// A look has a name and a result, for each file.
 	if n := testing.AllocsPerRun(10, func() {
-		if err := c.CheckAllowed("", ask); err != nil {
+		if err := p.Check("", ask); err != nil {
 			t.Error(err)
 		}
 	}); n > 8 {
@@ -354,7 +358,7 @@ func TestCheckAllowedLooksAtNamesFirst(t *testing.T) {
 
 // A rootless engine's hook runs in a user namespace, in which the host's root has
 // no user id.
-func TestCheckAllowedInUserNamespace(t *testing.T) {
+func TestCheckInUserNamespace(t *testing.T) {
 	const inside = "NIX_CLOSURE_TEST_POLICY"
 	hello := named("hello")
 	if dir := os.Getenv(inside); dir != "" {
@@ -365,8 +369,8 @@ func TestCheckAllowedInUserNamespace(t *testing.T) {
 			"all":    "everybody can write there (owner 65534, mode 1777)",
 			"closed": "they cannot be read: permission denied",
 		} {
-			c := Config{StoreDir: "/nix/store", StateDir: "/nix/var/nix", Allow: []Rule{{nil, []string{dir + "/" + place + "/*"}}}}
-			err := c.CheckAllowed("", []closure.BaseName{hello})
+			p := Policy{Store: nixStore, Rules: []Rule{{nil, []string{dir + "/" + place + "/*"}}}}
+			err := p.Check("", []closure.BaseName{hello})
 			if (err == nil) != (why == "") || err != nil && !strings.HasSuffix(err.Error(), why) {
 				t.Errorf("%s: %v, want %q", place, err, why)
 			}
@@ -414,7 +418,7 @@ func FuzzRule(f *testing.F) {
 	f.Fuzz(func(t *testing.T, glob, namespace, name string) {
 		const storeDir = "/nix/store"
 		rule := Rule{[]string{namespace}, []string{glob}}
-		err := rule.check(storeDir)
+		err := rule.Validate(storeDir)
 		if err == nil && (namespace == "" || glob == "") {
 			t.Fatalf("%+v was accepted", rule)
 		}
@@ -425,11 +429,11 @@ func FuzzRule(f *testing.F) {
 		if err != nil {
 			return
 		}
-		c := Config{StoreDir: storeDir, StateDir: "/nix/var/nix", Allow: []Rule{rule}}
-		if c.CheckAllowed("", []closure.BaseName{asked}) == nil || c.CheckAllowed(namespace+"x", []closure.BaseName{asked}) == nil {
+		p := Policy{Store: nixStore, Rules: []Rule{rule}}
+		if p.Check("", []closure.BaseName{asked}) == nil || p.Check(namespace+"x", []closure.BaseName{asked}) == nil {
 			t.Errorf("%+v allows %s to others", rule, asked)
 		}
-		err = c.CheckAllowed(namespace, []closure.BaseName{asked})
+		err = p.Check(namespace, []closure.BaseName{asked})
 		if err != nil && strings.ContainsAny(err.Error(), "\n\x00") {
 			t.Errorf("not one line: %q", err)
 		}
