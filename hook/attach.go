@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -17,6 +16,8 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/internal/mntns"
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -47,7 +48,7 @@ func (a attachment) attach(stage string) error {
 	if stage == "createContainer" {
 		// Where the hook may not look at process 1, it is in a user namespace of the
 		// container's, whose root can mount nothing in the host's mount namespace.
-		same, err := sameNamespace("self", "1")
+		same, err := mntns.Same("self", "1")
 		if err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
@@ -61,79 +62,20 @@ func (a attachment) attach(stage string) error {
 		return fmt.Errorf("the OCI state has pid %d: no process whose mount namespace could be joined; call the "+
 			"hook as createContainer", a.state.Pid)
 	}
-	same, err := sameNamespace("self", strconv.Itoa(a.state.Pid))
+	same, err := mntns.Same("self", strconv.Itoa(a.state.Pid))
 	if err != nil {
 		return err
 	}
 	if same {
 		return errors.New("the container has no mount namespace of its own (linux.namespaces of config.json); give it one")
 	}
-	return inMountNamespace(a.state.Pid, func() error {
+	return mntns.DoInProcess(a.state.Pid, func() error {
 		// By its number it was found: it is still the one that it was.
-		if now, err := startTime(a.state.Pid); err != nil || now != a.pidStart {
+		if now, err := proc.StartTime(a.state.Pid); err != nil || now != a.pidStart {
 			return errors.Join(fmt.Errorf("process %d has ended meanwhile", a.state.Pid), err)
 		}
 		return a.attachHere(strconv.Itoa(a.state.Pid))
 	})
-}
-
-// sameNamespace tells whether two processes have one mount namespace.
-func sameNamespace(pid, other string) (bool, error) {
-	a, err := os.Stat("/proc/" + pid + "/ns/mnt")
-	if err != nil {
-		return false, err
-	}
-	b, err := os.Stat("/proc/" + other + "/ns/mnt")
-	if err != nil {
-		return false, err
-	}
-	return os.SameFile(a, b), nil
-}
-
-// inMountNamespace calls f in the mount namespace of a process, and comes back.
-// It keeps the calling goroutine on its thread from then on; a thread of its own
-// would have to be made and waited for at each start.
-func inMountNamespace(pid int, f func() error) error {
-	away, err := openNamespace(strconv.Itoa(pid))
-	if err != nil {
-		return err
-	}
-	defer away.Close()
-	return inNamespace(away, f)
-}
-
-// inNamespace is inMountNamespace for a mount namespace that is open.
-func inNamespace(away *os.File, f func() error) (Err error) {
-	runtime.LockOSThread()
-	// setns(2) refuses a thread that shares its root directory with others.
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return os.NewSyscallError("unshare", err)
-	}
-	home, err := openNamespace("thread-self")
-	if err != nil {
-		return err
-	}
-	defer home.Close()
-	if err := unix.Setns(int(away.Fd()), unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("joining the mount namespace of %s: %w", away.Name(), err)
-	}
-	defer func() {
-		if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNS); err != nil {
-			Err = errors.Join(Err, fmt.Errorf("returning to the host's mount namespace: %w", err))
-		}
-	}()
-	return f()
-}
-
-// openNamespace opens the mount namespace of a process, without asking the poller as
-// os.Open does.
-func openNamespace(process string) (*os.File, error) {
-	path := "/proc/" + process + "/ns/mnt"
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
 }
 
 // attachHere attaches in the mount namespace of the calling thread. The image is

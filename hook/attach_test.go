@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -164,7 +165,7 @@ func TestAttachToAnEndedProcess(t *testing.T) {
 	other.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	must(t, other.Start())
 	defer func() { _, _ = other.Process.Kill(), other.Wait() }()
-	began, err := startTime(other.Process.Pid)
+	began, err := proc.StartTime(other.Process.Pid)
 	must(t, err)
 	for _, c := range []struct {
 		start uint64

@@ -12,7 +12,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -177,11 +179,11 @@ func check(s *start) (*checked, error) {
 func (c *checked) identifyProcess() (err error) {
 	if c.call.Stage == "createContainer" {
 		// What the runtime says may be of the container's PID namespace.
-		c.state.Pid = initProcess()
+		c.state.Pid = proc.InitProcess()
 	}
 	if c.state.Pid > 0 {
 		c.at("looking at the container's process")
-		c.pidStart, err = startTime(c.state.Pid)
+		c.pidStart, err = proc.StartTime(c.state.Pid)
 	}
 	return err
 }
@@ -224,7 +226,7 @@ func modeOf(r *spec.Request, c config.Config) spec.Mode {
 
 // lookAtHost finds out what the host's mount namespace has, once for all mounts.
 func lookAtHost(c config.Config) (*spec.Host, error) {
-	mountinfo, err := readMountinfo("/proc/self/mountinfo")
+	mountinfo, err := proc.ReadMountinfo("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
@@ -287,11 +289,11 @@ func MissingView(configPath string, engine spec.Engine, id string, annotations m
 	if _, err := os.Lstat(c.RuntimeDir); errors.Is(err, fs.ErrNotExist) {
 		return true, nil // and is not made for this
 	}
-	dir, err := OpenRuntimeDir(c)
+	dir, err := state.Open(c)
 	if err != nil {
 		return false, err
 	}
 	defer dir.Close()
-	r, ok, err := dir.readRecord(id)
+	r, ok, err := dir.Record(id)
 	return err == nil && (!ok || !r.Attached), err
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -28,7 +29,7 @@ type containerMounts struct {
 // read reads the mounts anew.
 func (c *containerMounts) read() error {
 	var err error
-	if c.mountinfo, err = readMountinfo("/proc/thread-self/mountinfo"); err != nil {
+	if c.mountinfo, err = proc.ReadMountinfo("/proc/thread-self/mountinfo"); err != nil {
 		return err
 	}
 	if c.mounts, err = spec.ParseMounts(c.mountinfo); err != nil {

@@ -7,11 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/internal/config"
@@ -43,7 +39,7 @@ func create(ctx context.Context, s *start) (Err error) {
 		}
 		Err = &failure{s.state.ID, s.doing(), Err}
 		if own := s.owned.Load(); own != nil {
-			if err := own.undo(ctx); err != nil {
+			if err := own.Undo(ctx); err != nil {
 				logError(s.log, &failure{s.state.ID, "cleaning up", err})
 			}
 		}
@@ -112,14 +108,9 @@ func (c *checked) attachment() attachment {
 // commit writes down that the container has its closure.
 func (b *built) commit(ctx context.Context) error {
 	b.at("writing the record")
-	lock, err := b.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer lock.release()
-	r := b.record
+	r := b.claim.Record()
 	r.Attached = true
-	if err := b.rewrite(r); err != nil {
+	if err := b.claim.Update(ctx, r); err != nil {
 		return err
 	}
 	b.log.Info("attached", "mode", r.Mode, "why", b.why, "digest", r.Digest,
@@ -136,25 +127,4 @@ func asked(store closure.Store, r *spec.Request) string {
 		return fmt.Sprintf("%s and %d more", store.Path(r.Roots[0]), more)
 	}
 	return store.Path(r.Roots[0])
-}
-
-// readMountinfo reads a mountinfo file, in few and large parts: the kernel makes
-// each anew.
-func readMountinfo(path string) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	text := make([]byte, 0, 64<<10)
-	for {
-		n, err := unix.Read(fd, text[len(text):cap(text)])
-		if err != nil {
-			return nil, &os.PathError{Op: "read", Path: path, Err: err}
-		}
-		if n == 0 {
-			return text, nil
-		}
-		text = slices.Grow(text[:len(text)+n], 32<<10)
-	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
@@ -68,7 +69,7 @@ func (c *containerMounts) checkDescriptor(process, dir int, name string) error {
 	if err != nil || shows == "" && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return err
 	}
-	info, err := readFileAt(process, "fdinfo/"+name)
+	info, err := proc.ReadFileAt(process, "fdinfo/"+name)
 	if err != nil {
 		return err
 	}

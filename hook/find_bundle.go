@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/internal/commandline"
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -57,7 +58,7 @@ func locate(call Call, state spec.State, caller int) (located, error) {
 }
 
 func locateByCaller(hook Call, state spec.State, caller string) (located, error) {
-	line, err := os.ReadFile(procDir + "/" + caller + "/cmdline")
+	line, err := os.ReadFile(proc.Dir + "/" + caller + "/cmdline")
 	if err != nil {
 		return located{}, err
 	}
@@ -73,7 +74,7 @@ func locateByCaller(hook Call, state spec.State, caller string) (located, error)
 		return located{}, fmt.Errorf("--bundle on its command line is %q, not an absolute path", call.Bundle)
 	}
 	// Nothing of the container runs yet: its first process is a copy of the runtime's.
-	its, err := os.ReadFile(procDir + "/" + strconv.Itoa(state.Pid) + "/cmdline")
+	its, err := os.ReadFile(proc.Dir + "/" + strconv.Itoa(state.Pid) + "/cmdline")
 	if err != nil {
 		return located{}, err
 	}
@@ -100,7 +101,7 @@ func crunRoot(call commandline.Arguments, caller string) (string, error) {
 		return "", fmt.Errorf("--root on its command line is %q, not an absolute path", call.Root)
 	}
 	// The runtime's own environment, and no image's.
-	environment, err := os.ReadFile(procDir + "/" + caller + "/environ")
+	environment, err := os.ReadFile(proc.Dir + "/" + caller + "/environ")
 	if err != nil {
 		return "", err
 	}

@@ -3,12 +3,12 @@
 package hook
 
 import (
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -33,9 +33,9 @@ func newLost() lost {
 // locate makes the processes 7, the runtime, and 8, and has the container located.
 func (l lost) locate(t *testing.T, dir string) (located, error) {
 	t.Helper()
-	proc, before := dir+"/proc", procDir
-	procDir = proc
-	t.Cleanup(func() { procDir = before })
+	processes, before := dir+"/proc", proc.Dir
+	proc.Dir = processes
+	t.Cleanup(func() { proc.Dir = before })
 	nul := func(line string) []byte {
 		return []byte(strings.ReplaceAll(strings.ReplaceAll(line, "@", dir), " ", "\x00") + "\x00")
 	}
@@ -44,10 +44,10 @@ func (l lost) locate(t *testing.T, dir string) (located, error) {
 		its = l.line
 	}
 	own := dir + "/root/web"
-	must(t, os.RemoveAll(proc), os.RemoveAll(dir+"/root"),
-		os.MkdirAll(proc+"/7", 0o755), os.MkdirAll(proc+"/8", 0o755), os.MkdirAll(own, 0o755),
-		os.WriteFile(proc+"/7/cmdline", nul(l.line), 0o600), os.WriteFile(proc+"/8/cmdline", nul(its), 0o600),
-		os.WriteFile(proc+"/7/environ", nul(l.environ), 0o600))
+	must(t, os.RemoveAll(processes), os.RemoveAll(dir+"/root"),
+		os.MkdirAll(processes+"/7", 0o755), os.MkdirAll(processes+"/8", 0o755), os.MkdirAll(own, 0o755),
+		os.WriteFile(processes+"/7/cmdline", nul(l.line), 0o600), os.WriteFile(processes+"/8/cmdline", nul(its), 0o600),
+		os.WriteFile(processes+"/7/environ", nul(l.environ), 0o600))
 	if l.config != "" {
 		must(t, os.WriteFile(own+"/config.json", []byte(l.config), 0o600),
 			os.Chmod(own+"/config.json", l.mode), os.Chown(own+"/config.json", l.uid, 0))
@@ -171,19 +171,5 @@ func TestLocateLink(t *testing.T) {
 	state := spec.State{ID: "web", Pid: 8, Bundle: "/", Annotations: map[string]string{"nix-closure/roots": "a"}}
 	if got, err := locate(Call{}, state, 7); err == nil || !strings.Contains(err.Error(), "too many levels of symbolic links") {
 		t.Errorf("%+v, %v", got, err)
-	}
-}
-
-// At its end, the runtime may say either of the two bundles.
-func TestEndOfLostBundle(t *testing.T) {
-	for bundle, want := range map[string]bool{"/b": true, "/": true, "/c": false} {
-		h := newHost(t)
-		dir := newRuntimeDir(t, h)
-		r := Record{ID: "web", Bundle: "/b", Stated: "/", Pid: 1 << 30}
-		must(t, dir.writeRecord(r))
-		forgotten, err := dir.end(t.Context(), h.store, spec.State{ID: "web", Bundle: bundle}, slog.New(slog.DiscardHandler))
-		if forgotten != want || err != nil {
-			t.Errorf("%s: %v, %v", bundle, forgotten, err)
-		}
 	}
 }

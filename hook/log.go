@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
@@ -30,7 +31,7 @@ func logFor(configPath, stage, container string) *slog.Logger {
 // runtime directory: that is made for the first line, and where another user made
 // it, in /tmp, nothing is written that a link there could lead elsewhere.
 func logOf(c config.Config, stage, container string) *slog.Logger {
-	if filepath.Dir(c.LogFile) == c.RuntimeDir && ensurePrivate(c.RuntimeDir) != nil {
+	if filepath.Dir(c.LogFile) == c.RuntimeDir && state.EnsurePrivate(c.RuntimeDir) != nil {
 		return slog.New(slog.DiscardHandler)
 	}
 	return newLog(c.LogFile, stage, container)
@@ -130,4 +131,21 @@ func renameLog(f *os.File, info fs.FileInfo, path string) bool {
 		return os.Rename(path, path+oldLog) == nil
 	}
 	return now.Mode().IsRegular()
+}
+
+// logSwept says what a sweep removed, if anything was.
+func logSwept(log *slog.Logger, message string, swept state.Swept) {
+	if !swept.Empty() {
+		log.Info(message, "records", swept.Records, "gcRoots", swept.GCRoots, "views", swept.Views,
+			"registrations", swept.Registrations, "closures", swept.Closures, "cache", swept.Cache)
+	}
+}
+
+// logSweep says what a sweep in passing did. What goes wrong keeps no container from
+// starting.
+func logSweep(log *slog.Logger, swept state.Swept, err error) {
+	logSwept(log, "swept", swept)
+	if err != nil {
+		logError(log, &failure{"", "sweeping", err})
+	}
 }

@@ -3,11 +3,8 @@
 package hook
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -80,52 +77,5 @@ func TestWritableSize(t *testing.T) {
 		if got := writableSize(config.Config{WritableSize: c.configured}, spec.Config{Memory: c.limit}); got != c.want {
 			t.Errorf("%d, %d: %d, want %d", c.configured, c.limit, got, c.want)
 		}
-	}
-}
-
-// initTest says how deep TestInitProcess is in the processes that it starts.
-const initTest = "NIX_CLOSURE_TEST_INIT"
-
-// The container's process is the oldest one in its mount namespace, however many are
-// between it and the hook, and by its number on the host.
-func TestInitProcess(t *testing.T) {
-	start := func(depth int, attr syscall.SysProcAttr) (pid int, said string) {
-		t.Helper()
-		c := exec.Command("/proc/self/exe", "-test.run", "^TestInitProcess$")
-		c.Env = append(os.Environ(), initTest+"="+strconv.Itoa(depth))
-		c.SysProcAttr = &attr
-		out, err := c.Output()
-		if err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		said, _, _ = strings.Cut(string(out), "\n")
-		return c.Process.Pid, said
-	}
-	if depth, err := strconv.Atoi(os.Getenv(initTest)); err == nil {
-		said := strconv.Itoa(initProcess())
-		if depth > 0 {
-			_, said = start(depth-1, syscall.SysProcAttr{})
-		}
-		fmt.Println(said)
-		return
-	}
-	if os.Geteuid() != 0 {
-		t.Fatal("must be root, to make namespaces")
-	}
-	for name, attr := range map[string]syscall.SysProcAttr{
-		"a mount namespace":     {Unshareflags: syscall.CLONE_NEWNS},
-		"and a PID namespace":   {Unshareflags: syscall.CLONE_NEWNS, Cloneflags: syscall.CLONE_NEWPID},
-		"and another user's ID": {Unshareflags: syscall.CLONE_NEWNS, Credential: &syscall.Credential{Uid: 1000, Gid: 1000}},
-	} {
-		for depth := 1; depth <= 3; depth++ {
-			if pid, got := start(depth, attr); got != strconv.Itoa(pid) {
-				t.Errorf("%s, %d processes between: %s, want %d", name, depth, got, pid)
-			}
-		}
-	}
-	defer func(before string) { procDir = before }(procDir)
-	procDir = t.TempDir()
-	if got := initProcess(); got != -1 {
-		t.Errorf("without /proc: %d, want -1", got)
 	}
 }

@@ -13,7 +13,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/internal/mntns"
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -70,7 +73,7 @@ func (p *pinned) checkNeighbours() error {
 		return err
 	}
 	defer n.close()
-	processes, err := os.ReadDir(procDir)
+	processes, err := os.ReadDir(proc.Dir)
 	if err != nil {
 		return err
 	}
@@ -119,7 +122,7 @@ func (p *pinned) neighbours() (_ *neighbours, Err error) {
 	if p.call.Stage == "createContainer" {
 		container = "self"
 	}
-	own, err := openNamespace(container)
+	own, err := mntns.Open(container)
 	if err != nil {
 		return nil, err
 	}
@@ -139,8 +142,8 @@ func (n *neighbours) check(process string) error {
 	if err != nil || !seen {
 		return err
 	}
-	namespace, err := openNamespace(process)
-	if isGone(err) {
+	namespace, err := mntns.Open(process)
+	if proc.IsGone(err) {
 		return nil
 	}
 	if err != nil {
@@ -169,7 +172,7 @@ func (n *neighbours) sees(process string) (bool, error) {
 	path := "/proc/" + process + "/ns/pid"
 	its, err := os.Stat(path)
 	switch {
-	case isGone(err):
+	case proc.IsGone(err):
 		return false, nil
 	case errors.Is(err, fs.ErrPermission):
 		return n.seesHidden(process)
@@ -179,7 +182,7 @@ func (n *neighbours) sees(process string) (bool, error) {
 		return false, nil
 	}
 	namespace, err := os.Open(path)
-	if isGone(err) {
+	if proc.IsGone(err) {
 		return false, nil
 	}
 	for err == nil {
@@ -204,8 +207,8 @@ func (n *neighbours) sees(process string) (bool, error) {
 // Root of the host may look at every process, unless a security module says otherwise,
 // which need not say so to the container.
 func (n *neighbours) seesHidden(process string) (bool, error) {
-	text, err := readFile("/proc/" + process + "/status")
-	if isGone(err) {
+	text, err := proc.ReadFile("/proc/" + process + "/status")
+	if proc.IsGone(err) {
 		return false, nil
 	}
 	if err != nil {
@@ -267,7 +270,7 @@ func (n *neighbours) judge(namespace *os.File, its os.FileInfo) error {
 		}
 		return nil
 	}
-	return inNamespace(namespace, func() error {
+	return mntns.Do(namespace, func() error {
 		// By this namespace's /proc: in the other, /proc is that of another PID namespace, or
 		// is none. The calling thread is at the root of the mount namespace, wherever the root
 		// directories of processes in it are.
@@ -302,13 +305,13 @@ func (n *neighbours) threadMounts() (spec.Mounts, error) {
 // namespace; no ID: there is none. A record that cannot be read, or of which nobody can
 // tell whose it is, is no container's with a closure: its mounts are looked at then, and
 // a view is more than a container may see that has another.
-func (n *neighbours) recordOf(namespace os.FileInfo) (id string, _ Record, _ error) {
-	ids, err := n.dir.recordIDs()
+func (n *neighbours) recordOf(namespace os.FileInfo) (id string, _ state.Record, _ error) {
+	ids, err := n.dir.IDs()
 	if err != nil {
-		return "", Record{}, err
+		return "", state.Record{}, err
 	}
 	for _, id := range ids {
-		r, ok, err := n.dir.readRecord(id)
+		r, ok, err := n.dir.Record(id)
 		if err != nil || !ok || r.Pid <= 0 {
 			continue
 		}
@@ -317,24 +320,9 @@ func (n *neighbours) recordOf(namespace os.FileInfo) (id string, _ Record, _ err
 			continue
 		}
 		// After that look: the number was the process's all the time.
-		if runs, err := r.processRuns(); err == nil && runs {
+		if runs, err := r.ProcessRuns(); err == nil && runs {
 			return id, r, nil
 		}
 	}
-	return "", Record{}, nil
-}
-
-// recordIDs are the ids of containers that have a record.
-func (d *RuntimeDir) recordIDs() ([]string, error) {
-	all, err := names(d.Containers)
-	if err != nil {
-		return nil, err
-	}
-	var ids []string
-	for _, name := range all {
-		if id, ok := strings.CutSuffix(name, ".json"); ok {
-			ids = append(ids, id)
-		}
-	}
-	return ids, nil
+	return "", state.Record{}, nil
 }

@@ -29,7 +29,7 @@ func pin(ctx context.Context, c *claimed) (*pinned, error) {
 	p := pinner{
 		claimed: c,
 		memo:    closure.Memo{Dir: c.dir.Closures, Store: c.store},
-		roots:   c.dir.gcRoots(c.store),
+		roots:   c.dir.GCRoots(),
 		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
 	}
 	resolution, err := p.pin(ctx)
@@ -92,7 +92,7 @@ func (p pinner) pinValid(ctx context.Context) (closure.Resolution, error) {
 	if err != nil {
 		return res, err
 	}
-	return res, p.begin(ctx, res.Digest, res.Pins)
+	return res, p.use(ctx, res.Digest, res.Pins)
 }
 
 // resolveAllowed resolves the closure, and refuses one that may not be pinned: a
@@ -146,7 +146,7 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 		p.log.Info("waiting for the garbage collector", "root", root)
 		return p.pinAfterCollecting(ctx)
 	}
-	if err := p.begin(ctx, before.Digest, before.Pins); err != nil {
+	if err := p.use(ctx, before.Digest, before.Pins); err != nil {
 		return before, err
 	}
 	if err := p.nix().Realise(ctx, before.Pins, p.indirect()); err != nil {
@@ -176,10 +176,10 @@ func (p pinner) fetch(ctx context.Context) error {
 	if i := slices.IndexFunc(names, isDerivation); i >= 0 {
 		return fmt.Errorf("%s: a derivation cannot be fetched, only what it builds; instantiate it first", p.config.Store().Path(names[i]))
 	}
-	if err := p.begin(ctx, "", names); err != nil {
+	if err := p.use(ctx, "", names); err != nil {
 		return err
 	}
-	release, err := p.dir.holdCache()
+	release, err := p.dir.HoldCache()
 	if err != nil {
 		return fmt.Errorf("holding Nix's cache: %w", err)
 	}
@@ -204,7 +204,7 @@ func isTerminal(f *os.File) bool {
 }
 
 func (p pinner) nix() closure.NixStore {
-	return closure.NixStore{Program: p.config.NixStore, Store: p.config.Store(), Cache: p.dir.cacheDir()}
+	return closure.NixStore{Program: p.config.NixStore, Store: p.config.Store(), Cache: p.dir.CacheDir()}
 }
 
 // indirect is where Nix is to put links that are GC roots; empty: nowhere.
@@ -212,7 +212,7 @@ func (p pinner) indirect() string {
 	if !p.roots.Indirect {
 		return ""
 	}
-	return p.roots.Of(p.record.ID)
+	return p.roots.Of(p.claim.Record().ID)
 }
 
 func isDerivation(b closure.BaseName) bool { return strings.HasSuffix(string(b), ".drv") }

@@ -28,7 +28,7 @@ func registration(ctx context.Context, p *pinned, size int64, owner view.Owner) 
 // file outlives a sweep; one that a sweep takes before it is opened is made again.
 func openRegistration(ctx context.Context, p *pinned) (*os.File, error) {
 	name := closure.RegistrationName(p.resolution.Digest, p.query().Info)
-	db, err := p.dir.Registration(name, p.resolution.Since)
+	db, err := p.dir.OpenRegistration(name, p.resolution.Since)
 	for attempt := 0; err != nil && attempt < layerAttempts; attempt++ {
 		program, err2 := p.pinner.resolver()
 		if err2 != nil {
@@ -42,7 +42,7 @@ func openRegistration(ctx context.Context, p *pinned) (*os.File, error) {
 		if made.Digest != p.resolution.Digest {
 			return nil, fmt.Errorf("the closure is not what the memo said; start the container again")
 		}
-		if db, err = p.dir.Registration(name, made.Since); !errors.Is(err, fs.ErrNotExist) {
+		if db, err = p.dir.OpenRegistration(name, made.Since); !errors.Is(err, fs.ErrNotExist) {
 			return db, err
 		}
 	}

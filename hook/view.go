@@ -55,7 +55,7 @@ func build(ctx context.Context, p *pinned) (_ *built, Err error) {
 		return nil, err
 	}
 	b.view, b.why = made, why
-	if mode != p.record.Mode {
+	if mode != p.claim.Record().Mode {
 		if err := p.setMode(ctx, mode); err != nil {
 			return nil, err
 		}
@@ -71,14 +71,9 @@ func build(ctx context.Context, p *pinned) (_ *built, Err error) {
 func (c *claimed) setMode(ctx context.Context, mode spec.Mode) error {
 	doing := c.doing()
 	c.at("writing the record")
-	lock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer lock.release()
-	r := c.record
+	r := c.claim.Record()
 	r.Mode, r.View = mode, ""
-	if err := c.rewrite(r); err != nil {
+	if err := c.claim.Update(ctx, r); err != nil {
 		return err
 	}
 	c.at(doing)
@@ -190,10 +185,10 @@ func (v viewBuilder) layer(ctx context.Context, c closure.Closure) (view.Layer, 
 	return view.EnsureLayer(ctx, v.dir.Views, v.store, c, v.options)
 }
 
-// makeRoom is RuntimeDir.MakeRoom, and says in the log what it removed.
+// makeRoom makes room for a layer, and says in the log what it removed.
 func (v viewBuilder) makeRoom(ctx context.Context, need view.Cost) error {
-	swept, err := v.dir.MakeRoom(ctx, v.config, need)
-	swept.log(v.log, "removed to make room")
+	swept, err := v.dir.MakeRoom(ctx, need)
+	logSwept(v.log, "removed to make room", swept)
 	return err
 }
 

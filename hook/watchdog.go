@@ -9,6 +9,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/nix-closure/nix-closure/hook/state"
 )
 
 // deadlineText is how long a start may take, but for what is fetched for it. It is
@@ -30,14 +32,14 @@ const (
 	// the better message.
 	grace = time.Second
 	// undoTimeout bounds the cleaning up of a start that hangs.
-	undoTimeout = lockTimeout + time.Second
+	undoTimeout = state.LockTimeout + time.Second
 )
 
 // progress is what a start is doing, for whoever has to say where it failed.
 type progress struct {
 	step  atomic.Pointer[string]
-	owned atomic.Pointer[ownRecord] // nil: the ID is not claimed yet
-	over  atomic.Bool               // the start has returned, or the watchdog ends it
+	owned atomic.Pointer[state.Claim] // nil: the ID is not claimed yet
+	over  atomic.Bool                 // the start has returned, or the watchdog ends it
 }
 
 func (p *progress) at(doing string) { p.step.Store(&doing) }
@@ -80,7 +82,7 @@ func (s *start) expire(ctx context.Context) {
 			"a file system of the container may hang: look at what its volumes and its root are mounted from")}
 	undone := make(chan error, 1)
 	if own := s.owned.Load(); own != nil {
-		go func() { undone <- own.undo(ctx) }()
+		go func() { undone <- own.Undo(ctx) }()
 	} else {
 		undone <- nil
 	}

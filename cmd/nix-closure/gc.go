@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/nix-closure/nix-closure/hook"
+	"github.com/nix-closure/nix-closure/hook/state"
+	"github.com/nix-closure/nix-closure/internal/config"
 )
 
 func gcCommand(configPath *string) *cobra.Command {
@@ -36,7 +38,7 @@ removes, a line each.`,
 				return errors.New("--unused-for is less than nothing")
 			}
 			// Also after an error, what was removed is said.
-			swept, err := hook.Sweep(cmd.Context(), *configPath, unused, dryRun)
+			swept, err := sweep(cmd.Context(), *configPath, unused, dryRun)
 			if asJSON {
 				return errors.Join(err, json.NewEncoder(cmd.OutOrStdout()).Encode(swept))
 			}
@@ -58,6 +60,19 @@ removes, a line each.`,
 	}
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be removed, and remove nothing")
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with a list for each kind")
-	c.Flags().DurationVar(&unused, "unused-for", hook.UnusedFor, "how long views and registrations stay that no container uses")
+	c.Flags().DurationVar(&unused, "unused-for", state.UnusedFor, "how long views and registrations stay that no container uses")
 	return c
+}
+
+func sweep(ctx context.Context, configPath string, unused time.Duration, dryRun bool) (state.Swept, error) {
+	c, err := config.Read(configPath)
+	if err != nil {
+		return state.Swept{}, fmt.Errorf("reading the configuration: %w", err)
+	}
+	dir, err := state.Open(c)
+	if err != nil {
+		return state.Swept{}, fmt.Errorf("opening the runtime directory: %w", err)
+	}
+	defer dir.Close()
+	return dir.Sweep(ctx, unused, dryRun)
 }

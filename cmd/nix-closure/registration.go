@@ -13,18 +13,18 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/nixdb"
 	"github.com/nix-closure/nix-closure/closure/view"
-	"github.com/nix-closure/nix-closure/hook"
+	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
 // ensureRegistration makes the registration of a closure, if there is none or it
 // is out of date.
 func ensureRegistration(
-	ctx context.Context, c config.Config, dir *hook.RuntimeDir,
+	ctx context.Context, c config.Config, dir *state.Dir,
 	q closure.Query, res closure.Resolution, resolved closure.Closure,
 ) (Err error) {
 	name := closure.RegistrationName(res.Digest, q.Info)
-	if f, err := dir.Registration(name, res.Since); err == nil {
+	if f, err := dir.OpenRegistration(name, res.Since); err == nil {
 		return f.Close()
 	}
 	began := time.Now()
@@ -32,7 +32,7 @@ func ensureRegistration(
 	if err != nil {
 		return err
 	}
-	if _, err := dir.MakeRoom(ctx, c, registrationCost(infos)); err != nil {
+	if _, err := dir.MakeRoom(ctx, registrationCost(infos)); err != nil {
 		return err
 	}
 	held := "." + name + "." + rand.Text()

@@ -15,7 +15,7 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/nixdb"
 	"github.com/nix-closure/nix-closure/closure/view"
-	"github.com/nix-closure/nix-closure/hook"
+	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
@@ -63,7 +63,7 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 	if o.info {
 		q = closure.Query{Info: q.Roots[0], Roots: q.Roots[1:]}
 	}
-	dir, err := hook.OpenRuntimeDir(c)
+	dir, err := state.Open(c)
 	if err != nil {
 		return fmt.Errorf("opening the runtime directory: %w; run as the user who runs the hook, mostly root", err)
 	}
@@ -75,7 +75,7 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 	}
 	// What is remembered of closures takes room too. Where what is in use takes
 	// all of it, this is not the place to say so.
-	_, _ = dir.MakeRoom(ctx, c, view.Cost{})
+	_, _ = dir.MakeRoom(ctx, view.Cost{})
 	if o.registration {
 		if err := ensureRegistration(ctx, c, dir, q, res, resolved); err != nil {
 			return err

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hook
+package state
 
 import (
 	"os"
@@ -41,12 +41,12 @@ func TestSweepCache(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)
-			d := newRuntimeDir(t, h)
+			d := newDir(t, h)
 			h.newCache(t, c.age)
 			release := func() {}
 			if c.fetching {
 				var err error
-				release, err = d.holdCache()
+				release, err = d.HoldCache()
 				must(t, err)
 				age(t, h.dir+"/run/cache", c.age)
 			}
@@ -74,11 +74,11 @@ func TestSweepCache(t *testing.T) {
 // Two containers fetch at the same time, and the cache is made anew after a sweep.
 func TestHoldCache(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h)
 	for range 2 {
-		one, err := d.holdCache()
+		one, err := d.HoldCache()
 		must(t, err)
-		other, err := d.holdCache()
+		other, err := d.HoldCache()
 		must(t, err)
 		if st, err := os.Stat(h.dir + "/run/cache"); err != nil || st.Mode().Perm() != 0o700 {
 			t.Errorf("%v, %v", st, err)
@@ -88,7 +88,7 @@ func TestHoldCache(t *testing.T) {
 		h.sweep(t, 0, false)
 	}
 	must(t, os.Symlink(t.TempDir(), h.dir+"/run/cache"))
-	if _, err := d.holdCache(); err == nil || !strings.Contains(err.Error(), "run/cache") {
+	if _, err := d.HoldCache(); err == nil || !strings.Contains(err.Error(), "run/cache") {
 		t.Errorf("a link was followed: %v", err)
 	}
 }
@@ -96,14 +96,13 @@ func TestHoldCache(t *testing.T) {
 // The cache counts for what the runtime directory takes, and goes to make room.
 func TestMakeRoomOfCache(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h, config.Config{RuntimeInodes: 10, RuntimeSize: 1 << 20})
 	h.newCache(t, time.Hour)
-	limited := config.Config{StoreDir: h.store.Dir, StateDir: h.store.StateDir, RuntimeInodes: 10, RuntimeSize: 1 << 20}
-	swept, err := d.MakeRoom(t.Context(), limited, view.Cost{Inodes: 7})
+	swept, err := d.MakeRoom(t.Context(), view.Cost{Inodes: 7})
 	if err != nil || len(swept.Cache) > 0 {
 		t.Errorf("there is room: %+v, %v", swept, err)
 	}
-	swept, err = d.MakeRoom(t.Context(), limited, view.Cost{Inodes: 8})
+	swept, err = d.MakeRoom(t.Context(), view.Cost{Inodes: 8})
 	if diff := cmp.Diff(Swept{Cache: []string{"nix"}}, swept); diff != "" || err != nil {
 		t.Errorf("%v (-want +got)\n%s", err, diff)
 	}

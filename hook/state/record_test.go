@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hook
+package state
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"os/exec"
 	"runtime"
@@ -23,14 +22,15 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-func TestOpenRuntimeDir(t *testing.T) {
+func TestOpen(t *testing.T) {
 	h := newHost(t)
 	path := h.dir + "/run"
 	for range 2 { // the second time it is there
-		d, err := OpenRuntimeDir(config.Config{RuntimeDir: path})
+		d, err := Open(config.Config{RuntimeDir: path})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,7 +45,7 @@ func TestOpenRuntimeDir(t *testing.T) {
 
 // What is in the runtime directory decides what containers see: nobody else may
 // have had it.
-func TestOpenRuntimeDirRefuses(t *testing.T) {
+func TestOpenRefuses(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("must be root, to make a directory of somebody else's")
 	}
@@ -85,7 +85,7 @@ func TestOpenRuntimeDirRefuses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			path := t.TempDir() + "/run"
 			must(t, c.make(path))
-			_, err := OpenRuntimeDir(config.Config{RuntimeDir: path})
+			_, err := Open(config.Config{RuntimeDir: path})
 			if err == nil || c.want != "" && !strings.HasPrefix(err.Error(), path+c.want) {
 				t.Errorf("error %v, want %s", err, path+c.want)
 			}
@@ -93,18 +93,10 @@ func TestOpenRuntimeDirRefuses(t *testing.T) {
 	}
 }
 
-func newRuntimeDir(t *testing.T, h host) *RuntimeDir {
-	t.Helper()
-	d, err := OpenRuntimeDir(config.Config{RuntimeDir: h.dir + "/run"})
-	must(t, err)
-	t.Cleanup(d.Close)
-	return d
-}
-
 func TestRecord(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
-	if r, ok, err := d.readRecord("web"); ok || err != nil {
+	d := newDir(t, h)
+	if r, ok, err := d.Record("web"); ok || err != nil {
 		t.Errorf("before there is one: %+v, %v, %v", r, ok, err)
 	}
 	want := Record{
@@ -112,20 +104,20 @@ func TestRecord(t *testing.T) {
 		Digest: strings.Repeat("0", 64), GCRoots: "/g", Created: time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC),
 	}
 	must(t, d.writeRecord(want))
-	got, ok, err := d.readRecord("web")
+	got, ok, err := d.Record("web")
 	if diff := cmp.Diff(want, got); diff != "" || !ok || err != nil {
 		t.Errorf("%v, %v (-want +got)\n%s", ok, err, diff)
 	}
 	if st, err := os.Lstat(h.dir + "/run/containers/web.json"); err != nil || st.Mode() != 0o600 {
 		t.Errorf("%v, %v", st.Mode(), err)
 	}
-	if _, ok, _ := d.readRecord("we"); ok {
+	if _, ok, _ := d.Record("we"); ok {
 		t.Error("another id has the same record")
 	}
 	// The longest id that there is.
 	long := Record{ID: strings.Repeat("a", 200)}
 	must(t, d.writeRecord(long))
-	if got, ok, err := d.readRecord(long.ID); !ok || err != nil || got.ID != long.ID {
+	if got, ok, err := d.Record(long.ID); !ok || err != nil || got.ID != long.ID {
 		t.Errorf("a long id: %v, %v", ok, err)
 	}
 }
@@ -134,34 +126,31 @@ func TestRecord(t *testing.T) {
 // is refused.
 func TestDamagedRecord(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h)
 	file := h.dir + "/run/containers/web.json"
 	kept := func(name string) {
 		t.Helper()
 		want := "remove " + file + " when no container with this ID runs"
-		if _, _, err := d.readRecord("web"); err == nil {
+		if _, _, err := d.Record("web"); err == nil {
 			t.Errorf("%s: read", name)
 		}
-		if _, err := d.claim(t.Context(), h.store, Record{ID: "web", Bundle: "/b"}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, _, err := d.Claim(t.Context(), Record{ID: "web", Bundle: "/b"}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: claimed: %v", name, err)
 		}
-		if swept, err := Sweep(t.Context(), h.config, 0, false); err == nil || !strings.Contains(err.Error(), want) || len(swept.Records) > 0 {
+		if swept, err := newDir(t, h).Sweep(t.Context(), 0, false); err == nil || !strings.Contains(err.Error(), want) || len(swept.Records) > 0 {
 			t.Errorf("%s: swept %+v, %v", name, swept, err)
 		}
-		must(t, Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(`{"id":"web","pid":0,"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`), nil))
-		logged := false
-		for _, l := range h.log(t) {
-			logged = logged || l["level"] == "ERROR" && strings.Contains(fmt.Sprint(l["error"]), want)
+		if _, _, err := d.End(t.Context(), "web", "/b"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: ended: %v", name, err)
 		}
-		if !logged || !exists(t, file) || !exists(t, h.store.GCRoots().Of("web")) {
-			t.Errorf("%s: in the log %v, record %v, GC roots %v", name, logged, exists(t, file), exists(t, h.store.GCRoots().Of("web")))
+		if !exists(t, file) || !exists(t, h.store.GCRoots().Of("web")) {
+			t.Errorf("%s: record %v, GC roots %v", name, exists(t, file), exists(t, h.store.GCRoots().Of("web")))
 		}
-		must(t, os.RemoveAll(h.dir+"/log"))
 	}
 	must(t, h.store.GCRoots().Add(h.store, "web", []closure.BaseName{named("hello")}))
 	for _, text := range []string{"", "{", "null", "[]", `"x"`, `{"id":7}`, `{"pid":"1"}`, `{"id":"web","bundle":"/b","created":"yesterday"}`, "\x00\x00"} {
 		must(t, os.WriteFile(file, []byte(text), 0o600))
-		if _, ok, err := d.readRecord("web"); !errors.Is(err, errDamaged) || ok {
+		if _, ok, err := d.Record("web"); !errors.Is(err, errDamaged) || ok {
 			t.Errorf("%q: %v, %v", text, ok, err)
 		}
 		kept(text)
@@ -170,39 +159,13 @@ func TestDamagedRecord(t *testing.T) {
 	kept("a directory")
 }
 
-func TestStartTime(t *testing.T) {
-	self := os.Getpid()
-	want, err := startTime(self)
-	if err != nil || want == 0 {
-		t.Fatalf("%d, %v", want, err)
-	}
-	// A process may call itself what it likes.
-	name, err := os.ReadFile("/proc/self/comm")
-	must(t, err)
-	defer func() { must(t, os.WriteFile("/proc/self/comm", name, 0)) }()
-	for _, odd := range []string{") R 1 2 3 4 5", "((((", "))))", "a b c d", "\n", ") Z 0 0 0 0 0 "} {
-		must(t, os.WriteFile("/proc/self/comm", []byte(odd), 0))
-		if got, err := startTime(self); err != nil || got != want {
-			t.Errorf("named %q: %d, %v; want %d", odd, got, err, want)
-		}
-	}
-	if first, err := startTime(1); err != nil || first > want {
-		t.Errorf("process 1 started at %d, this one at %d: %v", first, want, err)
-	}
-	for _, pid := range []int{0, -1, 1 << 30} {
-		if got, err := startTime(pid); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("process %d: %d, %v", pid, got, err)
-		}
-	}
-}
-
 func TestLive(t *testing.T) {
-	start, err := startTime(os.Getpid())
+	start, err := proc.StartTime(os.Getpid())
 	must(t, err)
 	ended := exec.Command("cat")
 	in, err := ended.StdinPipe()
 	must(t, err, ended.Start())
-	endedStart, err := startTime(ended.Process.Pid)
+	endedStart, err := proc.StartTime(ended.Process.Pid)
 	must(t, err, in.Close(), ended.Wait())
 	for _, c := range []struct {
 		name   string
@@ -245,109 +208,47 @@ func TestLiveSharedPID(t *testing.T) {
 	if swept := h.sweep(t, 0, false); len(swept.Records) > 0 {
 		t.Errorf("swept %q", swept.Records)
 	}
-	in := fmt.Sprintf(`{"id":"web","pid":0,"bundle":%q,"annotations":{"nix-closure/roots":"x"}}`, bundle)
-	must(t, Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(in), nil))
+	if outcome, _, err := newDir(t, h).End(t.Context(), "web", bundle); outcome != Forgotten || err != nil {
+		t.Errorf("%v, %v", outcome, err)
+	}
 	if exists(t, h.dir+"/run/containers/web.json") || exists(t, h.store.GCRoots().Of("web")) {
-		t.Error("something is left after poststop")
+		t.Error("something is left after its end")
 	}
 	// One that is started again is the same container.
 	h.make(t, ended(t, Record{ID: "web", SharedPID: true, Bundle: bundle, Attached: true}))
-	if attached, err := newRuntimeDir(t, h).claim(t.Context(), h.store, runs(t, Record{ID: "web", SharedPID: true, Bundle: bundle})); attached || err != nil {
+	if _, attached, err := newDir(t, h).Claim(t.Context(), runs(t, Record{ID: "web", SharedPID: true, Bundle: bundle})); attached || err != nil {
 		t.Errorf("%v, %v", attached, err)
 	}
 }
 
 // A process that cannot be looked at may run.
 func TestLiveUnknown(t *testing.T) {
-	defer func() { procDir = "/proc" }()
+	defer func() { proc.Dir = "/proc" }()
 	for name, make := range map[string]func(stat string) error{
 		"not understood": func(stat string) error { return os.WriteFile(stat, []byte("7 (x) R 1"), 0o600) },
 		"no number":      func(stat string) error { return os.WriteFile(stat, []byte("7 (x) R"+strings.Repeat(" x", 30)), 0o600) },
 		"unreadable":     func(stat string) error { return os.Mkdir(stat, 0o700) },
 	} {
-		procDir = t.TempDir()
-		must(t, os.Mkdir(procDir+"/7", 0o700), make(procDir+"/7/stat"))
+		proc.Dir = t.TempDir()
+		must(t, os.Mkdir(proc.Dir+"/7", 0o700), make(proc.Dir+"/7/stat"))
 		h := newHost(t)
 		h.make(t, Record{ID: "web", Bundle: "/b", Pid: 7, PidStart: 1})
 		if live, err := (Record{Pid: 7}).live(); live || err == nil {
 			t.Errorf("%s: %v, %v", name, live, err)
 		}
-		if swept, err := Sweep(t.Context(), h.config, 0, false); err == nil || !strings.Contains(err.Error(), "record kept: ") || len(swept.Records) > 0 {
+		if swept, err := newDir(t, h).Sweep(t.Context(), 0, false); err == nil || !strings.Contains(err.Error(), "record kept: ") || len(swept.Records) > 0 {
 			t.Errorf("%s: swept %+v, %v", name, swept, err)
 		}
-		_, err := newRuntimeDir(t, h).claim(t.Context(), h.store, Record{ID: "web", Bundle: "/other", Pid: 8})
+		_, _, err := newDir(t, h).Claim(t.Context(), Record{ID: "web", Bundle: "/other", Pid: 8})
 		if err == nil || !strings.Contains(err.Error(), "remove "+h.dir+"/run/containers/web.json when it does not") {
 			t.Errorf("%s: claimed: %v", name, err)
 		}
-		must(t, Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(`{"id":"web","pid":0,"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`), nil))
+		if _, _, err := newDir(t, h).End(t.Context(), "web", "/b"); err == nil || !strings.Contains(err.Error(), "record kept: ") {
+			t.Errorf("%s: ended: %v", name, err)
+		}
 		if !exists(t, h.dir+"/run/containers/web.json") || !exists(t, h.store.GCRoots().Of("web")) {
 			t.Errorf("%s: forgotten", name)
 		}
-	}
-}
-
-func TestPoststop(t *testing.T) {
-	h := newHost(t)
-	stop := func(id, bundle, annotation string) {
-		t.Helper()
-		in := fmt.Sprintf(`{"id":%q,"pid":0,"bundle":%q,"annotations":{%q:"wrong"}}`, id, bundle, annotation)
-		if err := Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(in), nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	there := func(id string) bool {
-		t.Helper()
-		_, record := os.Lstat(h.dir + "/run/containers/" + id + ".json")
-		_, roots := os.Lstat(h.store.GCRoots().Of(id))
-		if (record == nil) != (roots == nil) {
-			t.Errorf("half of %s is left: %v, %v", id, record, roots)
-		}
-		return record == nil
-	}
-	start, err := startTime(os.Getpid())
-	must(t, err)
-	runs := true
-	make := func(id, bundle string) {
-		t.Helper()
-		r := Record{ID: id, Bundle: bundle}
-		if runs {
-			r.Pid, r.PidStart = os.Getpid(), start
-		}
-		must(t, newRuntimeDir(t, h).writeRecord(r), h.store.GCRoots().Add(h.store, id, []closure.BaseName{named("hello")}))
-	}
-	const annotation = "nix-closure/anything" // of a version that this one is not
-	stop("web", "/b", annotation)             // before there is anything
-	make("web", "/b")
-	make("db", "/b2")
-	stop("web", "/b", "other")
-	if !there("web") {
-		t.Error("forgotten without an annotation")
-	}
-	stop("web", "/another", annotation)
-	if !there("web") {
-		t.Error("forgotten for another container with the same id")
-	}
-	stop("web", "/b", annotation)
-	if !there("web") {
-		t.Error("forgotten while it runs: it was started again")
-	}
-	runs = false
-	make("web", "/b")
-	for range 2 {
-		stop("web", "/b", annotation)
-		if there("web") {
-			t.Error("not forgotten")
-		}
-	}
-	if !there("db") {
-		t.Error("another container was forgotten")
-	}
-	// A host on which it cannot work does not keep a container from being removed.
-	make("web", "/b")
-	must(t, os.Chmod(h.dir+"/run", 0o755))
-	stop("web", "/b", annotation)
-	if lines := h.log(t); len(lines) == 0 || lines[len(lines)-1]["level"] != "ERROR" {
-		t.Errorf("not in the log: %v", lines)
 	}
 }
 
@@ -361,7 +262,7 @@ func TestLiveWithoutFirstThread(t *testing.T) {
 	var fields []string
 	for range 500 {
 		var err error
-		fields, err = statFields(strconv.Itoa(cmd.Process.Pid))
+		fields, err = proc.Fields(strconv.Itoa(cmd.Process.Pid))
 		if must(t, err); fields[0] == "Z" {
 			break
 		}
@@ -385,18 +286,6 @@ func TestLiveWithoutFirstThread(t *testing.T) {
 	t.Error("killed, and taken for one that runs")
 }
 
-// GC roots without a record may be those of another runtime directory on the same
-// store: poststop leaves them alone.
-func TestPoststopWithoutRecord(t *testing.T) {
-	h := newHost(t)
-	must(t, h.store.GCRoots().Add(h.store, "web", []closure.BaseName{named("hello")}))
-	in := `{"id":"web","pid":0,"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`
-	must(t, Run(Call{Stage: "poststop", Config: h.config}, strings.NewReader(in), nil))
-	if _, err := os.Lstat(h.store.GCRoots().Of("web")); err != nil {
-		t.Error(err)
-	}
-}
-
 // Of containers with one ID that start at the same moment, over what one left that
 // has ended, one has the record, and what it made stays.
 func TestClaim(t *testing.T) {
@@ -409,11 +298,11 @@ func TestClaim(t *testing.T) {
 		begin := make(chan struct{})
 		for i := range 4 {
 			// As two engines: each has a runtime directory that it opened itself.
-			d := newRuntimeDir(t, h)
+			d := newDir(t, h)
 			r := runs(t, Record{ID: "web", Bundle: fmt.Sprint("/", i)})
 			all.Go(func() {
 				<-begin
-				attached, err := d.claim(t.Context(), h.store, r)
+				_, attached, err := d.Claim(t.Context(), r)
 				if attached || err != nil && !strings.Contains(err.Error(), "of another container with this ID is running (bundle /") {
 					t.Errorf("%d: %v, %v", i, attached, err)
 				}
@@ -427,7 +316,7 @@ func TestClaim(t *testing.T) {
 		}
 		close(begin)
 		all.Wait()
-		r, ok, err := newRuntimeDir(t, h).readRecord("web")
+		r, ok, err := newDir(t, h).Record("web")
 		if won.Load() != 1 || !ok || err != nil {
 			t.Fatalf("round %d: %d have it: %v, %v", round, won.Load(), ok, err)
 		}
@@ -446,7 +335,7 @@ func TestClaim(t *testing.T) {
 // The one that has the ID already has what it made; the one before it left nothing.
 func TestClaimAgain(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h)
 	own := runs(t, Record{ID: "web", Bundle: "/a"})
 	for _, c := range []struct {
 		name     string
@@ -461,7 +350,7 @@ func TestClaimAgain(t *testing.T) {
 		{name: "another process", old: own, new: Record{ID: "web", Bundle: "/a", Pid: 1, PidStart: 1}, refused: true},
 	} {
 		h.make(t, c.old)
-		attached, err := d.claim(t.Context(), h.store, c.new)
+		_, attached, err := d.Claim(t.Context(), c.new)
 		if attached != c.attached || (err != nil) != c.refused {
 			t.Errorf("%s: %v, %v", c.name, attached, err)
 		}
@@ -472,38 +361,62 @@ func TestClaimAgain(t *testing.T) {
 }
 
 // A start that fails, and one that goes on too late, leave another's alone.
-func TestOwnRecord(t *testing.T) {
+func TestClaimOfAnother(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
-	own := ended(t, Record{ID: "web", Bundle: "/a"})
-	c := &claimed{checked: &checked{store: h.store}, dir: d, record: own}
-	other := runs(t, Record{ID: "web", Bundle: "/b"})
-	h.make(t, other)
-	lock, err := d.tryLockID("web") // makes the file
+	d := newDir(t, h)
+	c, _, err := d.Claim(t.Context(), ended(t, Record{ID: "web", Bundle: "/a"}))
 	must(t, err)
-	lock.release()
+	h.make(t, runs(t, Record{ID: "web", Bundle: "/b"}))
 	before := h.files(t)
-	must(t, (&ownRecord{d, h.store, own}).undo(t.Context()))
-	if err := c.begin(t.Context(), strings.Repeat("0", 64), []closure.BaseName{named("a")}); !errors.Is(err, errNotOwn) {
-		t.Errorf("begun: %v", err)
+	must(t, c.Undo(t.Context()))
+	next := c.Record()
+	next.Digest, next.View = strings.Repeat("0", 64), "v"
+	if err := c.Use(t.Context(), next, []closure.BaseName{named("a")}); !errors.Is(err, errNotOwn) {
+		t.Errorf("used: %v", err)
+	}
+	if err := c.Update(t.Context(), next); !errors.Is(err, errNotOwn) {
+		t.Errorf("updated: %v", err)
 	}
 	if diff := cmp.Diff(before, h.files(t)); diff != "" {
 		t.Errorf("another's changed (-before +after)\n%s", diff)
 	}
 	must(t, os.Remove(h.dir+"/run/containers/web.json"))
-	if err := c.begin(t.Context(), "", nil); !errors.Is(err, errNotOwn) {
-		t.Errorf("begun without a record: %v", err)
+	if err := c.Use(t.Context(), c.Record(), nil); !errors.Is(err, errNotOwn) {
+		t.Errorf("used without a record: %v", err)
 	}
-	must(t, (&ownRecord{d, h.store, own}).undo(t.Context()))
+	must(t, c.Undo(t.Context()))
 	if exists(t, h.store.GCRoots().Of("web")) {
 		t.Error("GC roots of nobody stay")
+	}
+}
+
+// What a container uses is marked, and given up where the record names it no more.
+func TestClaimUse(t *testing.T) {
+	h := newHost(t)
+	d := newDir(t, h)
+	c, _, err := d.Claim(t.Context(), runs(t, Record{ID: "web", Bundle: "/a"}))
+	must(t, err)
+	r := c.Record()
+	r.View, r.Database = "v", "db"
+	must(t, c.Use(t.Context(), r, []closure.BaseName{named("hello")}))
+	r.View = ""
+	must(t, c.Update(t.Context(), r))
+	if got, _, err := d.Record("web"); err != nil || !cmp.Equal(got, r) {
+		t.Errorf("%+v, %v, want %+v", got, err, r)
+	}
+	if exists(t, h.dir+"/run/views/v@web") || !exists(t, h.dir+"/run/registrations/db@web") || !exists(t, h.store.GCRoots().Of("web")) {
+		t.Errorf("views %q, registrations %q", list(t, h.dir+"/run/views"), list(t, h.dir+"/run/registrations"))
+	}
+	must(t, c.Undo(t.Context()))
+	if left := list(t, h.dir+"/run/registrations"); len(left) > 0 || exists(t, h.dir+"/run/containers/web.json") || exists(t, h.store.GCRoots().Of("web")) {
+		t.Errorf("left: %q", left)
 	}
 }
 
 // A lock that somebody keeps is waited for, but not for ever, and the message says
 // who has it.
 func TestLockID(t *testing.T) {
-	d := newRuntimeDir(t, newHost(t))
+	d := newDir(t, newHost(t))
 	lock, err := d.lockID(t.Context(), "web")
 	must(t, err)
 	if _, err := d.tryLockID("web"); !errors.Is(err, errLocked) {
@@ -541,52 +454,38 @@ func descriptors(t *testing.T) int {
 // looked at.
 func TestNothingStaysOpen(t *testing.T) {
 	h := newHost(t)
-	newRuntimeDir(t, h).Close()
+	newDir(t, h).Close()
 	runtime.GC() // and what a test before this one left
-	annotations := map[string]string{"nix-closure/roots": h.store.Path(named("hello"))}
 	record := runs(t, Record{ID: "other", Bundle: h.dir})
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h)
 	must(t, d.writeRecord(record))
 	for _, c := range []struct {
 		name string
 		call func() error
 	}{
-		{"MissingView", func() error {
-			missing, err := MissingView(h.config, spec.Containerd, "web", annotations)
-			if err == nil && !missing {
-				err = errors.New("it is said to have a view")
-			}
-			return err
-		}},
-		{"CheckContainer", func() error {
-			_, _, err := CheckContainer(h.config, Container{ID: "web", Engine: spec.Containerd, Bundle: "/", Annotations: annotations})
-			return err
-		}},
 		{"Sweep", func() error {
-			_, err := Sweep(t.Context(), h.config, 0, false)
+			d, err := Open(config.Config{RuntimeDir: h.dir + "/run", StoreDir: h.store.Dir, StateDir: h.store.StateDir})
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			_, err = d.Sweep(t.Context(), 0, false)
 			return err
 		}},
 		{"MakeRoom", func() error {
-			_, err := d.MakeRoom(t.Context(), config.Config{StoreDir: h.store.Dir, StateDir: h.store.StateDir}, view.Cost{})
+			_, err := d.MakeRoom(t.Context(), view.Cost{})
 			return err
 		}},
-		{"holdCache", func() error {
-			release, err := d.holdCache()
+		{"HoldCache", func() error {
+			release, err := d.HoldCache()
 			if err == nil {
 				release()
 			}
 			return err
 		}},
-		{"claim, refused", func() error {
-			c, err := config.Read(h.config)
-			must(t, err)
-			s := &start{
-				progress: &progress{}, config: c, state: spec.State{ID: "other", Pid: os.Getppid()},
-				log: slog.New(slog.DiscardHandler), began: time.Now(),
-			}
-			request := &spec.Request{Roots: []closure.BaseName{named("hello")}}
-			claimed, err := claim(t.Context(), &checked{start: s, inspected: &inspected{request: request}, store: h.store})
-			if claimed != nil || err == nil || !strings.Contains(err.Error(), "another container with this ID") {
+		{"Claim, refused", func() error {
+			_, _, err := d.Claim(t.Context(), ended(t, Record{ID: "other", Bundle: "/another"}))
+			if err == nil || !strings.Contains(err.Error(), "another container with this ID") {
 				t.Errorf("claimed: %v", err)
 			}
 			return nil
@@ -594,7 +493,7 @@ func TestNothingStaysOpen(t *testing.T) {
 		{"a runtime directory with a damaged part", func() error {
 			must(t, os.Symlink("/tmp", h.dir+"/run/broken"), os.Rename(h.dir+"/run/registrations", h.dir+"/aside"),
 				os.Rename(h.dir+"/run/broken", h.dir+"/run/registrations"))
-			_, err := OpenRuntimeDir(config.Config{RuntimeDir: h.dir + "/run"})
+			_, err := Open(config.Config{RuntimeDir: h.dir + "/run"})
 			must(t, os.Remove(h.dir+"/run/registrations"), os.Rename(h.dir+"/aside", h.dir+"/run/registrations"))
 			if err == nil {
 				return errors.New("it was opened")

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hook
+package state
 
 import (
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,12 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/proc"
 )
 
 // runs and ended are of a process that runs, and of one that does not.
 func runs(t *testing.T, r Record) Record {
 	t.Helper()
-	start, err := startTime(os.Getpid())
+	start, err := proc.StartTime(os.Getpid())
 	must(t, err)
 	r.Pid, r.PidStart = os.Getpid(), start
 	return r
@@ -40,15 +40,15 @@ func ended(_ *testing.T, r Record) Record {
 // registration that it uses.
 func (h host) make(t *testing.T, r Record) {
 	t.Helper()
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h)
 	must(t, d.writeRecord(r), h.store.GCRoots().Add(h.store, r.ID, []closure.BaseName{named("hello")}))
 	if r.View != "" {
 		fill(t, h.dir+"/run/views/"+r.View)
-		must(t, d.use(d.Views, r.View, r.ID))
+		must(t, d.addRef(d.Views, r.View, r.ID))
 	}
 	if r.Database != "" {
 		fill(t, h.dir+"/run/registrations/"+r.Database)
-		must(t, d.use(d.Registrations, r.Database, r.ID))
+		must(t, d.addRef(d.Registrations, r.Database, r.ID))
 	}
 }
 
@@ -70,7 +70,7 @@ func age(t *testing.T, path string, by time.Duration) {
 
 func (h host) sweep(t *testing.T, unused time.Duration, dryRun bool) Swept {
 	t.Helper()
-	swept, err := Sweep(t.Context(), h.config, unused, dryRun)
+	swept, err := newDir(t, h).Sweep(t.Context(), unused, dryRun)
 	must(t, err)
 	return swept
 }
@@ -140,7 +140,7 @@ func TestSweepRecords(t *testing.T) {
 			gone = append(gone, c.id)
 		}
 	}
-	swept, err := Sweep(t.Context(), h.config, 0, false)
+	swept, err := newDir(t, h).Sweep(t.Context(), 0, false)
 	for _, id := range []string{"empty", "cut-off", "no-record"} {
 		if want := h.dir + "/run/containers/" + id + ".json"; err == nil || !strings.Contains(err.Error(), "record kept: damaged record "+want) {
 			t.Errorf("%s: %v", id, err)
@@ -169,7 +169,7 @@ func TestSweepRecords(t *testing.T) {
 // What a writer that was killed left goes when no writer can still be at it.
 func TestSweepTemporary(t *testing.T) {
 	h := newHost(t)
-	newRuntimeDir(t, h)
+	newDir(t, h)
 	for _, c := range []struct {
 		name  string
 		age   time.Duration
@@ -267,7 +267,7 @@ func TestSweepUnused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)
-			newRuntimeDir(t, h)
+			newDir(t, h)
 			path := h.dir + "/run/" + c.file
 			switch r := (Record{ID: "web", View: "v", Database: "v"}); c.user {
 			case "runs":
@@ -308,7 +308,7 @@ func TestSweepUnused(t *testing.T) {
 // That it was read counts as use, where the file system notes it.
 func TestSweepRead(t *testing.T) {
 	h := newHost(t)
-	newRuntimeDir(t, h)
+	newDir(t, h)
 	path := h.dir + "/run/closures/c"
 	must(t, os.WriteFile(path, nil, 0o600), os.Chtimes(path, time.Now(), time.Now().Add(-100*24*time.Hour)))
 	if h.sweep(t, UnusedFor, false); !exists(t, path) {
@@ -339,7 +339,7 @@ func TestSweepGoesOn(t *testing.T) {
 		views = append(views, stale)
 	}
 	slices.Sort(views)
-	swept, err := Sweep(t.Context(), h.config, 0, false)
+	swept, err := newDir(t, h).Sweep(t.Context(), 0, false)
 	if err == nil || !strings.Contains(err.Error(), "b.json") || !strings.Contains(err.Error(), long) {
 		t.Errorf("error %v", err)
 	}
@@ -359,9 +359,9 @@ func TestSweepGoesOn(t *testing.T) {
 // A sweep waits for nobody: what another process is busy with stays for the next.
 func TestSweepDoesNotWait(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h)
 	h.make(t, ended(t, Record{ID: "web", View: "v"}))
-	must(t, h.store.GCRoots().Add(h.store, "earlier", nil), d.use(d.Views, "w", "nobody"),
+	must(t, h.store.GCRoots().Add(h.store, "earlier", nil), d.addRef(d.Views, "w", "nobody"),
 		os.Remove(h.store.GCRoots().Of("earlier")+"/.boot"), os.Symlink("another", h.store.GCRoots().Of("earlier")+"/.boot"))
 	temporary, err := closure.CreateTemporary(d.Closures, ".roots.ABC")
 	must(t, err)
@@ -406,7 +406,7 @@ func TestSweepDoesNotWait(t *testing.T) {
 func TestSweepHandshake(t *testing.T) {
 	const rounds = 300
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h)
 	found := 0
 	for round := range rounds {
 		fill(t, h.dir+"/run/views/v")
@@ -417,7 +417,7 @@ func TestSweepHandshake(t *testing.T) {
 		begin := make(chan struct{})
 		all.Go(func() {
 			<-begin
-			if err := d.use(d.Views, "v", "web"); err != nil {
+			if err := d.addRef(d.Views, "v", "web"); err != nil {
 				t.Error(err)
 			}
 			if f, err := d.Views.Open("v"); err == nil {
@@ -425,7 +425,7 @@ func TestSweepHandshake(t *testing.T) {
 			}
 		})
 		all.Go(func() {
-			s := sweeper{dir: d, store: h.store}
+			s := sweeper{dir: d}
 			close(begin)
 			if round%3 > 0 {
 				time.Sleep(time.Duration(round) * 100 * time.Nanosecond)
@@ -443,7 +443,7 @@ func TestSweepHandshake(t *testing.T) {
 			}
 			dir.Close()
 		}
-		must(t, d.forget(h.store, Record{ID: "web", View: "v"}))
+		must(t, d.forget(Record{ID: "web", View: "v"}))
 		h.sweep(t, 0, false)
 		if left := list(t, h.dir+"/run/views"); len(left) > 0 {
 			t.Fatalf("round %d: left %q", round, left)
@@ -456,7 +456,7 @@ func TestSweepHandshake(t *testing.T) {
 func TestSweepGivesBack(t *testing.T) {
 	h := newHost(t)
 	h.make(t, runs(t, Record{ID: "web", View: "v"}))
-	s := sweeper{dir: newRuntimeDir(t, h), store: h.store}
+	s := sweeper{dir: newDir(t, h)}
 	if removed, err := s.view("v"); removed || err != nil || !exists(t, h.dir+"/run/views/v/store/x") {
 		t.Errorf("%v, %v: %q", removed, err, list(t, h.dir+"/run/views"))
 	}
@@ -470,7 +470,7 @@ func TestSweepGivesBack(t *testing.T) {
 // What is remembered of a closure stays while a container is prepared that needs it.
 func TestSweepPreparing(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h)
 	r := runs(t, Record{ID: "web", Roots: []closure.BaseName{named("hello")}, Digest: strings.Repeat("0", 64)})
 	memo := closure.Memo{Dir: d.Closures, Store: h.store}
 	needed := []string{r.Digest, memo.EntryName(closure.Query{Roots: r.Roots})}
@@ -495,10 +495,11 @@ func TestSweepPreparing(t *testing.T) {
 // all of it.
 func TestSweepSome(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h)
 	pass := func() {
 		t.Helper()
-		d.sweepSome(t.Context(), false, h.store, slog.New(slog.DiscardHandler))
+		_, err := d.SweepAfterEnd(t.Context())
+		must(t, err)
 	}
 	const many = 200
 	h.make(t, runs(t, Record{ID: "runs", View: "used"}))

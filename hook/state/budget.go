@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hook
+package state
 
 import (
 	"cmp"
@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure/view"
-	"github.com/nix-closure/nix-closure/internal/config"
 )
 
 // share is the part of its file system that the runtime directory may take where the
@@ -38,12 +37,12 @@ type kept struct {
 //
 // Only who makes something calls it: to start a container with what is there costs
 // nothing more.
-func (d *RuntimeDir) MakeRoom(ctx context.Context, c config.Config, need view.Cost) (Swept, error) {
-	limit, err := d.limit(c)
+func (d *Dir) MakeRoom(ctx context.Context, need view.Cost) (Swept, error) {
+	limit, err := d.limit()
 	if err != nil {
 		return Swept{}, err
 	}
-	s := &sweeper{dir: d, store: c.Store()}
+	s := &sweeper{dir: d}
 	total, unused, err := s.inventory()
 	if err != nil {
 		return Swept{}, err
@@ -82,8 +81,8 @@ func limited(n int64) string {
 }
 
 // limit is what the runtime directory may take of its file system.
-func (d *RuntimeDir) limit(c config.Config) (view.Cost, error) {
-	limit := view.Cost{Inodes: c.RuntimeInodes, Bytes: int64(c.RuntimeSize)}
+func (d *Dir) limit() (view.Cost, error) {
+	limit := view.Cost{Inodes: d.config.RuntimeInodes, Bytes: int64(d.config.RuntimeSize)}
 	if limit.Inodes > 0 && limit.Bytes > 0 {
 		return limit, nil
 	}
@@ -132,11 +131,12 @@ func (s *sweeper) inventory() (total view.Cost, unused []kept, _ error) {
 				return total, nil, err
 			}
 			total = total.Add(cost)
-			if _, _, mark := isUse(name); mark || !view.IsHalf(name) && used[layerOf(name)] || strings.HasPrefix(name, ".") {
+			_, _, ref := parseRef(name)
+			if ref || !view.IsHalf(name) && used[layerOf(name)] || strings.HasPrefix(name, ".") {
 				continue
 			}
 			if last, err := lastUse(dir, name); err == nil {
-				unused = append(unused, kept{dir, name, cost, last})
+				unused = append(unused, kept{dir: dir, name: name, cost: cost, last: last})
 			}
 		}
 	}

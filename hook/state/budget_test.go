@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hook
+package state
 
 import (
 	"fmt"
@@ -42,7 +42,7 @@ func TestLimit(t *testing.T) {
 	} {
 		h := newHost(t)
 		h.onTmpfs(t, c.options)
-		if got, err := newRuntimeDir(t, h).limit(c.config); got != c.want || err != nil {
+		if got, err := newDir(t, h, c.config).limit(); got != c.want || err != nil {
 			t.Errorf("%s, %+v: %+v, %v", c.options, c.config, got, err)
 		}
 	}
@@ -87,13 +87,13 @@ func TestMakeRoom(t *testing.T) {
 				fill(t, h.dir+"/run/"+name)
 				age(t, h.dir+"/run/"+name, time.Duration(8-i)*time.Hour)
 			}
-			limit := config.Config{RuntimeInodes: c.inodes, RuntimeSize: c.size, StateDir: h.store.StateDir, StoreDir: h.store.Dir}
+			limit := config.Config{RuntimeInodes: c.inodes, RuntimeSize: c.size}
 			if c.inodes == 0 {
 				limit.RuntimeInodes = math.MaxInt64
 			} else {
 				limit.RuntimeSize = math.MaxInt64
 			}
-			swept, err := newRuntimeDir(t, h).MakeRoom(t.Context(), limit, need)
+			swept, err := newDir(t, h, limit).MakeRoom(t.Context(), need)
 			if (err != nil) != c.full || err != nil && !strings.Contains(err.Error(), "raise runtime-inodes or runtime-size in the configuration, or end containers") {
 				t.Errorf("error %v", err)
 			}
@@ -117,18 +117,17 @@ func TestMakeRoom(t *testing.T) {
 // What another process makes counts, and stays.
 func TestMakeRoomWhileMaking(t *testing.T) {
 	h := newHost(t)
-	d := newRuntimeDir(t, h)
+	d := newDir(t, h, config.Config{RuntimeInodes: 150, RuntimeSize: math.MaxInt64})
 	path := h.dir + "/run/views/v.new"
 	fill(t, path)
 	must(t, os.Symlink("100 102400", path+"/size"))
 	builder, err := os.Open(path)
 	must(t, err, unix.Flock(int(builder.Fd()), unix.LOCK_EX))
-	c := config.Config{RuntimeInodes: 150, RuntimeSize: math.MaxInt64, StateDir: h.store.StateDir, StoreDir: h.store.Dir}
-	if swept, err := d.MakeRoom(t.Context(), c, view.Cost{Inodes: 60}); err == nil || len(swept.Views) > 0 {
+	if swept, err := d.MakeRoom(t.Context(), view.Cost{Inodes: 60}); err == nil || len(swept.Views) > 0 {
 		t.Errorf("%+v, %v", swept, err)
 	}
 	builder.Close()
-	if swept, err := d.MakeRoom(t.Context(), c, view.Cost{Inodes: 60}); err != nil || !slices.Equal(swept.Views, []string{"v.new"}) {
+	if swept, err := d.MakeRoom(t.Context(), view.Cost{Inodes: 60}); err != nil || !slices.Equal(swept.Views, []string{"v.new"}) {
 		t.Errorf("abandoned: %+v, %v", swept, err)
 	}
 }

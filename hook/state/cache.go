@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hook
+package state
 
 import (
 	"context"
@@ -16,15 +16,15 @@ import (
 	"github.com/nix-closure/nix-closure/closure/view"
 )
 
-// cacheDir is the directory in which Nix notes what substituters have, while it
+// CacheDir is the directory in which Nix notes what substituters have, while it
 // fetches for a container. Nix makes what is in it. Who fetches has a shared lock on
 // the directory (flock), and a sweep an exclusive one: SQLite, whose file is in it,
 // does not work on where that is taken away.
-func (d *RuntimeDir) cacheDir() string { return d.path + "/cache" }
+func (d *Dir) CacheDir() string { return d.path + "/cache" }
 
-// holdCache makes the directory and keeps sweeps from it until release.
-func (d *RuntimeDir) holdCache() (release func(), _ error) {
-	path := d.cacheDir()
+// HoldCache makes the directory and keeps sweeps from it until release.
+func (d *Dir) HoldCache() (release func(), _ error) {
+	path := d.CacheDir()
 	for range 100 {
 		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
@@ -48,13 +48,6 @@ func (d *RuntimeDir) holdCache() (release func(), _ error) {
 	return nil, fmt.Errorf("%s: a sweep that does not end has its lock; end it, or remove the directory", path)
 }
 
-// isAt tells whether a path is still that of an open file.
-func isAt(f *os.File, path string) bool {
-	there, err := os.Lstat(path)
-	open, err2 := f.Stat()
-	return err == nil && err2 == nil && os.SameFile(there, open)
-}
-
 // cache removes what Nix noted of substituters, if nobody fetches and nobody fetched
 // for some time.
 func (s *sweeper) cache(context.Context) error {
@@ -71,8 +64,8 @@ func (s *sweeper) cache(context.Context) error {
 
 // lookAtCache tells what the cache takes of its file system, and when anything in it was
 // last written.
-func (d *RuntimeDir) lookAtCache() (cost view.Cost, last time.Time, _ error) {
-	err := filepath.WalkDir(d.cacheDir(), func(_ string, e fs.DirEntry, err error) error {
+func (d *Dir) lookAtCache() (cost view.Cost, last time.Time, _ error) {
+	err := filepath.WalkDir(d.CacheDir(), func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -91,7 +84,7 @@ func (d *RuntimeDir) lookAtCache() (cost view.Cost, last time.Time, _ error) {
 
 // removeCache removes the cache, unless somebody fetches.
 func (s *sweeper) removeCache() (removed bool, _ error) {
-	path := s.dir.cacheDir()
+	path := s.dir.CacheDir()
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil

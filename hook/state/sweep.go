@@ -1,27 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hook
+package state
 
 import (
 	"context"
-	crand "crypto/rand"
 	"errors"
-	"fmt"
 	"io/fs"
-	"log/slog"
 	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/nix-closure/nix-closure/closure"
-	"github.com/nix-closure/nix-closure/closure/view"
-	"github.com/nix-closure/nix-closure/internal/config"
 )
 
 // Swept is what a sweep removed, or would remove.
@@ -38,6 +30,11 @@ type Swept struct {
 	Closures      []string `json:"closures"`
 	// Cache are names in the directory for what Nix notes of substituters.
 	Cache []string `json:"cache"`
+}
+
+// Empty tells whether nothing was removed.
+func (s Swept) Empty() bool {
+	return len(s.Records)+len(s.GCRoots)+len(s.Views)+len(s.Registrations)+len(s.Closures)+len(s.Cache) == 0
 }
 
 // nothingSwept has no list that is nil: in JSON, what is empty is a list too.
@@ -73,48 +70,28 @@ func remembered(unused time.Duration) time.Duration {
 // their GC roots; GC roots of an earlier boot; and what was unused for some time.
 // Of a container that is being prepared or runs, it removes nothing, and it waits
 // for none: what another process is busy with is left for the next sweep. What it
-// cannot judge it keeps, and says so in the error.
-func Sweep(ctx context.Context, configPath string, unused time.Duration, dryRun bool) (Swept, error) {
-	c, err := config.Read(configPath)
-	if err != nil {
-		return Swept{}, fmt.Errorf("reading the configuration: %w", err)
-	}
-	dir, err := OpenRuntimeDir(c)
-	if err != nil {
-		return Swept{}, fmt.Errorf("opening the runtime directory: %w", err)
-	}
-	defer dir.Close()
-	s := sweeper{dir: dir, store: c.Store(), unused: unused, dryRun: dryRun}
-	s.swept = nothingSwept()
-	err = s.sweep(ctx)
+// cannot judge it keeps, and says so in the error. Also after an error, it says what
+// it removed.
+func (d *Dir) Sweep(ctx context.Context, unused time.Duration, dryRun bool) (Swept, error) {
+	s := sweeper{dir: d, unused: unused, dryRun: dryRun, swept: nothingSwept()}
+	err := s.sweep(ctx)
 	return s.swept, err
 }
 
-// sweepSome is Sweep in bounded time, for a container's start or end: it looks at
-// some of what there is, others the next time. What goes wrong is in the log, and
-// keeps no container from starting. Before a start it looks at records alone; their
-// GC roots go with them.
-func (d *RuntimeDir) sweepSome(ctx context.Context, starting bool, store closure.Store, log *slog.Logger) {
-	s := sweeper{dir: d, store: store, unused: UnusedFor, most: some}
-	var err error
-	if starting {
-		s.most = few
-		err = s.records(ctx)
-	} else {
-		err = s.sweep(ctx)
-	}
-	s.swept.log(log, "swept")
-	if err != nil {
-		logError(log, &failure{"", "sweeping", err})
-	}
+// SweepBeforeStart is Sweep for a container's start, which somebody waits for: it looks
+// at a few records alone, others the next time. Their GC roots go with them.
+func (d *Dir) SweepBeforeStart(ctx context.Context) (Swept, error) {
+	s := sweeper{dir: d, unused: UnusedFor, most: few}
+	err := s.records(ctx)
+	return s.swept, err
 }
 
-// log says what was removed, if anything was.
-func (s Swept) log(log *slog.Logger, message string) {
-	if len(s.Records)+len(s.GCRoots)+len(s.Views)+len(s.Registrations)+len(s.Closures)+len(s.Cache) > 0 {
-		log.Info(message, "records", s.Records, "gcRoots", s.GCRoots, "views", s.Views,
-			"registrations", s.Registrations, "closures", s.Closures, "cache", s.Cache)
-	}
+// SweepAfterEnd is Sweep for a container's end, in bounded time: it looks at some of
+// what there is, others the next time.
+func (d *Dir) SweepAfterEnd(ctx context.Context) (Swept, error) {
+	s := sweeper{dir: d, unused: UnusedFor, most: some}
+	err := s.sweep(ctx)
+	return s.swept, err
 }
 
 // sweeper removes what no container needs, while others start and end.
@@ -135,8 +112,7 @@ func (s Swept) log(log *slog.Logger, message string) {
 // A registration is unlinked if nobody marks it. It needs no such care: a start that
 // has it open keeps it, and one that does not find it has it made.
 type sweeper struct {
-	dir       *RuntimeDir
-	store     closure.Store
+	dir       *Dir
 	unused    time.Duration
 	dryRun    bool
 	most      int // entries of a directory that are looked at; 0: all
@@ -170,17 +146,8 @@ func (s *sweeper) part(names []string) []string {
 	return slices.Concat(names[start:], names[:start])[:s.most]
 }
 
-func names(dir *os.Root) ([]string, error) {
-	f, err := dir.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return f.Readdirnames(-1)
-}
-
 func (s *sweeper) records(ctx context.Context) error {
-	all, err := names(s.dir.Containers)
+	all, err := names(s.dir.containers)
 	if err != nil {
 		return err
 	}
@@ -210,7 +177,7 @@ func (s *sweeper) records(ctx context.Context) error {
 // gone tells whether there is a record of a container that is gone. An error says
 // that nobody can tell, and what to do.
 func (s *sweeper) gone(id string) (r Record, gone bool, _ error) {
-	r, ok, err := s.dir.readRecord(id)
+	r, ok, err := s.dir.Record(id)
 	if err == nil && ok {
 		var live bool
 		live, err = r.live()
@@ -238,7 +205,7 @@ func (s *sweeper) record(id string) (_ Record, removed bool, _ error) {
 		return r, false, err
 	}
 	if !s.dryRun {
-		err = s.dir.forget(s.store, r)
+		err = s.dir.forget(r)
 	}
 	return r, err == nil, err
 }
@@ -256,7 +223,7 @@ func (s *sweeper) lock(id string) (idLock, error) {
 func (s *sweeper) temporaryRecord(name string) error {
 	id := strings.TrimPrefix(strings.TrimSuffix(name, ".json"), ".")
 	if name != temporaryRecord(id) {
-		return s.temporary(s.dir.Containers, name)
+		return s.temporary(s.dir.containers, name)
 	}
 	lock, err := s.lock(id)
 	if errors.Is(err, errLocked) {
@@ -266,7 +233,7 @@ func (s *sweeper) temporaryRecord(name string) error {
 		return err
 	}
 	defer lock.release()
-	return s.remove(s.dir.Containers, name)
+	return s.remove(s.dir.containers, name)
 }
 
 // temporary removes a file that closure.WriteFile did not finish, or that another
@@ -306,7 +273,7 @@ func (s *sweeper) remove(dir *os.Root, name string) error {
 // went with it. What was made since may be another runtime directory's, or its
 // record was removed by hand.
 func (s *sweeper) gcRoots(ctx context.Context) error {
-	roots := s.dir.gcRoots(s.store)
+	roots := s.dir.GCRoots()
 	dir, err := os.OpenRoot(roots.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -364,248 +331,10 @@ func (s *sweeper) unknown(
 // known tells whether a container has a record. In a dry run, what would be removed
 // is none. An error says that nobody can tell.
 func (s *sweeper) known(id string) (bool, error) {
-	_, err := s.dir.Containers.Lstat(id + ".json")
+	_, err := s.dir.containers.Lstat(id + ".json")
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	swept := s.dryRun && slices.Contains(s.swept.Records, id)
 	return err == nil && !swept, err
-}
-
-// users returns the names in a directory that a container uses, and the others,
-// which may not. What a container without a record is said to use, it does not.
-func (s *sweeper) users(dir *os.Root) (used map[string]bool, others []string, _ error) {
-	all, err := names(dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	used = map[string]bool{}
-	var errs []error
-	for _, file := range all {
-		name, id, ok := isUse(file)
-		if !ok {
-			others = append(others, name)
-			continue
-		}
-		known, err := s.known(id)
-		if known || err != nil {
-			used[name] = true
-			errs = append(errs, err)
-			continue
-		}
-		_, err = s.unknown(id, func(id string) (bool, error) {
-			known, err := s.known(id)
-			return !known, err
-		}, dir, file)
-		errs = append(errs, err)
-	}
-	return used, others, errors.Join(errs...)
-}
-
-// unusedLong tells whether a view or a registration that nobody uses was not used
-// for some time. Of one whose use ends now it says so in a dry run too.
-func (s *sweeper) unusedLong(dir *os.Root, name string) bool {
-	return (s.unused <= 0 || !slices.Contains(s.ended, name)) && old(dir, name, s.unused)
-}
-
-// old tells whether a file was neither made nor used for some time. What cannot be
-// looked at is not old.
-func old(dir *os.Root, name string, unused time.Duration) bool {
-	last, err := lastUse(dir, name)
-	return err == nil && time.Since(last) >= unused
-}
-
-// lastUse is when a file was last made or used, as far as the file system notes it.
-func lastUse(dir *os.Root, name string) (time.Time, error) {
-	st, err := dir.Lstat(name)
-	if err != nil {
-		return time.Time{}, err
-	}
-	last := st.ModTime()
-	if sys, ok := st.Sys().(*syscall.Stat_t); ok && last.Before(time.Unix(sys.Atim.Unix())) {
-		last = time.Unix(sys.Atim.Unix())
-	}
-	return last, nil
-}
-
-// layerOf is the name of the layer that something in views is, was or becomes.
-func layerOf(name string) string {
-	layer, _, _ := strings.Cut(name, ".")
-	return layer
-}
-
-// isLayer tells whether a start would find something in views.
-func isLayer(name string) bool { return name == layerOf(name) }
-
-func (s *sweeper) views(ctx context.Context) error {
-	dir := s.dir.Views
-	used, others, err := s.users(dir)
-	errs := []error{err}
-	if used == nil {
-		return err
-	}
-	for _, name := range s.part(others) {
-		if ctx.Err() != nil {
-			return errors.Join(append(errs, ctx.Err())...)
-		}
-		if !view.IsHalf(name) && (used[layerOf(name)] || !s.unusedLong(dir, name)) {
-			continue
-		}
-		if s.most > 0 && s.moved > 0 {
-			break // to remove one takes long: the next one the next time
-		}
-		removed, err := s.view(name)
-		if errs = append(errs, err); removed {
-			s.swept.Views = append(s.swept.Views, name)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// view removes a view that nobody was seen to use: a layer, one that is stale, or a
-// half made one that nobody finishes.
-func (s *sweeper) view(name string) (removed bool, _ error) {
-	dir := s.dir.Views
-	if view.IsHalf(name) {
-		release, ok := view.LockAbandoned(dir, name)
-		if !ok {
-			return false, nil
-		}
-		defer release()
-	}
-	if s.dryRun {
-		return true, nil
-	}
-	moved := name
-	if isLayer(name) || view.IsHalf(name) {
-		// What is half removed must not be found under its name, and what is
-		// half made not be finished by another.
-		moved = layerOf(name) + ".stale." + crand.Text()
-		if err := dir.Rename(name, moved); err != nil {
-			return false, ignoreMissing(err)
-		}
-	}
-	s.moved++
-	if !view.IsHalf(name) {
-		// The second look, see sweeper. What was stale before the first look
-		// cannot have been found since, but another view of its name can.
-		used, _, err := s.users(dir)
-		if err != nil || used[layerOf(name)] {
-			return false, errors.Join(err, s.giveBack(moved, name))
-		}
-	}
-	return true, s.remove(dir, moved)
-}
-
-// giveBack gives a view that was taken out of the way its name back. If there is
-// another by now, it stays stale, and a later sweep removes it.
-func (s *sweeper) giveBack(moved, name string) error {
-	if moved == name {
-		return nil
-	}
-	dir := s.dir.Views.Name() + "/"
-	err := unix.Renameat2(unix.AT_FDCWD, dir+moved, unix.AT_FDCWD, dir+name, unix.RENAME_NOREPLACE)
-	// EINVAL: the file system cannot (Linux 3.15; some file systems later).
-	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	return os.NewSyscallError("renameat2 "+moved, err)
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-func (s *sweeper) registrations(context.Context) error {
-	dir := s.dir.Registrations
-	used, others, err := s.users(dir)
-	errs := []error{err}
-	if used == nil {
-		return err
-	}
-	for _, name := range s.part(others) {
-		if used[name] || !s.unusedLong(dir, name) {
-			continue
-		}
-		_, err := s.registration(name)
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
-// registration removes a registration that nobody was seen to use, or a part of one
-// that nobody finishes.
-func (s *sweeper) registration(name string) (removed bool, _ error) {
-	removed, err := s.file(s.dir.Registrations, name)
-	if removed {
-		s.swept.Registrations = append(s.swept.Registrations, name)
-	}
-	return removed, err
-}
-
-// closures removes what is remembered of closures. Nothing that runs needs it:
-// it makes the next start faster. One that is being prepared does.
-func (s *sweeper) closures(context.Context) error {
-	dir := s.dir.Closures
-	all, err := names(dir)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, name := range s.part(all) {
-		if old(dir, name, remembered(s.unused)) {
-			_, err := s.closure(name)
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// closure removes what is remembered of a closure, unless a container is being
-// prepared that needs it, or it is being written.
-func (s *sweeper) closure(name string) (removed bool, _ error) {
-	if s.preparing == nil {
-		var err error
-		if s.preparing, err = s.dir.preparing(s.store); err != nil {
-			return false, err
-		}
-	}
-	if s.preparing[name] {
-		return false, nil
-	}
-	removed, err := s.file(s.dir.Closures, name)
-	if removed {
-		s.swept.Closures = append(s.swept.Closures, name)
-	}
-	return removed, err
-}
-
-// preparing are the names in closures that containers need that are being prepared.
-// It is not looked at again: a start whose record is younger has it made anew.
-func (d *RuntimeDir) preparing(store closure.Store) (map[string]bool, error) {
-	all, err := names(d.Containers)
-	if err != nil {
-		return nil, err
-	}
-	memo := closure.Memo{Dir: d.Closures, Store: store}
-	needed := map[string]bool{}
-	for _, name := range all {
-		id, ok := strings.CutSuffix(name, ".json")
-		if !ok || strings.HasPrefix(name, ".") {
-			continue
-		}
-		// What cannot be read prepares nothing: no start has such a record.
-		r, ok, err := d.readRecord(id)
-		if err != nil || !ok || r.Attached {
-			continue
-		}
-		if live, err := r.live(); live || err != nil {
-			needed[r.Digest] = true
-			needed[memo.EntryName(closure.Query{Roots: r.Roots, Info: r.ClosureInfo})] = true
-		}
-	}
-	return needed, nil
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hook
+package state
 
 import (
 	"bytes"
@@ -26,8 +26,8 @@ import (
 // others, and never while anything in a container's file systems is touched.
 type idLock int
 
-// lockTimeout bounds every wait for an idLock.
-const lockTimeout = 5 * time.Second
+// LockTimeout bounds every wait for the lock of a container ID.
+const LockTimeout = 5 * time.Second
 
 // errLocked says that another process has the lock.
 var errLocked = errors.New("another process has the lock of this container ID")
@@ -39,11 +39,11 @@ func lockOffset(id string) int64 {
 	return int64(hash.Sum64() >> 2)
 }
 
-func (d *RuntimeDir) locksFile() string { return d.path + "/locks" }
+func (d *Dir) locksFile() string { return d.path + "/locks" }
 
 // tryLockID takes the lock of an ID, or fails at once with errLocked. Each call has
 // an open file description of its own, so it excludes other goroutines as well.
-func (d *RuntimeDir) tryLockID(id string) (idLock, error) {
+func (d *Dir) tryLockID(id string) (idLock, error) {
 	path := d.locksFile()
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -68,9 +68,9 @@ func setLock(fd int, id string) error {
 	return nil
 }
 
-// lockID waits for the lock of an ID, at most for lockTimeout.
-func (d *RuntimeDir) lockID(ctx context.Context, id string) (idLock, error) {
-	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+// lockID waits for the lock of an ID, at most for LockTimeout.
+func (d *Dir) lockID(ctx context.Context, id string) (idLock, error) {
+	ctx, cancel := context.WithTimeout(ctx, LockTimeout)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		lock, err := d.tryLockID(id)
@@ -99,12 +99,12 @@ func (l idLock) release() {
 // holder says which process has the lock of an ID, for a message. /proc/locks does
 // not name the process of such a lock, /proc/PID/fdinfo does. Only this program's
 // processes take it.
-func (d *RuntimeDir) holder(id string) string {
+func (d *Dir) holder(id string) string {
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return ""
 	}
-	place := fmt.Sprintf(" %d %[1]d", lockOffset(id))
+	locked := fmt.Sprintf(" %d %[1]d", lockOffset(id)) // from and to
 	for _, p := range processes {
 		comm, err := os.ReadFile("/proc/" + p.Name() + "/comm")
 		if err != nil || !strings.HasPrefix(string(comm), "nix-closure") {
@@ -122,7 +122,7 @@ func (d *RuntimeDir) holder(id string) string {
 			}
 			for line := range bytes.Lines(info) {
 				text := string(line)
-				if strings.HasPrefix(text, "lock:") && strings.Contains(text, place) {
+				if strings.HasPrefix(text, "lock:") && strings.Contains(text, locked) {
 					return fmt.Sprintf("; process %s (%s) has it", p.Name(), strings.TrimSpace(string(comm)))
 				}
 			}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"os"
+	"testing"
+)
+
+// At its end, the runtime may say either of the two bundles that it said before.
+func TestEnd(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		record Record
+		bundle string
+		want   Outcome
+	}{
+		{"its bundle", ended(t, Record{Bundle: "/b", Stated: "/"}), "/b", Forgotten},
+		{"what the runtime said", ended(t, Record{Bundle: "/b", Stated: "/"}), "/", Forgotten},
+		{"another bundle", ended(t, Record{Bundle: "/b", Stated: "/"}), "/c", KeptOther},
+		{"a process that runs", runs(t, Record{Bundle: "/b"}), "/b", KeptRunning},
+	} {
+		h := newHost(t)
+		c.record.ID = "web"
+		h.make(t, c.record)
+		got, r, err := newDir(t, h).End(t.Context(), "web", c.bundle)
+		if got != c.want || r.Bundle != "/b" || err != nil {
+			t.Errorf("%s: %v, %+v, %v", c.name, got, r, err)
+		}
+		if forgotten := !exists(t, h.dir+"/run/containers/web.json"); forgotten != (c.want == Forgotten) {
+			t.Errorf("%s: forgotten: %v", c.name, forgotten)
+		}
+	}
+	h := newHost(t)
+	if got, _, err := newDir(t, h).End(t.Context(), "web", "/b"); got != NoRecord || err != nil {
+		t.Errorf("no record: %v, %v", got, err)
+	}
+	if left, err := os.ReadDir(h.store.StateDir + "/gcroots"); len(left) > 0 || err != nil {
+		t.Errorf("left %v, %v", left, err)
+	}
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"errors"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// separator is between a name and the id of the container that uses it. Neither
+// has it in it.
+const separator = "@"
+
+// addRef says that a container uses name in dir, from before it is looked for until
+// dropRef. That order, and not a lock, is what keeps sweeps away from it: see
+// sweeper. Hold the lock of the ID.
+func (d *Dir) addRef(dir *os.Root, name, id string) error {
+	path := dir.Name() + "/" + name + separator + id
+	fd, err := unix.Open(path, unix.O_CREAT|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return unix.Close(fd)
+}
+
+// dropRef ends what addRef began. It leaves on name when that was. Hold the lock of the ID.
+func (d *Dir) dropRef(dir *os.Root, name, id string) error {
+	if name == "" {
+		return nil
+	}
+	path := dir.Name() + "/" + name
+	err := unix.Unlink(path + separator + id)
+	if err == nil {
+		now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_OMIT}}
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, path, now, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "unlink", Path: path + separator + id, Err: err}
+	}
+	return nil
+}
+
+// parseRef takes the name of a file apart that addRef made.
+func parseRef(file string) (name, id string, ok bool) { return strings.Cut(file, separator) }

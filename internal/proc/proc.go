@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package proc reads what the kernel says of processes, in few system calls: the hook
+// is on every container's start path.
+package proc
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/mntns"
+)
+
+// Dir is where the processes are. Tests set another.
+var Dir = "/proc"
+
+// StartTime tells a process from a later one with the same number, in clock ticks since
+// boot. Of one that ended, and is there only for its parent to see how, it says so.
+func StartTime(pid int) (uint64, error) {
+	fields, err := Fields(strconv.Itoa(pid))
+	if err != nil {
+		return 0, err
+	}
+	// Where only the first thread has ended, the others are the process.
+	if fields[0] == "X" || fields[0] == "Z" && fields[17] == "1" {
+		return 0, fmt.Errorf("process %d: %w: it has ended", pid, fs.ErrNotExist)
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// IsGone tells whether an error of StartTime says that the process has ended: it is
+// not there, or it ended between opening and reading.
+func IsGone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
+
+// InitProcess is the container's process, found from inside its mount namespace,
+// where /proc is still the host's: of the processes that this one descends from,
+// the oldest in that namespace. It is -1 where that cannot be seen: a record with
+// another process of the namespace would end with that process.
+func InitProcess() int {
+	pid, process := -1, "self"
+	for {
+		fields, err := Fields(process)
+		if err != nil {
+			return -1
+		}
+		if fields[1] == "0" {
+			return pid
+		}
+		process = fields[1]
+		same, err := mntns.Same("self", process)
+		if errors.Is(err, fs.ErrPermission) {
+			// It has more privileges than this process, which no process of
+			// the container has.
+			return pid
+		}
+		if err != nil {
+			return -1
+		}
+		if !same {
+			return pid
+		}
+		if pid, err = strconv.Atoi(process); err != nil {
+			return -1
+		}
+	}
+}
+
+// Fields are the fields of a process's stat (proc_pid_stat(5)) from the third on: state
+// is 0, ppid 1, num_threads 17, starttime 19.
+func Fields(process string) ([]string, error) {
+	path := Dir + "/" + process + "/stat"
+	text, err := ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	// The second is the program's name in parentheses, which may have anything
+	// in it.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("%s: not understood", path)
+	}
+	return fields, nil
+}
+
+// ReadFile reads a small file with three system calls, without package os, whose files
+// ask the poller first: a regular file, or one of /proc that is smaller than a page.
+func ReadFile(path string) ([]byte, error) { return ReadFileAt(unix.AT_FDCWD, path) }
+
+// ReadFileAt is ReadFile for a path relative to an open directory.
+func ReadFileAt(dir int, path string) ([]byte, error) {
+	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	text := make([]byte, 0, 4096)
+	for {
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+		}
+		if text = text[:len(text)+n]; n == 0 || len(text) < cap(text) {
+			// What is not full is the end.
+			return text, nil
+		}
+		text = append(text, make([]byte, len(text))...)[:len(text)]
+	}
+}
+
+// ReadMountinfo reads a mountinfo file, in few and large parts: the kernel makes each
+// anew.
+func ReadMountinfo(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	text := make([]byte, 0, 64<<10)
+	for {
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return text, nil
+		}
+		text = slices.Grow(text[:len(text)+n], 32<<10)
+	}
+}
