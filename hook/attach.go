@@ -96,57 +96,57 @@ func (a attachment) attachHere(process string) error {
 		return fmt.Errorf("opening the container's root: %w", err)
 	}
 	defer root.Close()
-	var places []*place
+	var targets []*target
 	if a.view != nil {
-		places = append(places, &place{dir: a.store.Dir, view: a.view})
+		targets = append(targets, &target{dir: a.store.Dir, view: a.view})
 	}
 	if a.registration != nil {
-		places = append(places, &place{dir: a.store.StateDir, view: a.registration})
+		targets = append(targets, &target{dir: a.store.StateDir, view: a.registration})
 	}
 	defer func() {
-		for _, p := range places {
-			_ = p.target.Close()
+		for _, t := range targets {
+			_ = t.file.Close()
 		}
 	}()
 	c := containerMounts{attachment: a, root: root}
-	if err := c.prepare(places); err != nil {
+	if err := c.prepare(targets); err != nil {
 		return err
 	}
-	for _, p := range places {
-		if err := p.view.Attach(p.target); err != nil {
+	for _, t := range targets {
+		if err := t.view.Attach(t.file); err != nil {
 			return err
 		}
 	}
 	// When all is attached: links of an image may lead to one from the other.
-	for _, p := range places {
-		if err := p.check(root); err != nil {
+	for _, t := range targets {
+		if err := t.check(root); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// place is a directory of the container that a view goes to.
-type place struct {
-	dir    string // its name in the container
-	target *os.File
-	view   view.View
+// target is a directory of the container that a view goes to.
+type target struct {
+	dir  string // its name in the container
+	file *os.File
+	view view.View
 }
 
 // check looks not at where the view was attached, but at what the container's path
 // leads to.
-func (p *place) check(root *os.File) error {
-	now, err := openInRoot(root, p.dir)
+func (t *target) check(root *os.File) error {
+	now, err := openInRoot(root, t.dir)
 	if err != nil {
-		return fmt.Errorf("%s in the container: %w", p.dir, err)
+		return fmt.Errorf("%s in the container: %w", t.dir, err)
 	}
 	defer now.Close()
-	if ok, err := p.view.Shows(now); err != nil {
+	if ok, err := t.view.Shows(now); err != nil {
 		return err
 	} else if !ok {
 		return fmt.Errorf("%s in the container leads elsewhere than to what was attached there; symbolic links in "+
 			"the image make it a part of another place that something is attached to, or something changes the "+
-			"container's root while it starts", p.dir)
+			"container's root while it starts", t.dir)
 	}
 	return nil
 }
@@ -159,7 +159,7 @@ func realPath(f *os.File) (string, error) {
 
 // openInRoot opens a path as a process in the container would find it, without
 // leaving the root by a symbolic link, `..` or a link of /proc (openat2, Linux
-// 5.6). The descriptor is for use as a place, not for reading.
+// 5.6). The descriptor is no more than a name (O_PATH): nothing can be read by it.
 func openInRoot(root *os.File, unsafePath string) (*os.File, error) {
 	return open(root, unsafePath, 0)
 }

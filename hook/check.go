@@ -129,11 +129,11 @@ type checked struct {
 // returns nil for a container that asks for nothing.
 func check(s *start) (*checked, error) {
 	s.at("looking for the container's bundle")
-	place, err := locate(s.call, s.state, os.Getppid())
+	at, err := locate(s.call, s.state, os.Getppid())
 	if err != nil {
 		return nil, err
 	}
-	s.state.Bundle = place.bundle
+	s.state.Bundle = at.bundle
 	s.at("reading the annotations")
 	// What they say is said before anything of config.json.
 	request, err := spec.ParseAnnotations(s.config.Store(), s.engine(), s.state.ID, s.state.Annotations)
@@ -141,7 +141,7 @@ func check(s *start) (*checked, error) {
 		return nil, err
 	}
 	s.at("reading the container's config.json")
-	bundle, err := spec.ReadConfig(place.config)
+	bundle, err := spec.ReadConfig(at.config)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +156,7 @@ func check(s *start) (*checked, error) {
 		i.host.Close()
 		return nil, err
 	}
-	c := &checked{start: s, inspected: i, store: s.config.Store(), bundle: bundle, stated: place.stated}
+	c := &checked{start: s, inspected: i, store: s.config.Store(), bundle: bundle, stated: at.stated}
 	if err := c.allowed(c.asked()); err != nil {
 		c.host.Close()
 		return nil, err

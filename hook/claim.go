@@ -74,9 +74,9 @@ func (c *checked) requestText() string {
 		roots, c.request.ClosureInfo, c.request.Mode, c.request.Registration, c.request.Listing, c.request.Writable)
 }
 
-// use writes down what the container is going to use, before any of it is looked for.
+// reserve writes down what the container is going to use, before any of it is looked for.
 // digest is the closure's; empty: not known yet.
-func (c *claimed) use(ctx context.Context, digest string, pins []closure.BaseName) error {
+func (c *claimed) reserve(ctx context.Context, digest string, pins []closure.BaseName) error {
 	r := c.claim.Record()
 	r.Digest, r.View, r.Database = digest, "", ""
 	if digest != "" && r.Mode == spec.ModeOverlay {
@@ -85,5 +85,5 @@ func (c *claimed) use(ctx context.Context, digest string, pins []closure.BaseNam
 	if digest != "" && c.request.Registration {
 		r.Database = closure.RegistrationName(digest, c.request.ClosureInfo)
 	}
-	return c.claim.Use(ctx, r, pins)
+	return c.claim.Reserve(ctx, r, pins)
 }

@@ -42,7 +42,7 @@ func (c *containerMounts) read() error {
 // prepare takes off what the views replace, looks at what is mounted, and opens the
 // directories that the views go to. Where all goes is looked at before any of it is
 // attached.
-func (c *containerMounts) prepare(places []*place) error {
+func (c *containerMounts) prepare(targets []*target) error {
 	if err := c.read(); err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func (c *containerMounts) prepare(places []*place) error {
 	if err := spec.CheckServers(c.mounts, c.realRoot, c.store.Dir, c.store.StateDir); err != nil {
 		return err
 	}
-	if err := c.bundle.CheckMasks(c.dirs(places)...); err != nil {
+	if err := c.bundle.CheckMasks(dirs(targets)...); err != nil {
 		return err
 	}
 	detached, err := c.detach()
@@ -78,13 +78,13 @@ func (c *containerMounts) prepare(places []*place) error {
 			return fmt.Errorf("a mount shows %s, which no mount of config.json names; take it out", c.store.Path(base))
 		}
 	}
-	return c.openTargets(places)
+	return c.openTargets(targets)
 }
 
-func (c *containerMounts) dirs(places []*place) []string {
+func dirs(targets []*target) []string {
 	var dirs []string
-	for _, p := range places {
-		dirs = append(dirs, p.dir)
+	for _, t := range targets {
+		dirs = append(dirs, t.dir)
 	}
 	return dirs
 }
@@ -94,14 +94,14 @@ const volumesDeep = 4
 
 // openTargets opens the directories that the views go to. One that lies in a volume
 // is put into a cover of that: whoever has the volume too could rename it otherwise.
-func (c *containerMounts) openTargets(places []*place) error {
+func (c *containerMounts) openTargets(targets []*target) error {
 	for range volumesDeep {
 		volume := ""
-		for _, p := range places {
-			if p.target != nil {
-				_ = p.target.Close()
+		for _, t := range targets {
+			if t.file != nil {
+				_ = t.file.Close()
 			}
-			at, err := c.openTarget(p)
+			at, err := c.openTarget(t)
 			if err != nil {
 				return err
 			}
@@ -113,7 +113,7 @@ func (c *containerMounts) openTargets(places []*place) error {
 		if volume == "" {
 			return nil
 		}
-		if err := c.cover(volume, places); err != nil {
+		if err := c.cover(volume, targets); err != nil {
 			return err
 		}
 		if err := c.read(); err != nil {
@@ -125,33 +125,33 @@ func (c *containerMounts) openTargets(places []*place) error {
 }
 
 // openTarget opens where one view goes, and returns the volume that it is in.
-func (c *containerMounts) openTarget(p *place) (volume string, err error) {
-	if p.target, err = directory(c.root, p.dir, c.owner); err != nil {
-		return "", fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", p.dir, err)
+func (c *containerMounts) openTarget(t *target) (volume string, err error) {
+	if t.file, err = directory(c.root, t.dir, c.owner); err != nil {
+		return "", fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", t.dir, err)
 	}
-	target, err := realPath(p.target)
+	real, err := realPath(t.file)
 	if err != nil {
 		return "", err
 	}
-	return c.host.CheckTarget(c.mounts, c.realRoot, p.dir, target)
+	return c.host.CheckTarget(c.mounts, c.realRoot, t.dir, real)
 }
 
 // cover covers a volume, for the views that go into it.
-func (c *containerMounts) cover(volume string, places []*place) error {
+func (c *containerMounts) cover(volume string, targets []*target) error {
 	inside, _ := strings.CutPrefix(volume, strings.TrimSuffix(c.realRoot, "/"))
 	var ways []string
-	for _, p := range places {
+	for _, t := range targets {
 		// A link in the volume would be somebody else's to change.
-		direct, err := open(c.root, p.dir, unix.RESOLVE_NO_SYMLINKS)
+		direct, err := open(c.root, t.dir, unix.RESOLVE_NO_SYMLINKS)
 		if errors.Is(err, unix.ELOOP) {
 			return fmt.Errorf("%s in the container leads by a symbolic link into the volume on %s, where others may "+
-				"change it; mount the volume elsewhere, or take an image without the link", p.dir, inside)
+				"change it; mount the volume elsewhere, or take an image without the link", t.dir, inside)
 		}
 		if err != nil {
 			return err
 		}
 		_ = direct.Close()
-		if way, ok := strings.CutPrefix(p.dir, inside+"/"); ok {
+		if way, ok := strings.CutPrefix(t.dir, inside+"/"); ok {
 			ways = append(ways, way)
 		}
 	}

@@ -92,7 +92,7 @@ func (p pinner) pinValid(ctx context.Context) (closure.Resolution, error) {
 	if err != nil {
 		return res, err
 	}
-	return res, p.use(ctx, res.Digest, res.Pins)
+	return res, p.reserve(ctx, res.Digest, res.Pins)
 }
 
 // resolveAllowed resolves the closure, and refuses one that may not be pinned: a
@@ -146,7 +146,7 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 		p.log.Info("waiting for the garbage collector", "root", root)
 		return p.pinAfterCollecting(ctx)
 	}
-	if err := p.use(ctx, before.Digest, before.Pins); err != nil {
+	if err := p.reserve(ctx, before.Digest, before.Pins); err != nil {
 		return before, err
 	}
 	if err := p.nix().Realise(ctx, before.Pins, p.indirect()); err != nil {
@@ -176,7 +176,7 @@ func (p pinner) fetch(ctx context.Context) error {
 	if i := slices.IndexFunc(names, isDerivation); i >= 0 {
 		return fmt.Errorf("%s: a derivation cannot be fetched, only what it builds; instantiate it first", p.config.Store().Path(names[i]))
 	}
-	if err := p.use(ctx, "", names); err != nil {
+	if err := p.reserve(ctx, "", names); err != nil {
 		return err
 	}
 	release, err := p.dir.HoldCache()

@@ -48,35 +48,3 @@ func precreateTo(call Call, in io.Reader, out io.Writer) error {
 	}
 	return nil
 }
-
-// rewrite takes the mounts that the view replaces out of a config.json, and adds hooks.
-// It returns nil for a container that asks for nothing. container lacks what text has;
-// its annotations are the text's if it has none. reading says in a message what was
-// read; stage is for the log.
-func rewrite(configPath, stage string, container Container, reading string, text []byte, hooks []spec.StageHook) ([]byte, error) {
-	parsed, err := spec.ParseConfig(text)
-	if err != nil {
-		return nil, &failure{"", reading, err}
-	}
-	container.Mounts, container.Root = parsed.Mounts, parsed.Root
-	if container.Annotations == nil {
-		container.Annotations = parsed.Annotations
-	}
-	request, replaced, err := CheckContainer(configPath, container)
-	if err != nil || request == nil {
-		return nil, err
-	}
-	text, err = spec.Rewrite(text, replaced, hooks...)
-	if err != nil {
-		return nil, &failure{"", "rewriting config.json", err}
-	}
-	if len(replaced) == 0 {
-		return text, nil
-	}
-	log := logFor(configPath, stage, container.ID)
-	for _, i := range replaced {
-		m := parsed.Mounts[i]
-		log.Info("mount removed from config.json", "destination", m.Destination, "source", m.Source)
-	}
-	return text, nil
-}

@@ -7,9 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"strconv"
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/internal/idmap"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -41,7 +45,7 @@ func build(ctx context.Context, p *pinned) (_ *built, Err error) {
 	}()
 	p.at("looking at the container's user")
 	var err error
-	if b.owner, err = ownerOf(p.call.Stage, p.state.Pid, p.bundle); err != nil {
+	if b.owner, err = containerOwner(p.call.Stage, p.state.Pid, p.bundle); err != nil {
 		return nil, err
 	}
 	size := writableSize(p.config, p.bundle)
@@ -201,4 +205,93 @@ func (v viewBuilder) bind(ctx context.Context) (view.View, error) {
 		v.log.Warn("bind mode cannot give files the label that the container asks for; a confined container may not read them", "label", v.options.Label)
 	}
 	return view.NewBind(v.store, c, v.options)
+}
+
+// registration makes a state directory with a copy of the closure's database. The
+// database is made once, by the program that reads the host's.
+func registration(ctx context.Context, p *pinned, size int64, owner view.Owner) (view.View, error) {
+	db, err := openRegistration(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	return view.NewRegistration(p.store, db, p.options, size, owner)
+}
+
+// openRegistration opens the database, and has it made if there is none. An open
+// file outlives a sweep; one that a sweep takes before it is opened is made again.
+func openRegistration(ctx context.Context, p *pinned) (*os.File, error) {
+	name := closure.RegistrationName(p.resolution.Digest, p.query().Info)
+	db, err := p.dir.OpenRegistration(name, p.resolution.Since)
+	for attempt := 0; err != nil && attempt < layerAttempts; attempt++ {
+		program, err2 := p.pinner.resolver()
+		if err2 != nil {
+			return nil, err2
+		}
+		program.Args = append(program.Args, "--registration")
+		made, err2 := program.Resolve(ctx, p.store, p.query())
+		if err2 != nil {
+			return nil, err2
+		}
+		if made.Digest != p.resolution.Digest {
+			return nil, fmt.Errorf("the closure is not what the memo said; start the container again")
+		}
+		if db, err = p.dir.OpenRegistration(name, made.Since); !errors.Is(err, fs.ErrNotExist) {
+			return db, err
+		}
+	}
+	return db, err
+}
+
+func (p *pinned) query() closure.Query { return p.pinner.query }
+
+// containerOwner is the user that a container runs as, as this process numbers users:
+// what is writable in the container is that user's.
+func containerOwner(stage string, pid int, bundle spec.Config) (view.Owner, error) {
+	inside := view.Owner{UID: int(bundle.UID), GID: int(bundle.GID)}
+	if stage == "createContainer" || pid <= 0 {
+		return inside, nil // the hook is in the container's user namespace, or refuses
+	}
+	process := "/proc/" + strconv.Itoa(pid)
+	own, err := os.Stat("/proc/self/ns/user")
+	if err != nil {
+		return inside, err
+	}
+	its, err := os.Stat(process + "/ns/user")
+	if err != nil || os.SameFile(own, its) {
+		return inside, err
+	}
+	uid, err := outside(process+"/uid_map", inside.UID)
+	if err != nil {
+		return inside, err
+	}
+	gid, err := outside(process+"/gid_map", inside.GID)
+	return view.Owner{UID: uid, GID: gid}, err
+}
+
+// outside is the number that an id of another user namespace has here.
+func outside(idMap string, id int) (int, error) {
+	n, ok, err := idmap.Outside(idMap, id)
+	if err == nil && !ok {
+		err = fmt.Errorf("id %d is not in %s: the container's user has no number outside of its user namespace", id, idMap)
+	}
+	return n, err
+}
+
+// defaultWritableSize bounds what a container writes that has no memory limit, in
+// bytes; noLimit is a limit that is none, however a runtime writes it.
+const (
+	defaultWritableSize = 1 << 30
+	noLimit             = 1 << 60
+)
+
+// writableSize bounds what a container may write to its store, in bytes.
+func writableSize(c config.Config, bundle spec.Config) int64 {
+	switch {
+	case c.WritableSize > 0:
+		return int64(c.WritableSize)
+	case bundle.Memory > 0 && bundle.Memory < noLimit:
+		return bundle.Memory / 2
+	}
+	return defaultWritableSize
 }

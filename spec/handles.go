@@ -121,12 +121,12 @@ func bestMount(mounts Mounts, device string) (best mountPoint, ok bool) {
 // openByHandles opens the root of a mount, if its file system opens files by their
 // handles for this process.
 func openByHandles(m mountPoint) (int, error) {
-	place, err := openMount(m)
+	mount, err := openMount(m)
 	if err != nil {
 		return -1, err
 	}
-	defer unix.Close(place)
-	fd, err := unix.Openat(place, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	defer unix.Close(mount)
+	fd, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}

@@ -104,12 +104,12 @@ func withHook(text json.RawMessage, h StageHook) (json.RawMessage, error) {
 	return marshal(append(kept, own))
 }
 
-// Carries tells whether a config.json has an annotation of this program, whichever
+// HasAnnotations tells whether a config.json has an annotation of this program, whichever
 // of its fields a runtime takes for the annotations. What follows the JSON object
 // is not looked at, as runc does not. One that has an annotation is an error if a
 // field is there twice, of those that are rewritten or decide what is: which one
 // counts, not every runtime sees alike.
-func Carries(text []byte) (bool, error) {
+func HasAnnotations(text []byte) (bool, error) {
 	fields, err := members(text)
 	if err != nil {
 		return false, err

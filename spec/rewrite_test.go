@@ -228,7 +228,7 @@ func TestRewriteHooksRefuses(t *testing.T) {
 	}
 }
 
-func TestCarries(t *testing.T) {
+func TestHasAnnotations(t *testing.T) {
 	const own = `"nix-closure/roots":"x"`
 	for _, c := range []struct {
 		in   string
@@ -270,7 +270,7 @@ func TestCarries(t *testing.T) {
 		{in: `{/**/"annotations":{` + own + `}}`, err: "not a JSON object: "},
 		{in: `{"annotations":[]}`, err: "annotations: not a JSON object"},
 	} {
-		got, err := Carries([]byte(c.in))
+		got, err := HasAnnotations([]byte(c.in))
 		if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.HasPrefix(err.Error(), c.err) {
 			t.Errorf("%s: %t, %v; want %t, %s", c.in, got, err, c.want, c.err)
 		}
@@ -291,7 +291,7 @@ func FuzzRewriteHooks(f *testing.F) {
 	f.Add([]byte(`{"hooks":{"poststop":[{}],"poststop":[]},"annotations":{"nix-closure/x":""}}`))
 	f.Add([]byte("{\"hooks\":{\"\xff\":\"\xfe\",\"createRuntime\":null}}"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		carries, carriesErr := Carries(text)
+		carries, carriesErr := HasAnnotations(text)
 		annotations, err := ParseConfigAnnotations(text)
 		if err == nil && Annotated(annotations) && !carries {
 			t.Errorf("%q: carries an annotation, and does not", text)
@@ -340,7 +340,7 @@ func FuzzRewriteHooks(f *testing.F) {
 			}
 		}
 		// What is rewritten is carried, and says so to every reader.
-		if again, err := Carries(out); carriesErr == nil && (err != nil || again != carries) {
+		if again, err := HasAnnotations(out); carriesErr == nil && (err != nil || again != carries) {
 			t.Errorf("%q: carries %t; rewritten: %t, %v", text, carries, again, err)
 		}
 		if again, err := installed(out, nil); err != nil || !bytes.Equal(again, out) {

@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// becomeHosts starts this program anew in the mount namespace of the host's first
+// reexecInHostMountNamespace starts this program anew in the mount namespace of the host's first
 // process, where it must be installed under the same name. In that of a container
 // the sources of mounts are not what they are for the engine.
 //
 // It needs the host's PID namespace, and CAP_SYS_ADMIN, CAP_SYS_CHROOT and
 // CAP_SYS_PTRACE (setns(2)).
-func becomeHosts() error {
+func reexecInHostMountNamespace() error {
 	if os.Getpid() == 1 {
 		return errors.New("this process is the first of its PID namespace, so that the host's is not in sight; give the pod the host's PID namespace (hostPID: true)")
 	}

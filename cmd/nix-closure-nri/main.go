@@ -89,7 +89,7 @@ func run() int {
 
 func (o options) start() error {
 	if o.host {
-		if err := becomeHosts(); err != nil {
+		if err := reexecInHostMountNamespace(); err != nil {
 			return fmt.Errorf("joining the host's mount namespace: %w", err)
 		}
 	}

@@ -14,10 +14,10 @@ type arguments struct{ commandline.Arguments }
 
 func parse(args []string) arguments { return arguments{commandline.Parse(args)} }
 
-// places are the files that a runtime could take for the config.json, when the
+// configFiles are the files that a runtime could take for the config.json, when the
 // command line is in doubt: the one in the current directory, and any that is named
 // by an argument, by what follows a `=`, or by what follows the letter for it.
-func places(args []string) []string {
+func configFiles(args []string) []string {
 	const inBundle = "/config.json"
 	files := []string{"." + inBundle}
 	for i, arg := range args {

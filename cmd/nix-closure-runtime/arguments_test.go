@@ -29,7 +29,7 @@ func TestPlaces(t *testing.T) {
 			want = append(want, arg+"/config.json")
 		}
 		want = append(want, c.want...)
-		got := places(args)
+		got := configFiles(args)
 		slices.Sort(got)
 		if slices.Sort(want); !slices.Equal(got, want) {
 			t.Errorf("%q: %q, want %q", args, got, want)
@@ -56,8 +56,8 @@ func check(t *testing.T, args []string) {
 			if own != file {
 				t.Errorf("%q: %s makes a container of %q, and %q was looked at", args, name, file, own)
 			}
-		case !slices.Contains(places(args), file):
-			t.Errorf("%q: %s makes a container of %q, and %q were looked at", args, name, file, places(args))
+		case !slices.Contains(configFiles(args), file):
+			t.Errorf("%q: %s makes a container of %q, and %q were looked at", args, name, file, configFiles(args))
 		}
 	}
 }

@@ -67,12 +67,12 @@ func (a arguments) prepare(args []string) error {
 		if err != nil {
 			return err
 		}
-		return hook.Install(config.Path, a.ID, a.Bundle, filepath.Join(filepath.Dir(self), "nix-closure-hook"))
+		return hook.AddHooks(config.Path, a.ID, a.Bundle, filepath.Join(filepath.Dir(self), "nix-closure-hook"))
 	}
-	for _, file := range places(args) {
-		if carries, err := hook.Carries(file); err != nil {
+	for _, file := range configFiles(args) {
+		if annotated, err := hook.HasAnnotations(file); err != nil {
 			return err
-		} else if carries {
+		} else if annotated {
 			return a.Doubt
 		}
 	}

@@ -115,10 +115,10 @@ func (c *Claim) lock(ctx context.Context) (idLock, error) {
 	return lock, nil
 }
 
-// Use writes the record with what the container is going to use, and then makes it safe
+// Reserve writes the record with what the container is going to use, and then makes it safe
 // from sweeps and from Nix's garbage collector, before any of it is looked for. pins
 // become the container's GC roots.
-func (c *Claim) Use(ctx context.Context, r Record, pins []closure.BaseName) error {
+func (c *Claim) Reserve(ctx context.Context, r Record, pins []closure.BaseName) error {
 	lock, err := c.lock(ctx)
 	if err != nil {
 		return err

@@ -371,8 +371,8 @@ func TestClaimOfAnother(t *testing.T) {
 	must(t, c.Undo(t.Context()))
 	next := c.Record()
 	next.Digest, next.View = strings.Repeat("0", 64), "v"
-	if err := c.Use(t.Context(), next, []closure.BaseName{named("a")}); !errors.Is(err, errNotOwn) {
-		t.Errorf("used: %v", err)
+	if err := c.Reserve(t.Context(), next, []closure.BaseName{named("a")}); !errors.Is(err, errNotOwn) {
+		t.Errorf("reserved: %v", err)
 	}
 	if err := c.Update(t.Context(), next); !errors.Is(err, errNotOwn) {
 		t.Errorf("updated: %v", err)
@@ -381,8 +381,8 @@ func TestClaimOfAnother(t *testing.T) {
 		t.Errorf("another's changed (-before +after)\n%s", diff)
 	}
 	must(t, os.Remove(h.dir+"/run/containers/web.json"))
-	if err := c.Use(t.Context(), c.Record(), nil); !errors.Is(err, errNotOwn) {
-		t.Errorf("used without a record: %v", err)
+	if err := c.Reserve(t.Context(), c.Record(), nil); !errors.Is(err, errNotOwn) {
+		t.Errorf("reserved without a record: %v", err)
 	}
 	must(t, c.Undo(t.Context()))
 	if exists(t, h.store.GCRoots().Of("web")) {
@@ -391,14 +391,14 @@ func TestClaimOfAnother(t *testing.T) {
 }
 
 // What a container uses is marked, and given up where the record names it no more.
-func TestClaimUse(t *testing.T) {
+func TestClaimReserve(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
 	c, _, err := d.Claim(t.Context(), runs(t, Record{ID: "web", Bundle: "/a"}))
 	must(t, err)
 	r := c.Record()
 	r.View, r.Database = "v", "db"
-	must(t, c.Use(t.Context(), r, []closure.BaseName{named("hello")}))
+	must(t, c.Reserve(t.Context(), r, []closure.BaseName{named("hello")}))
 	r.View = ""
 	must(t, c.Update(t.Context(), r))
 	if got, _, err := d.Record("web"); err != nil || !cmp.Equal(got, r) {

@@ -61,7 +61,7 @@ type Config struct {
 // Default is the configuration of a host without a file, for the user who runs
 // this program.
 func Default() Config {
-	p := defaultPlaces()
+	p := defaultPaths()
 	return Config{
 		StoreDir:          "/nix/store",
 		StateDir:          "/nix/var/nix",
@@ -101,7 +101,7 @@ func Read(path string) (Config, error) {
 		return Config{}, fmt.Errorf("%s: %w", path, err)
 	}
 	if path == Path && c.Rootless {
-		p := defaultPlaces()
+		p := defaultPaths()
 		c.RuntimeDir, c.LogFile = p.runtimeDir, p.logFile
 	}
 	return c, nil

@@ -11,24 +11,24 @@ import (
 	"github.com/nix-closure/nix-closure/internal/idmap"
 )
 
-// places are where the runtime directory and the log are if the configuration
+// paths are where the runtime directory and the log are if the configuration
 // does not say.
-type places struct {
+type paths struct {
 	runtimeDir, logFile string
 	rootless            bool
 }
 
-// defaultPlaces are root's, or, for an ordinary user, below that user's own
+// defaultPaths are root's, or, for an ordinary user, below that user's own
 // runtime directory. A hook has no environment, so that is found without
 // XDG_RUNTIME_DIR.
 //
 // Root is who owns /run: in the user namespace of a rootless engine this process
 // has user id 0 too, but /run belongs to a user who has no name there.
-func defaultPlaces() places {
+func defaultPaths() paths {
 	euid := os.Geteuid()
 	var st unix.Stat_t
 	if err := unix.Stat("/run", &st); err == nil && int(st.Uid) == euid {
-		return places{"/run/nix-closure", "/var/log/nix-closure.log", false}
+		return paths{"/run/nix-closure", "/var/log/nix-closure.log", false}
 	}
 	uid, ok, err := idmap.Outside("/proc/self/uid_map", euid)
 	if err != nil || !ok {
@@ -42,5 +42,5 @@ func defaultPlaces() places {
 		// anything in it is believed.
 		dir = fmt.Sprintf("/tmp/nix-closure-%d", uid)
 	}
-	return places{dir, dir + "/nix-closure.log", true}
+	return paths{dir, dir + "/nix-closure.log", true}
 }

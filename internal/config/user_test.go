@@ -13,10 +13,10 @@ import (
 
 // An ordinary user's own places, as a rootless engine's hook finds them: in a user
 // namespace in which the user has the id 0, and without an environment.
-func TestDefaultPlaces(t *testing.T) {
+func TestDefaultPaths(t *testing.T) {
 	const inside = "NIX_CLOSURE_TEST_PLACES"
 	if os.Getenv(inside) != "" {
-		fmt.Printf("%+v\n", defaultPlaces())
+		fmt.Printf("%+v\n", defaultPaths())
 		return
 	}
 	if os.Geteuid() != 0 {
@@ -37,7 +37,7 @@ func TestDefaultPlaces(t *testing.T) {
 			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 54321, Size: 1}},
 		}, "{runtimeDir:/tmp/nix-closure-54321 logFile:/tmp/nix-closure-54321/nix-closure.log rootless:true}"},
 	} {
-		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestDefaultPlaces$")
+		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestDefaultPaths$")
 		cmd.Env = []string{inside + "=1", "XDG_RUNTIME_DIR=/nowhere", "HOME=/nowhere"}
 		cmd.SysProcAttr = c.attr
 		out, err := cmd.CombinedOutput()

@@ -27,9 +27,9 @@ func named(name string) closure.BaseName {
 	return closure.BaseName(strings.Repeat("0", 32) + "-" + name)
 }
 
-// rootsPlace makes a directory in which, and above which, root alone can write:
+// rootsDir makes a directory in which, and above which, root alone can write:
 // t.TempDir is in a directory of everybody.
-func rootsPlace(t testing.TB) string {
+func rootsDir(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("must be root: links are believed in root's directories only")
@@ -237,7 +237,7 @@ func TestCheck(t *testing.T) {
 		{name: "what a process says", things: []thing{{path: "links/a", target: "/proc/self/exe"}, {path: "links/b", target: "/proc/self/cwd/x"}}, rules: []Rule{links}, refused: hello, because: `; links in "/proc" are not believed, for processes decide what its links say`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			dir := rootsPlace(t)
+			dir := rootsDir(t)
 			for _, f := range c.things {
 				f.make(t, dir)
 			}
@@ -284,7 +284,7 @@ func TestCheck(t *testing.T) {
 
 // What root links and unlinks counts from the next check on.
 func TestCheckLooksAgain(t *testing.T) {
-	dir := rootsPlace(t)
+	dir := rootsDir(t)
 	hello, secret := named("hello"), named("secret")
 	p := Policy{Store: nixStore, Rules: []Rule{{nil, []string{dir + "/*/a"}}}}
 	check := func(what string, want ...closure.BaseName) {
@@ -316,7 +316,7 @@ func TestCheckLooksAgain(t *testing.T) {
 
 // Where others can write in `/`, nothing is believed.
 func TestCheckInRootDirectory(t *testing.T) {
-	dir := rootsPlace(t)
+	dir := rootsDir(t)
 	hello := named("hello")
 	thing{path: "links/a", target: "/nix/store/" + string(hello)}.make(t, dir)
 	p := Policy{Store: nixStore, Rules: []Rule{{nil, []string{"/links/*"}}}}
@@ -362,22 +362,22 @@ func TestCheckInUserNamespace(t *testing.T) {
 	const inside = "NIX_CLOSURE_TEST_POLICY"
 	hello := named("hello")
 	if dir := os.Getenv(inside); dir != "" {
-		for place, why := range map[string]string{
+		for name, why := range map[string]string{
 			"root":   "",
 			"own":    "",
 			"group":  "group 65534 can write there (owner 65534, mode 0775)",
 			"all":    "everybody can write there (owner 65534, mode 1777)",
 			"closed": "they cannot be read: permission denied",
 		} {
-			p := Policy{Store: nixStore, Rules: []Rule{{nil, []string{dir + "/" + place + "/*"}}}}
+			p := Policy{Store: nixStore, Rules: []Rule{{nil, []string{dir + "/" + name + "/*"}}}}
 			err := p.Check("", []closure.BaseName{hello})
 			if (err == nil) != (why == "") || err != nil && !strings.HasSuffix(err.Error(), why) {
-				t.Errorf("%s: %v, want %q", place, err, why)
+				t.Errorf("%s: %v, want %q", name, err, why)
 			}
 		}
 		return
 	}
-	dir := rootsPlace(t)
+	dir := rootsDir(t)
 	for _, f := range []thing{
 		{path: "root/a", target: "/nix/store/" + string(hello)},
 		{path: "own", mode: 0o755, uid: 1000},

@@ -10,7 +10,7 @@ import (
 )
 
 // Names returns the names in an open directory, without `.` and `..`, in no order. The
-// directory may be open as a place only (O_PATH).
+// directory may be open with O_PATH.
 func Names(dir int) ([]string, error) {
 	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -23,19 +23,19 @@ const readingConfig = "reading config.json"
 // and not the hook.
 const runtimeStage = "runtime"
 
-// Install adds the hook, an absolute path of this program, to the config.json of a
+// AddHooks adds the hook, an absolute path of this program, to the config.json of a
 // bundle, which is as a runtime was given it, and takes the mounts out that the view
 // replaces. It writes nothing where there is nothing to do: the container asks for
 // no closure. The file is replaced as a whole, and keeps its owner and mode. The
 // container's name is for the log.
-func Install(configPath, container, bundle, program string) error {
+func AddHooks(configPath, container, bundle, program string) error {
 	if bundle == "" {
 		bundle = "."
 	}
 	// Never cleaned: `link/..` is not the directory that link is in.
 	file := bundle + "/config.json"
-	text, carries, err := readCarrier(file)
-	if err != nil || !carries {
+	text, annotated, err := readAnnotated(file)
+	if err != nil || !annotated {
 		return err
 	}
 	absolute, err := filepath.EvalSymlinks(bundle)
@@ -84,16 +84,16 @@ func EntryArgs(configPath string, engine spec.Engine, stage string) []string {
 	return append(args, stage)
 }
 
-// Carries tells whether the config.json in file has an annotation of this program.
+// HasAnnotations tells whether the config.json in file has an annotation of this program.
 // It is an error if that cannot be told.
-func Carries(file string) (bool, error) {
-	_, carries, err := readCarrier(file)
-	return carries, err
+func HasAnnotations(file string) (bool, error) {
+	_, annotated, err := readAnnotated(file)
+	return annotated, err
 }
 
-// readCarrier returns nothing for a file that no runtime could read either: that is
+// readAnnotated returns nothing for a file that no runtime could read either: that is
 // for the runtime to say.
-func readCarrier(file string) (text []byte, carries bool, _ error) {
+func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 	// Not to wait for someone to write, where it is a pipe.
 	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	for _, notThere := range []error{os.ErrNotExist, os.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ENXIO} {
@@ -115,13 +115,13 @@ func readCarrier(file string) (text []byte, carries bool, _ error) {
 			"the runtime would miss")}
 	default:
 		if text, err = spec.ReadLimited(f, spec.MaxConfig); err == nil {
-			carries, err = spec.Carries(text)
+			annotated, err = spec.HasAnnotations(text)
 		}
 	}
 	if err != nil {
 		return nil, false, &failure{"", readingConfig, err}
 	}
-	return text, carries, nil
+	return text, annotated, nil
 }
 
 // replaceFile replaces a file: a reader sees the old one or the new one. The new
@@ -156,23 +156,34 @@ func replaceFile(path string, text []byte) (Err error) {
 	return os.Rename(temporary, path)
 }
 
-// Failure is an error in the form that every error of this program has on standard
-// error. container may be empty.
-func Failure(container, doing string, err error) error {
-	if f := (*failure)(nil); errors.As(err, &f) {
-		if f.container == "" {
-			return &failure{container, f.doing, f.err}
-		}
-		return f
+// rewrite takes the mounts that the view replaces out of a config.json, and adds hooks.
+// It returns nil for a container that asks for nothing. container lacks what text has;
+// its annotations are the text's if it has none. reading says in a message what was
+// read; stage is for the log.
+func rewrite(configPath, stage string, container Container, reading string, text []byte, hooks []spec.StageHook) ([]byte, error) {
+	parsed, err := spec.ParseConfig(text)
+	if err != nil {
+		return nil, &failure{"", reading, err}
 	}
-	return &failure{container, doing, err}
-}
-
-// LogFailure writes what Failure returned for a runtime to the log that the
-// configuration names.
-func LogFailure(configPath string, err error) {
-	var f *failure
-	if errors.As(err, &f) {
-		logError(logFor(configPath, runtimeStage, f.container), err)
+	container.Mounts, container.Root = parsed.Mounts, parsed.Root
+	if container.Annotations == nil {
+		container.Annotations = parsed.Annotations
 	}
+	request, replaced, err := CheckContainer(configPath, container)
+	if err != nil || request == nil {
+		return nil, err
+	}
+	text, err = spec.Rewrite(text, replaced, hooks...)
+	if err != nil {
+		return nil, &failure{"", "rewriting config.json", err}
+	}
+	if len(replaced) == 0 {
+		return text, nil
+	}
+	log := logFor(configPath, stage, container.ID)
+	for _, i := range replaced {
+		m := parsed.Mounts[i]
+		log.Info("mount removed from config.json", "destination", m.Destination, "source", m.Source)
+	}
+	return text, nil
 }

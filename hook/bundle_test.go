@@ -74,7 +74,7 @@ func (i installation) only(t *testing.T) {
 	}
 }
 
-func TestInstall(t *testing.T) {
+func TestAddHooks(t *testing.T) {
 	i := newInstallation(t)
 	mount := func(source, destination string) string {
 		return fmt.Sprintf(`{"type":"bind","source":%q,"destination":%q,"options":["rbind"]}`, source, destination)
@@ -94,7 +94,7 @@ func TestInstall(t *testing.T) {
 	} {
 		must(t, os.MkdirAll(i.bundle+"/r/data", 0o755), os.WriteFile(i.file, []byte(c.in), 0o600), os.Chmod(i.file, c.mode), os.Chown(i.file, c.uid, c.gid))
 		before := identity(t, i.file)
-		if err := Install(i.config, "web", i.bundle, i.program); err != nil {
+		if err := AddHooks(i.config, "web", i.bundle, i.program); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
 		text, err := os.ReadFile(i.file)
@@ -110,7 +110,7 @@ func TestInstall(t *testing.T) {
 			t.Errorf("%s: written to in its place", c.name)
 		}
 		// Create after a create that failed.
-		must(t, Install(i.config, "web", i.bundle, i.program))
+		must(t, AddHooks(i.config, "web", i.bundle, i.program))
 		if again, err := os.ReadFile(i.file); err != nil || !bytes.Equal(again, text) {
 			t.Errorf("%s: a second time:\n%s%v", c.name, again, err)
 		}
@@ -124,7 +124,7 @@ func TestInstall(t *testing.T) {
 }
 
 // A container that asks for nothing is left alone, whatever state the host is in.
-func TestInstallNothing(t *testing.T) {
+func TestAddHooksNothing(t *testing.T) {
 	i := newInstallation(t)
 	for name, in := range map[string]string{
 		"no annotation":            i.configOf(`"other":"x"`, `{"type":"bind","source":"/","destination":"/host"}`, ""),
@@ -133,7 +133,7 @@ func TestInstallNothing(t *testing.T) {
 	} {
 		must(t, os.WriteFile(i.file, []byte(in), 0o400))
 		before := identity(t, i.file)
-		must(t, Install(i.dir+"/nowhere.toml", "web", i.bundle, "/nowhere"))
+		must(t, AddHooks(i.dir+"/nowhere.toml", "web", i.bundle, "/nowhere"))
 		if after := identity(t, i.file); after != before {
 			t.Errorf("%s: config.json was %+v, is %+v", name, before, after)
 		}
@@ -143,29 +143,29 @@ func TestInstallNothing(t *testing.T) {
 	loop := i.dir + "/loop"
 	must(t, os.Symlink("loop", loop), os.Mkdir(i.dir+"/empty", 0o755), os.MkdirAll(i.dir+"/odd/config.json", 0o755))
 	for _, bundle := range []string{i.dir + "/nowhere", i.file, loop, i.dir + "/empty", i.dir + "/odd", i.dir + "/" + strings.Repeat("x", 300), strings.Repeat("/x", 3000)} {
-		if err := Install(i.dir+"/nowhere.toml", "web", bundle, "/nowhere"); err != nil {
+		if err := AddHooks(i.dir+"/nowhere.toml", "web", bundle, "/nowhere"); err != nil {
 			t.Errorf("%.80s: %v", bundle, err)
 		}
 	}
 }
 
 // A pod's sandbox gets no closure, and the hook, which looks at its mounts.
-func TestInstallSandbox(t *testing.T) {
+func TestAddHooksSandbox(t *testing.T) {
 	i := newInstallation(t)
 	sandbox := i.roots() + `,"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"web"`
 	must(t, os.WriteFile(i.file, []byte(i.configOf(sandbox, "", "")), 0o400))
-	must(t, Install(i.config, "web", i.bundle, i.program))
+	must(t, AddHooks(i.config, "web", i.bundle, i.program))
 	if text, err := os.ReadFile(i.file); err != nil || !strings.Contains(string(text), `"createRuntime"`) {
 		t.Errorf("%v, %s", err, text)
 	}
 	must(t, os.WriteFile(i.file, []byte(i.configOf(sandbox, "", "")), 0o400))
-	if err := Install(i.config, "db", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "says that this container is a pod's sandbox") {
+	if err := AddHooks(i.config, "db", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "says that this container is a pod's sandbox") {
 		t.Errorf("the sandbox's ID is not this container's: %v", err)
 	}
 }
 
 // A container that is refused has its config.json as it was, and nothing beside it.
-func TestInstallRefuses(t *testing.T) {
+func TestAddHooksRefuses(t *testing.T) {
 	i := newInstallation(t)
 	broken := i.dir + "/broken.toml"
 	must(t, os.WriteFile(broken, []byte("runtimes = 1\n"), 0o600))
@@ -197,7 +197,7 @@ func TestInstallRefuses(t *testing.T) {
 		if c.program != "" {
 			program = c.program
 		}
-		err := Install(config, "web", i.bundle, program)
+		err := AddHooks(config, "web", i.bundle, program)
 		if err == nil {
 			t.Errorf("%s: not refused", c.name)
 			continue
@@ -214,18 +214,18 @@ func TestInstallRefuses(t *testing.T) {
 	}
 	// What is read of a pipe is gone from it.
 	must(t, os.Remove(i.file), unix.Mkfifo(i.file, 0o600))
-	if err := Install(i.config, "web", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "config.json: not a regular file") {
+	if err := AddHooks(i.config, "web", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "config.json: not a regular file") {
 		t.Errorf("a pipe: %v", err)
 	}
 	large, err := os.OpenFile(i.dir+"/large", os.O_CREATE|os.O_RDWR, 0o600)
 	must(t, err, large.Truncate(65<<20), large.Close(), os.Remove(i.file), os.Rename(i.dir+"/large", i.file))
-	if err := Install(i.config, "web", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
+	if err := AddHooks(i.config, "web", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
 		t.Errorf("a large one: %v", err)
 	}
 }
 
 // The bundle is what the kernel takes it for, as it is for the runtime.
-func TestInstallPaths(t *testing.T) {
+func TestAddHooksPaths(t *testing.T) {
 	i := newInstallation(t)
 	good := i.configOf(i.roots(), "", "")
 	want := i.installed(i.roots(), "")
@@ -250,7 +250,7 @@ func TestInstallPaths(t *testing.T) {
 		for _, f := range []string{i.file, i.dir + "/elsewhere/config.json"} {
 			must(t, os.WriteFile(f, []byte(good), 0o600))
 		}
-		must(t, Install(i.config, "web", c.bundle, i.program))
+		must(t, AddHooks(i.config, "web", c.bundle, i.program))
 		for _, f := range []string{i.file, i.dir + "/elsewhere/config.json"} {
 			text, err := os.ReadFile(f)
 			must(t, err)
@@ -266,7 +266,7 @@ func TestInstallPaths(t *testing.T) {
 	}
 	// What a link leads to may be of another container too.
 	must(t, os.Rename(i.file, i.dir+"/shared.json"), os.WriteFile(i.dir+"/shared.json", []byte(good), 0o640), os.Symlink("../shared.json", i.file))
-	must(t, Install(i.config, "web", i.bundle, i.program))
+	must(t, AddHooks(i.config, "web", i.bundle, i.program))
 	if st, err := os.Lstat(i.file); err != nil || st.Mode() != 0o600 {
 		t.Errorf("in place of the link: %v, %v", st.Mode(), err)
 	}
@@ -280,7 +280,7 @@ func TestInstallPaths(t *testing.T) {
 
 // A user that may not give the file its owner leaves it as it is, and no temporary
 // file.
-func TestInstallOfAnother(t *testing.T) {
+func TestAddHooksOfAnother(t *testing.T) {
 	i := newInstallation(t)
 	must(t, os.WriteFile(i.file, []byte(i.configOf(i.roots(), "", "")), 0o644), os.Chmod(i.config, 0o644),
 		os.Chmod(i.dir, 0o755), os.Chmod(filepath.Dir(i.dir), 0o755), os.Chown(i.bundle, 65534, 0))
@@ -290,7 +290,7 @@ func TestInstallOfAnother(t *testing.T) {
 	defer runtime.UnlockOSThread()
 	_, err := unix.SetfsuidRetUid(65534)
 	must(t, err)
-	err = Install(i.config, "web", i.bundle, i.program)
+	err = AddHooks(i.config, "web", i.bundle, i.program)
 	_, back := unix.SetfsuidRetUid(0)
 	must(t, back)
 	if !errors.Is(err, syscall.EPERM) || !strings.HasPrefix(err.Error(), "nix-closure: a container: writing config.json: chown "+i.bundle+"/.config.json.") {
@@ -303,7 +303,7 @@ func TestInstallOfAnother(t *testing.T) {
 }
 
 // Who reads the file at any time sees the old one or the new one.
-func TestInstallIsAtomic(t *testing.T) {
+func TestAddHooksIsAtomic(t *testing.T) {
 	i := newInstallation(t)
 	pad := fmt.Sprintf(`,"pad":%q`, strings.Repeat("x", 1<<16))
 	was := i.configOf(i.roots()+pad, "", "")
@@ -326,7 +326,7 @@ func TestInstallIsAtomic(t *testing.T) {
 		}
 	}()
 	for range 100 {
-		must(t, os.WriteFile(i.dir+"/again", []byte(was), 0o600), os.Rename(i.dir+"/again", i.file), Install(i.config, "web", i.bundle, i.program))
+		must(t, os.WriteFile(i.dir+"/again", []byte(was), 0o600), os.Rename(i.dir+"/again", i.file), AddHooks(i.config, "web", i.bundle, i.program))
 	}
 	close(stop)
 	if s, bad := <-seen; bad {
@@ -335,7 +335,7 @@ func TestInstallIsAtomic(t *testing.T) {
 	i.only(t)
 }
 
-func TestCarries(t *testing.T) {
+func TestHasAnnotations(t *testing.T) {
 	i := newInstallation(t)
 	must(t, os.WriteFile(i.file, []byte(i.configOf(i.roots(), "", "")), 0o600))
 	for _, c := range []struct {
@@ -350,7 +350,7 @@ func TestCarries(t *testing.T) {
 		{file: i.config, err: "nix-closure: a container: reading config.json: not a JSON object"},
 		{file: "/dev/null", err: "nix-closure: a container: reading config.json: read /dev/null: not a regular file"},
 	} {
-		got, err := Carries(c.file)
+		got, err := HasAnnotations(c.file)
 		if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.HasPrefix(err.Error(), c.err) {
 			t.Errorf("%s: %t, %v", c.file, got, err)
 		}

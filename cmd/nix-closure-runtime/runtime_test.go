@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-func TestFind(t *testing.T) {
+func TestLookupRuntime(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -48,13 +48,13 @@ func TestFind(t *testing.T) {
 		{name: dir + "/first/plain", err: `runtime = "` + dir + `/first/plain": permission denied`},
 		{name: dir + "/first/directory", err: `runtime = "` + dir + `/first/directory": not a file`},
 	} {
-		got, err := find(c.name)
+		got, err := lookupRuntime(c.name)
 		if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.HasPrefix(err.Error(), c.err) {
 			t.Errorf("%q: %q, %v; want %q, %s", c.name, got, err, c.want, c.err)
 		}
 	}
 	t.Setenv("PATH", "first:.") // a relative PATH may be anyone's
-	if got, err := find("both"); err == nil {
+	if got, err := lookupRuntime("both"); err == nil {
 		t.Errorf("found %q", got)
 	}
 }

@@ -4,11 +4,14 @@ package hook
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +19,60 @@ import (
 	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
+
+// failure is an error in the one form that every error has on standard error:
+// which container, what was being done, what went wrong and what to do.
+type failure struct {
+	container string // empty: not known yet
+	doing     string
+	err       error
+}
+
+func (f *failure) Error() string {
+	container := "container " + f.container
+	if f.container == "" {
+		container = "a container"
+	}
+	return oneLine(fmt.Sprintf("nix-closure: %s: %s: %v", container, f.doing, f.err))
+}
+
+func (f *failure) Unwrap() error { return f.err }
+
+// oneLine keeps what came from an image or an annotation from looking like a
+// line of its own.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !strconv.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// Failure is an error in the form that every error of this program has on standard
+// error. container may be empty.
+func Failure(container, doing string, err error) error {
+	if f := (*failure)(nil); errors.As(err, &f) {
+		if f.container == "" {
+			return &failure{container, f.doing, f.err}
+		}
+		return f
+	}
+	return &failure{container, doing, err}
+}
+
+// LogFailure writes what Failure returned for a runtime to the log that the
+// configuration names.
+func LogFailure(configPath string, err error) {
+	var f *failure
+	if errors.As(err, &f) {
+		logError(logFor(configPath, runtimeStage, f.container), err)
+	}
+}
+
+// LogCall writes to the log that a call of the hook was not understood: the container
+// does not start, and some runtimes show only that the hook failed.
+func LogCall(call Call, err error) { logError(logFor(call.Config, call.Stage, ""), err) }
 
 // logFor returns the log that the configuration names, or the default one where
 // it cannot be read.

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usualPlaces is where a runtime is that is on no PATH.
-var usualPlaces = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin"}
+// defaultPath is where a runtime is that is on no PATH.
+var defaultPath = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin"}
 
 // choose returns the absolute path of the runtime for a command line.
 //
@@ -24,15 +24,15 @@ var usualPlaces = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/u
 // cannot be read or names nothing that is there.
 func (a arguments) choose(args []string, configured string) (string, error) {
 	if a.Makes {
-		return find(configured)
+		return lookupRuntime(configured)
 	}
 	made := a.madeBy(args)
 	if other := map[string]string{"runc": "crun", "crun": "runc"}[made]; other != "" && strings.Contains(filepath.Base(configured), other) {
-		return find(made)
+		return lookupRuntime(made)
 	}
-	program, err := find(configured)
+	program, err := lookupRuntime(configured)
 	if err != nil && made != "" {
-		return find(made)
+		return lookupRuntime(made)
 	}
 	return program, err
 }
@@ -57,10 +57,10 @@ func (a arguments) madeBy(args []string) string {
 	return ""
 }
 
-// find returns the absolute path of the runtime with a name: by PATH, which is the
+// lookupRuntime returns the absolute path of the runtime with a name: by PATH, which is the
 // engine's and by which the engine would have found it, and then in the usual
 // places. This program itself is not taken for it, whatever it is called.
-func find(name string) (string, error) {
+func lookupRuntime(name string) (string, error) {
 	if filepath.IsAbs(name) {
 		if err := runnable(name); err != nil {
 			return "", fmt.Errorf("runtime = %q: %w", name, err)
@@ -74,7 +74,7 @@ func find(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil && filepath.IsAbs(path) && runnable(path) == nil {
 		return path, nil
 	}
-	for _, dir := range usualPlaces {
+	for _, dir := range defaultPath {
 		if path := filepath.Join(dir, name); runnable(path) == nil {
 			return path, nil
 		}

@@ -8,12 +8,13 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
-	"strconv"
-	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
@@ -23,9 +24,9 @@ import (
 // precreate, which is podman's and CRI-O's.
 var Stages = []string{"precreate", "prestart", "createRuntime", "createContainer", "poststop"}
 
-// patience is how long the end of a container waits for others.
 const (
-	patience = 10 * time.Second
+	// poststopTimeout bounds the end of a container, which may wait for others.
+	poststopTimeout = 10 * time.Second
 	// fetchMargin is for what comes before and after fetching.
 	fetchMargin = 15 * time.Second
 )
@@ -109,7 +110,7 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	}
 	log := logOf(c, stage, state.ID)
 	if stage == "poststop" {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), poststopTimeout)
 		defer cancel()
 		poststop(ctx, c, state, log)
 		return nil
@@ -133,35 +134,89 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// LogCall writes to the log that a call of the hook was not understood: the container
-// does not start, and some runtimes show only that the hook failed.
-func LogCall(call Call, err error) { logError(logFor(call.Config, call.Stage, ""), err) }
+// deadlineText is how long a start may take, but for what is fetched for it. It is
+// longer than any closure takes. The linker can set it (-X), for a test that does
+// not wait for so long.
+var deadlineText = "100s"
 
-// failure is an error in the one form that every error has on standard error:
-// which container, what was being done, what went wrong and what to do.
-type failure struct {
-	container string // empty: not known yet
-	doing     string
-	err       error
-}
-
-func (f *failure) Error() string {
-	container := "container " + f.container
-	if f.container == "" {
-		container = "a container"
+// startDeadline bounds a container's start.
+func startDeadline() time.Duration {
+	deadline, err := time.ParseDuration(deadlineText)
+	if err != nil {
+		panic(err)
 	}
-	return oneLine(fmt.Sprintf("nix-closure: %s: %s: %v", container, f.doing, f.err))
+	return deadline
 }
 
-func (f *failure) Unwrap() error { return f.err }
+const (
+	// grace is what a start has after the deadline to fail by itself, which gives
+	// the better message.
+	grace = time.Second
+	// undoTimeout bounds the cleaning up of a start that hangs.
+	undoTimeout = state.LockTimeout + time.Second
+)
 
-// oneLine keeps what came from an image or an annotation from looking like a
-// line of its own.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !strconv.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, s)
+// progress is what a start is doing, for whoever has to say where it failed.
+type progress struct {
+	step  atomic.Pointer[string]
+	owned atomic.Pointer[state.Claim] // nil: the ID is not claimed yet
+	over  atomic.Bool                 // the start has returned, or the watchdog ends it
+}
+
+func (p *progress) at(doing string) { p.step.Store(&doing) }
+
+func (p *progress) doing() string {
+	if s := p.step.Load(); s != nil {
+		return *s
+	}
+	return "starting"
+}
+
+// createWatched is create with an end. System calls on a container's file systems do
+// not know of the context's deadline: where one of them hangs (a FUSE server or an
+// NFS server that does not answer), this process cleans up what it made on the host,
+// says what it was doing, and ends with status 1.
+//
+// That ends a system call that waits for a FUSE server to read its request, or for
+// NFS. Where a FUSE server has read the request and does not answer, the kernel lets
+// nothing end the thread before the server is killed or its connection is aborted:
+// the host is clean and the message is out by then, but whoever waits for this
+// process waits on.
+func createWatched(ctx context.Context, s *start) error {
+	stop := context.AfterFunc(ctx, func() { s.expire(ctx) })
+	err := create(ctx, s)
+	stop()
+	if !s.over.CompareAndSwap(false, true) {
+		select {} // the watchdog ends the process, with its message
+	}
+	return err
+}
+
+// expire ends the process, unless the start returns.
+func (s *start) expire(ctx context.Context) {
+	time.Sleep(grace)
+	if !s.over.CompareAndSwap(false, true) {
+		return
+	}
+	err := &failure{s.state.ID, s.doing(), errors.New(
+		"no answer before the deadline, " + time.Since(s.began).Round(time.Second).String() + " after the start; " +
+			"a file system of the container may hang: look at what its volumes and its root are mounted from")}
+	undone := make(chan error, 1)
+	if own := s.owned.Load(); own != nil {
+		go func() { undone <- own.Undo(ctx) }()
+	} else {
+		undone <- nil
+	}
+	var undo error
+	select {
+	case undo = <-undone:
+	case <-time.After(undoTimeout):
+		undo = errors.New("no answer from the host's file systems")
+	}
+	if undo != nil {
+		logError(s.log, &failure{s.state.ID, "cleaning up", undo})
+	}
+	logError(s.log, err)
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
 }

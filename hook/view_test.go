@@ -14,7 +14,7 @@ import (
 )
 
 // What the container's user is called outside of the container.
-func TestOwnerOf(t *testing.T) {
+func TestContainerOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("must be root, to map users")
 	}
@@ -44,7 +44,7 @@ func TestOwnerOf(t *testing.T) {
 		{"from inside", "createContainer", 1, 1000, 100, view.Owner{UID: 1000, GID: 100}, false},
 		{"no process", "createRuntime", 1 << 30, 0, 0, view.Owner{}, true},
 	} {
-		got, err := ownerOf(x.stage, x.pid, spec.Config{UID: x.uid, GID: x.gid})
+		got, err := containerOwner(x.stage, x.pid, spec.Config{UID: x.uid, GID: x.gid})
 		if x.fails != (err != nil) || err == nil && got != x.want {
 			t.Errorf("%s: %+v, %v", x.name, got, err)
 		}
@@ -53,7 +53,7 @@ func TestOwnerOf(t *testing.T) {
 
 const waits = "NIX_CLOSURE_TEST_WAITS"
 
-// TestWaits is a process for TestOwnerOf to look at.
+// TestWaits is a process for TestContainerOwner to look at.
 func TestWaits(*testing.T) {
 	if os.Getenv(waits) != "" {
 		_, _ = os.Stdin.Read(make([]byte, 1))
