@@ -16,6 +16,7 @@ import (
 // code that made it.
 type Closure struct {
 	Names []BaseName
+	dir   string // the store directory
 	text  string
 }
 
@@ -37,7 +38,7 @@ func New(store Store, names []BaseName) Closure {
 		b.WriteString(string(n))
 		b.WriteByte('\n')
 	}
-	return Closure{Names: names, text: b.String()}
+	return Closure{Names: names, dir: store.Dir, text: b.String()}
 }
 
 // Digest identifies the closure: SHA-256, in hexadecimal, of its text. Two
@@ -75,5 +76,5 @@ func Parse(store Store, text string) (Closure, error) {
 		}
 		names = append(names, base)
 	}
-	return Closure{Names: names, text: text}, nil
+	return Closure{Names: names, dir: store.Dir, text: text}, nil
 }

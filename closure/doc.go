@@ -10,8 +10,9 @@
 // that every container starts stays small.
 //
 // Read it in this order: path.go (store paths), closure.go (a closure and its
-// digest), info.go (closure-info), memo.go (resolved closures that are
-// remembered), resolve.go (who is asked), nixstore.go (Nix's own program),
-// pin.go (GC roots), fetch.go (substituters), registration.go (what a database of
-// a closure says).
+// digest), closureinfo.go (closure-info, read with lines.go), memo.go (resolved
+// closures that are remembered) and stamp.go (for how long), resolve.go (who is asked)
+// and resolver.go (from the hook), nixstore.go (Nix's own program), gcroots.go (GC
+// roots), fetch.go (substituters), registration.go (what a database of a closure says)
+// and dump.go (the same as a text).
 package closure

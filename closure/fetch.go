@@ -67,7 +67,7 @@ func (n NixStore) discard(ctx context.Context, begun []BaseName) error {
 			removeLock(n.Store.Path(name) + ".lock")
 			continue
 		}
-		if _, err := n.Registrations(ctx, []BaseName{name}); !errors.Is(err, ErrNotValid) {
+		if _, err := n.Versions(ctx, []BaseName{name}); !errors.Is(err, ErrNotValid) {
 			continue
 		}
 		_, err := n.run(ctx, "--delete", n.Store.Path(name))

@@ -25,9 +25,9 @@ type Query struct {
 	Info  BaseName // empty: none
 }
 
-// Registration is what tells one registration of a store path from the next: a
-// path that was collected and came back has another row.
-type Registration struct {
+// RowVersion tells one row of a store path in Nix's database from the next: a path that
+// was collected and came back has another.
+type RowVersion struct {
 	Row  int64
 	Time int64 // seconds since 1970
 }
@@ -37,7 +37,7 @@ type Registration struct {
 //
 // It rests on this: as long as a store path stays registered, everything that
 // it references does, and its references never change. So a closure is known
-// from the registrations of its roots, and these from a look at the database's
+// from the rows of its roots, and these from a look at the database's
 // files, where they did not change since they were read.
 //
 // Whoever can write the directory decides what containers see. It is in the
@@ -49,12 +49,12 @@ type Memo struct {
 
 // entry is what one file of the memo holds.
 type entry struct {
-	Digest        string
-	Paths         int
-	Pins          []BaseName
-	Registrations []Registration // of the pins
-	Since         int64          // see Resolution
-	Stamp         Stamp
+	Digest   string
+	Paths    int
+	Pins     []BaseName
+	Versions []RowVersion // of the pins
+	Since    int64        // see Resolution
+	Stamp    Stamp
 }
 
 // The file has the entry as text: a line for the closure, one for the stamp, one
@@ -72,7 +72,7 @@ func (e entry) text() []byte {
 	text := fmt.Appendf(nil, closureLine, e.Digest, e.Paths, e.Since)
 	text = fmt.Appendf(text, stampLine, e.Stamp.Taken, db.Inode, db.Size, db.Modified, wal.Inode, wal.Size, wal.Modified)
 	for i, p := range e.Pins {
-		text = fmt.Appendf(text, pinLine, p, e.Registrations[i].Row, e.Registrations[i].Time)
+		text = fmt.Appendf(text, pinLine, p, e.Versions[i].Row, e.Versions[i].Time)
 	}
 	return append(text, lastLine...)
 }
@@ -96,76 +96,14 @@ func parseEntry(text []byte) (e entry, ok bool) {
 	}
 	for s != lastLine {
 		var p BaseName
-		var r Registration
+		var r RowVersion
 		if !next(pinLine, &p, &r.Row, &r.Time) {
 			return entry{}, false
 		}
-		e.Pins, e.Registrations = append(e.Pins, p), append(e.Registrations, r)
+		e.Pins, e.Versions = append(e.Pins, p), append(e.Versions, r)
 	}
 	// Written anew it is the same: there was nothing in it that was not read.
 	return e, bytes.Equal(e.text(), text)
-}
-
-// Stamp is the state of the database's files at a moment. The zero Stamp is of
-// no database and never trusted.
-type Stamp struct {
-	Taken int64       // nanoseconds since 1970
-	Files [2]fileMark // the database, its write-ahead log
-}
-
-// fileMark tells whether a file was written to. Of a file that is empty or not
-// there all is 0: SQLite makes an empty log to read, and what was in a log that
-// is gone is in the database.
-type fileMark struct {
-	Inode    uint64
-	Size     int64
-	Modified int64 // nanoseconds since 1970
-}
-
-// racy is how long after a write the kernel may give a second write the same
-// time stamp, with a wide margin (a clock tick is 1 to 10 ms). git does the
-// same with its index.
-const racy = time.Second
-
-// DatabasePath is where Nix's database is.
-func (s Store) DatabasePath() string { return s.StateDir + "/db/db.sqlite" }
-
-// TakeStamp looks at the database's files. To be of use, it is taken before
-// what it stands for is read.
-func TakeStamp(store Store) (Stamp, error) {
-	stamp := Stamp{Taken: time.Now().UnixNano()}
-	for i, path := range [...]string{store.DatabasePath(), store.DatabasePath() + "-wal"} {
-		var st unix.Stat_t
-		err := unix.Stat(path, &st)
-		if i > 0 && errors.Is(err, unix.ENOENT) {
-			continue
-		}
-		if err != nil {
-			return Stamp{}, &os.PathError{Op: "stat", Path: path, Err: err}
-		}
-		if st.Size > 0 {
-			stamp.Files[i] = fileMark{st.Ino, st.Size, st.Mtim.Nano()}
-		}
-	}
-	return stamp, nil
-}
-
-// Ahead tells whether there is something in the write-ahead log.
-func (s Stamp) Ahead() bool { return s.Files[1] != fileMark{} }
-
-// Holds tells whether what was read after the stamp was taken is still what the
-// database says.
-func (s Stamp) Holds(store Store) bool {
-	if s.Taken == 0 {
-		return false
-	}
-	for _, f := range s.Files {
-		if f.Modified > s.Taken-int64(racy) {
-			return false
-		}
-	}
-	now, err := TakeStamp(store)
-	return err == nil && now.Files == s.Files
 }
 
 func (m Memo) file(q Query) string {

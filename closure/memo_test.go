@@ -61,7 +61,7 @@ func trusted(t *testing.T, store Store) Stamp {
 func entryOf(c Closure, pins ...BaseName) entry {
 	e := entry{Digest: c.Digest(), Paths: len(c.Names), Pins: pins}
 	for i := range pins {
-		e.Registrations = append(e.Registrations, Registration{Row: int64(i + 1), Time: 1700000000})
+		e.Versions = append(e.Versions, RowVersion{Row: int64(i + 1), Time: 1700000000})
 	}
 	return e
 }
@@ -153,7 +153,7 @@ func FuzzMemo(f *testing.F) {
 	f.Add([]byte("closure x 1 1\nstamp 0 0 0 0 0 0 0\nend\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		e, ok := parseEntry(text)
-		if ok && (string(e.text()) != string(text) || len(e.Pins) != len(e.Registrations)) {
+		if ok && (string(e.text()) != string(text) || len(e.Pins) != len(e.Versions)) {
 			t.Errorf("%q is read as %+v", text, e)
 		}
 	})
@@ -170,7 +170,7 @@ func TestMemoDamaged(t *testing.T) {
 	text := good.text()
 	changed := func(change func(e *entry)) string {
 		e := good
-		e.Pins, e.Registrations = slices.Clone(e.Pins), slices.Clone(e.Registrations)
+		e.Pins, e.Versions = slices.Clone(e.Pins), slices.Clone(e.Versions)
 		change(&e)
 		return string(e.text())
 	}
@@ -184,7 +184,7 @@ func TestMemoDamaged(t *testing.T) {
 		{"cut off", string(text[:len(text)-1]), false},
 		{"twice", string(text) + string(text), false},
 		{"zeros", strings.Repeat("\x00", len(text)), false},
-		{"no pins", changed(func(e *entry) { e.Pins, e.Registrations = nil, nil }), false},
+		{"no pins", changed(func(e *entry) { e.Pins, e.Versions = nil, nil }), false},
 		{"cut off after a pin", strings.TrimSuffix(string(text), lastLine), false},
 		{"a pin without a registration", strings.Replace(string(text), lastLine, "pin "+string(named("b"))+"\n"+lastLine, 1), false},
 		{"more behind a pin", strings.Replace(string(text), lastLine, "x"+lastLine, 1), false},

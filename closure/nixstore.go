@@ -37,9 +37,9 @@ type NixStore struct {
 	Cache string
 }
 
-// Registrations finds out whether the names are valid. nix-store does not tell
-// one registration from the next.
-func (n NixStore) Registrations(ctx context.Context, names []BaseName) ([]Registration, error) {
+// Versions finds out whether the names are valid. nix-store does not tell
+// one row from the next.
+func (n NixStore) Versions(ctx context.Context, names []BaseName) ([]RowVersion, error) {
 	for chunk := range slices.Chunk(names, chunkSize) {
 		// Prints the paths that are not valid, and is content.
 		out, err := n.run(ctx, append([]string{"--check-validity", "--print-invalid"}, n.paths(chunk)...)...)
@@ -50,12 +50,12 @@ func (n NixStore) Registrations(ctx context.Context, names []BaseName) ([]Regist
 			return nil, &NotValidError{firstLine(out)}
 		}
 	}
-	return make([]Registration, len(names)), nil
+	return make([]RowVersion, len(names)), nil
 }
 
 // Closure is `nix-store --query --requisites`.
 func (n NixStore) Closure(ctx context.Context, names []BaseName, max int) ([]BaseName, error) {
-	if _, err := n.Registrations(ctx, names); err != nil {
+	if _, err := n.Versions(ctx, names); err != nil {
 		return nil, err
 	}
 	var all []BaseName
@@ -77,10 +77,10 @@ func (n NixStore) Closure(ctx context.Context, names []BaseName, max int) ([]Bas
 	return all, nil
 }
 
-// Infos is `nix-store --dump-db`, as ParseRegistration reads it. It knows less than
+// Infos is `nix-store --dump-db`, as ParseDump reads it. It knows less than
 // the database: neither signatures nor when a path was registered.
 func (n NixStore) Infos(ctx context.Context, c Closure) ([]PathInfo, error) {
-	r := newRegistrationReader(n.Store, c)
+	r := newDumpReader(n.Store, c)
 	for chunk := range slices.Chunk(c.Names, chunkSize) {
 		if err := n.stream(ctx, r.read, append([]string{"--dump-db"}, n.paths(chunk)...)...); err != nil {
 			return nil, err

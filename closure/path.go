@@ -88,3 +88,16 @@ func (s Store) Parse(unsafePath string) (BaseName, error) {
 	}
 	return base, nil
 }
+
+// ParseExact is Parse of a text that is a store path and nothing below one, not
+// even by a slash at its end.
+func (s Store) ParseExact(unsafePath string) (BaseName, error) {
+	base, err := s.Parse(unsafePath)
+	if err != nil {
+		return "", err
+	}
+	if len(unsafePath) != len(s.Dir)+1+len(base) {
+		return "", fmt.Errorf("%q: below a store path, not one", unsafePath)
+	}
+	return base, nil
+}

@@ -3,14 +3,10 @@
 package closure
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -23,7 +19,7 @@ type Resolution struct {
 	// Pins are the store paths that keep the whole closure from Nix's garbage
 	// collector when they are GC roots.
 	Pins []BaseName `json:"pins"`
-	// Since is when these registrations were first seen, in nanoseconds since
+	// Since is when these rows were first seen, in nanoseconds since
 	// 1970. What was made from a closure of the same digest before may show
 	// files that have since been collected and come back.
 	Since int64 `json:"since"`
@@ -56,10 +52,10 @@ func (e *TooLargeError) Error() string {
 // Registry is who knows which store paths are valid and what they reference:
 // Nix's database, or Nix's own program.
 type Registry interface {
-	// Registrations returns one for each name. It fails with NotValidError.
-	// From a registry that cannot tell one registration from the next, they
+	// Versions returns one for each name. It fails with NotValidError.
+	// From a registry that cannot tell one row from the next, they
 	// are zero.
-	Registrations(ctx context.Context, names []BaseName) ([]Registration, error)
+	Versions(ctx context.Context, names []BaseName) ([]RowVersion, error)
 	// Closure returns the names and everything that they reference, in any
 	// order, or fails with NotValidError or, past max, TooLargeError.
 	Closure(ctx context.Context, names []BaseName, max int) ([]BaseName, error)
@@ -88,8 +84,8 @@ func (m Memo) Remembered(q Query) (_ Resolution, ok bool) {
 // either has.
 func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolution, error) {
 	if e, ok := m.lookup(q); ok && e.Paths <= max {
-		now, err := r.Registrations(ctx, e.Pins)
-		if err == nil && slices.Equal(now, e.Registrations) && !slices.Contains(now, Registration{}) {
+		now, err := r.Versions(ctx, e.Pins)
+		if err == nil && slices.Equal(now, e.Versions) && !slices.Contains(now, RowVersion{}) {
 			e.Stamp = r.Stamp()
 			if _, err := m.Dir.Lstat(e.Digest); err == nil {
 				return e.resolution(), m.save(q, e)
@@ -100,7 +96,7 @@ func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolu
 	if err != nil {
 		return Resolution{}, err
 	}
-	registrations, err := r.Registrations(ctx, pins)
+	versions, err := r.Versions(ctx, pins)
 	if err != nil {
 		return Resolution{}, err
 	}
@@ -108,7 +104,7 @@ func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolu
 	if err := m.store(c); err != nil {
 		return Resolution{}, err
 	}
-	e := entry{c.Digest(), len(c.Names), pins, registrations, time.Now().UnixNano(), r.Stamp()}
+	e := entry{c.Digest(), len(c.Names), pins, versions, time.Now().UnixNano(), r.Stamp()}
 	return e.resolution(), m.save(q, e)
 }
 
@@ -145,7 +141,7 @@ func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (li
 	}
 	if err != nil {
 		// That it is not valid says more, and such a one may be fetched.
-		if _, asked := r.Registrations(ctx, []BaseName{q.Info}); errors.Is(asked, ErrNotValid) {
+		if _, asked := r.Versions(ctx, []BaseName{q.Info}); errors.Is(asked, ErrNotValid) {
 			err = asked
 		}
 		return nil, nil, err
@@ -185,63 +181,4 @@ func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (li
 		}
 	}
 	return listed, pins, nil
-}
-
-// Resolver asks the program that reads Nix's database. That is a program of its
-// own so that the one that every container starts need not link a database.
-type Resolver struct {
-	Program string   // absolute path of nix-closure
-	Args    []string // before the query: which configuration
-}
-
-// Resolve lets the program resolve q into the memo that its configuration names.
-func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution, error) {
-	args := append([]string{"resolve", "--json"}, r.Args...)
-	paths := q.Roots
-	if q.Info != "" {
-		args, paths = append(args, "--closure-info"), append([]BaseName{q.Info}, q.Roots...)
-	}
-	args = append(args, "--")
-	for _, p := range paths {
-		args = append(args, store.Path(p))
-	}
-	cmd := exec.CommandContext(ctx, r.Program, args...)
-	cmd.Env = []string{"LC_ALL=C"}
-	cmd.Dir = "/"
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	cmd.WaitDelay = waitDelay
-	if err := cmd.Run(); err != nil {
-		var exit *exec.ExitError
-		if said := firstLine(errs.String()); errors.As(err, &exit) && said != "" {
-			return Resolution{}, &saidError{strings.TrimPrefix(said, "nix-closure: "), exit.ExitCode()}
-		}
-		return Resolution{}, fmt.Errorf("running %s: %w", r.Program, err)
-	}
-	var res Resolution
-	if err := json.Unmarshal(out.Bytes(), &res); err != nil || !IsDigest(res.Digest) || len(res.Pins) == 0 {
-		return Resolution{}, fmt.Errorf("%s: not understood: %q; is it of the same version as the hook?", r.Program, firstLine(out.String()))
-	}
-	return res, nil
-}
-
-// saidError is an error that the program said.
-type saidError struct {
-	text   string
-	status int
-}
-
-func (e *saidError) Error() string { return e.text }
-
-func (e *saidError) Is(target error) bool {
-	return target == ErrNotValid && e.status == ExitNotValid
-}
-
-// waitDelay is how long a program's children may hold its output open after it
-// ended or its time was over.
-const waitDelay = time.Second
-
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
-	return line
 }

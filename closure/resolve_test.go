@@ -16,16 +16,16 @@ import (
 type registry struct {
 	store      Store
 	references map[BaseName][]BaseName
-	rows       map[BaseName]Registration // of the valid ones
-	blind      bool                      // cannot tell registrations apart, as nix-store
+	rows       map[BaseName]RowVersion // of the valid ones
+	blind      bool                    // cannot tell versions apart, as nix-store
 	stamp      Stamp
 	closures   int // how often Closure was called
 }
 
 func (r *registry) Stamp() Stamp { return r.stamp }
 
-func (r *registry) Registrations(_ context.Context, names []BaseName) ([]Registration, error) {
-	all := make([]Registration, len(names))
+func (r *registry) Versions(_ context.Context, names []BaseName) ([]RowVersion, error) {
+	all := make([]RowVersion, len(names))
 	for i, n := range names {
 		row, ok := r.rows[n]
 		if !ok {
@@ -40,7 +40,7 @@ func (r *registry) Registrations(_ context.Context, names []BaseName) ([]Registr
 
 func (r *registry) Closure(ctx context.Context, names []BaseName, max int) ([]BaseName, error) {
 	r.closures++
-	if _, err := r.Registrations(ctx, names); err != nil {
+	if _, err := r.Versions(ctx, names); err != nil {
 		return nil, err
 	}
 	all := slices.Clone(names)
@@ -59,10 +59,10 @@ func (r *registry) Closure(ctx context.Context, names []BaseName, max int) ([]Ba
 
 // registryOf registers the names, each after what it references: `a: b c`.
 func registryOf(store Store, lines ...string) *registry {
-	r := &registry{store: store, references: map[BaseName][]BaseName{}, rows: map[BaseName]Registration{}}
+	r := &registry{store: store, references: map[BaseName][]BaseName{}, rows: map[BaseName]RowVersion{}}
 	for i, line := range lines {
 		name, references, _ := strings.Cut(line, ":")
-		r.rows[named(name)] = Registration{Row: int64(i + 1), Time: 1700000000}
+		r.rows[named(name)] = RowVersion{Row: int64(i + 1), Time: 1700000000}
 		for n := range strings.FieldsSeq(references) {
 			r.references[named(name)] = append(r.references[named(name)], named(n))
 		}
@@ -169,7 +169,7 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// A second look at the same roots asks for their registrations, and no more.
+// A second look at the same roots asks for their versions, and no more.
 func TestResolveAgain(t *testing.T) {
 	a := named("a")
 	q := Query{Roots: []BaseName{a}}
@@ -183,14 +183,14 @@ func TestResolveAgain(t *testing.T) {
 	}{
 		{name: "as before", asked: false},
 		{name: "another root was registered", change: func(_ *testing.T, _ Memo, r *registry) {
-			r.rows[named("z")] = Registration{99, 1}
+			r.rows[named("z")] = RowVersion{99, 1}
 		}, asked: false},
 		{name: "another stamp", change: func(_ *testing.T, _ Memo, r *registry) { r.stamp = Stamp{Taken: 7} }, asked: false},
 		{name: "came back in another row", change: func(_ *testing.T, _ Memo, r *registry) {
-			r.rows[a] = Registration{99, r.rows[a].Time}
+			r.rows[a] = RowVersion{99, r.rows[a].Time}
 		}, asked: true},
 		{name: "came back at another time", change: func(_ *testing.T, _ Memo, r *registry) {
-			r.rows[a] = Registration{r.rows[a].Row, 1800000000}
+			r.rows[a] = RowVersion{r.rows[a].Row, 1800000000}
 		}, asked: true},
 		{name: "is gone", change: func(_ *testing.T, _ Memo, r *registry) { delete(r.rows, a) }, asked: true, err: "is not valid"},
 		{name: "registry that cannot tell", before: func(r *registry) { r.blind = true }, asked: true},
@@ -375,7 +375,7 @@ func TestNixStoreEnvironment(t *testing.T) {
 	}
 	out := t.TempDir()
 	n := NixStore{Program: script(t, "tr '\\0' '\\n' </proc/$$/environ >"+out+"/env\npwd >"+out+"/pwd\n"), Store: Store{Dir: "/s/store", StateDir: "/s/var"}}
-	if _, err := n.Registrations(t.Context(), names("a")); err != nil {
+	if _, err := n.Versions(t.Context(), names("a")); err != nil {
 		t.Fatal(err)
 	}
 	got := strings.Split(strings.TrimSuffix(read(t, out+"/env"), "\n"), "\n")

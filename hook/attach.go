@@ -29,8 +29,9 @@ type attachment struct {
 	*inspected
 	view     view.View // nil: none, see spec.Request.Sandbox
 	pidStart uint64    // see Record
-	// registration goes on the state directory; nil: none is asked for.
-	registration view.View
+	// stateDir goes on the state directory, with the registration; nil: none is asked
+	// for.
+	stateDir view.View
 	// owner is whose the directories are that are made in the container's root;
 	// nil: this process's. Nix wants to make others beside its state directory.
 	owner *view.Owner
@@ -100,8 +101,8 @@ func (a attachment) attachHere(process string) error {
 	if a.view != nil {
 		targets = append(targets, &target{dir: a.store.Dir, view: a.view})
 	}
-	if a.registration != nil {
-		targets = append(targets, &target{dir: a.store.StateDir, view: a.registration})
+	if a.stateDir != nil {
+		targets = append(targets, &target{dir: a.store.StateDir, view: a.stateDir})
 	}
 	defer func() {
 		for _, t := range targets {

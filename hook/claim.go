@@ -78,12 +78,12 @@ func (c *checked) requestText() string {
 // digest is the closure's; empty: not known yet.
 func (c *claimed) reserve(ctx context.Context, digest string, pins []closure.BaseName) error {
 	r := c.claim.Record()
-	r.Digest, r.View, r.Database = digest, "", ""
+	r.Digest, r.View, r.Registration = digest, "", ""
 	if digest != "" && r.Mode == spec.ModeOverlay {
 		r.View = view.LayerName(digest, c.options)
 	}
 	if digest != "" && c.request.Registration {
-		r.Database = closure.RegistrationName(digest, c.request.ClosureInfo)
+		r.Registration = closure.RegistrationName(digest, c.request.ClosureInfo)
 	}
 	return c.claim.Reserve(ctx, r, pins)
 }

@@ -80,7 +80,7 @@ func create(ctx context.Context, s *start) (Err error) {
 func (b *built) attach() error {
 	b.at("attaching the view")
 	a := b.attachment()
-	a.view, a.registration = b.view, b.registration
+	a.view, a.stateDir = b.view, b.stateDir
 	if b.request.Registration || b.request.Writable {
 		a.owner = &b.owner
 	}

@@ -20,18 +20,18 @@ import (
 // built is a container whose view is there to be attached.
 type built struct {
 	*pinned
-	view         view.View
-	registration view.View // nil: none is asked for
-	owner        view.Owner
-	why          string // it has this mode
+	view     view.View
+	stateDir view.View // nil: no registration is asked for
+	owner    view.Owner
+	why      string // it has this mode
 }
 
 func (b *built) close() {
 	if b.view != nil {
 		_ = b.view.Close()
 	}
-	if b.registration != nil {
-		_ = b.registration.Close()
+	if b.stateDir != nil {
+		_ = b.stateDir.Close()
 	}
 }
 
@@ -66,7 +66,7 @@ func build(ctx context.Context, p *pinned) (_ *built, Err error) {
 	}
 	if p.request.Registration {
 		p.at("making the registration")
-		b.registration, err = registration(ctx, p, size, b.owner)
+		b.stateDir, err = makeStateDir(ctx, p, size, b.owner)
 	}
 	return b, err
 }
@@ -166,7 +166,7 @@ func (v viewBuilder) overlayOf(ctx context.Context, c closure.Closure) (view.Vie
 	if err != nil {
 		return nil, err
 	}
-	if err := view.Check(made, v.store, c); err != nil {
+	if err := made.Check(v.store, c); err != nil {
 		return nil, errors.Join(err, made.Close())
 	}
 	return made, nil
@@ -207,15 +207,15 @@ func (v viewBuilder) bind(ctx context.Context) (view.View, error) {
 	return view.NewBind(v.store, c, v.options)
 }
 
-// registration makes a state directory with a copy of the closure's database. The
+// makeStateDir makes a state directory with a copy of the closure's database. The
 // database is made once, by the program that reads the host's.
-func registration(ctx context.Context, p *pinned, size int64, owner view.Owner) (view.View, error) {
+func makeStateDir(ctx context.Context, p *pinned, size int64, owner view.Owner) (view.View, error) {
 	db, err := openRegistration(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	defer db.Close()
-	return view.NewRegistration(p.store, db, p.options, size, owner)
+	return view.NewStateDir(p.store, db, p.options, size, owner)
 }
 
 // openRegistration opens the database, and has it made if there is none. An open

@@ -109,14 +109,14 @@ func (s *Snapshot) Close() error {
 // Stamp was taken before the snapshot.
 func (s *Snapshot) Stamp() closure.Stamp { return s.stamp }
 
-// Registrations returns the row and the time of registration of each name.
-func (s *Snapshot) Registrations(ctx context.Context, names []closure.BaseName) ([]closure.Registration, error) {
+// Versions returns the row and the time of registration of each name.
+func (s *Snapshot) Versions(ctx context.Context, names []closure.BaseName) ([]closure.RowVersion, error) {
 	look, err := s.tx.PrepareContext(ctx, "SELECT id, registrationTime FROM ValidPaths WHERE path = ?")
 	if err != nil {
 		return nil, s.failed(err)
 	}
 	defer look.Close()
-	all := make([]closure.Registration, len(names))
+	all := make([]closure.RowVersion, len(names))
 	for i, n := range names {
 		err := look.QueryRowContext(ctx, s.store.Path(n)).Scan(&all[i].Row, &all[i].Time)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -131,13 +131,13 @@ func (s *Snapshot) Registrations(ctx context.Context, names []closure.BaseName) 
 
 // Closure returns the names and everything that they reference.
 func (s *Snapshot) Closure(ctx context.Context, names []closure.BaseName, max int) (_ []closure.BaseName, Err error) {
-	registrations, err := s.Registrations(ctx, names)
+	versions, err := s.Versions(ctx, names)
 	if err != nil {
 		return nil, err
 	}
 	// One parameter, however many: SQLite limits their number.
-	ids := make([]int64, len(registrations))
-	for i, r := range registrations {
+	ids := make([]int64, len(versions))
+	for i, r := range versions {
 		ids[i] = r.Row
 	}
 	list, err := json.Marshal(ids)

@@ -211,26 +211,26 @@ func TestClosure(t *testing.T) {
 	}
 }
 
-func TestRegistrations(t *testing.T) {
+func TestVersions(t *testing.T) {
 	store, db := newStore(t)
 	a, b, gone := named("a"), named("b"), named("gone")
 	mustRegister(t, db, 1700000001, map[closure.BaseName][]closure.BaseName{a: {a}})
 	mustRegister(t, db, 1700000002, map[closure.BaseName][]closure.BaseName{b: {a}})
 	s := mustOpen(t, store)
-	got, err := s.Registrations(t.Context(), []closure.BaseName{b, a, b})
-	want := []closure.Registration{{Row: 2, Time: 1700000002}, {Row: 1, Time: 1700000001}, {Row: 2, Time: 1700000002}}
+	got, err := s.Versions(t.Context(), []closure.BaseName{b, a, b})
+	want := []closure.RowVersion{{Row: 2, Time: 1700000002}, {Row: 1, Time: 1700000001}, {Row: 2, Time: 1700000002}}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%v, %v; want %v", got, err, want)
 	}
-	if got, err := s.Registrations(t.Context(), nil); err != nil || len(got) != 0 {
+	if got, err := s.Versions(t.Context(), nil); err != nil || len(got) != 0 {
 		t.Errorf("of none: %v, %v", got, err)
 	}
 	// Of `a` begins the same and is not.
 	for _, names := range [][]closure.BaseName{{gone}, {a, gone}, {a + "a"}, {a[:len(a)-1]}} {
 		var invalid *closure.NotValidError
 		missing := store.Path(names[len(names)-1])
-		if got, err := s.Registrations(t.Context(), names); !errors.As(err, &invalid) || invalid.Path != missing || got != nil {
-			t.Errorf("registrations of %q: %v, %v", names, got, err)
+		if got, err := s.Versions(t.Context(), names); !errors.As(err, &invalid) || invalid.Path != missing || got != nil {
+			t.Errorf("versions of %q: %v, %v", names, got, err)
 		}
 		if got, err := s.Closure(t.Context(), names, 50); !errors.As(err, &invalid) || invalid.Path != missing || got != nil {
 			t.Errorf("closure of %q: %v, %v", names, got, err)
@@ -239,7 +239,7 @@ func TestRegistrations(t *testing.T) {
 	// A path that is collected and comes back has another row.
 	mustExec(t, db, "delete from ValidPaths where path = ?", store.Path(b))
 	mustRegister(t, db, 1700000002, map[closure.BaseName][]closure.BaseName{b: {a}})
-	if got, err := mustOpen(t, store).Registrations(t.Context(), []closure.BaseName{b}); err != nil || got[0] == want[0] {
+	if got, err := mustOpen(t, store).Versions(t.Context(), []closure.BaseName{b}); err != nil || got[0] == want[0] {
 		t.Errorf("came back as %v, %v", got, err)
 	}
 }
@@ -316,11 +316,11 @@ func TestSnapshotIsConsistent(t *testing.T) {
 		}
 		var first []closure.BaseName
 		for i := range 3 {
-			registrations, err := s.Registrations(t.Context(), root)
+			versions, err := s.Versions(t.Context(), root)
 			if err != nil {
 				t.Fatal(err)
 			}
-			g := registrations[0].Time
+			g := versions[0].Time
 			seen[g] = true
 			got, err := s.Closure(t.Context(), root, 3)
 			if err != nil {
@@ -364,7 +364,7 @@ func TestWriterHoldsNobodyUp(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 	var invalid *closure.NotValidError
-	if _, err := s.Registrations(t.Context(), []closure.BaseName{named("b")}); !errors.As(err, &invalid) {
+	if _, err := s.Versions(t.Context(), []closure.BaseName{named("b")}); !errors.As(err, &invalid) {
 		t.Errorf("what is not committed is valid: %v", err)
 	}
 }
@@ -504,7 +504,7 @@ func TestPathOfTheDatabase(t *testing.T) {
 		if err := os.Rename(filepath.Dir(store.DatabasePath()), filepath.Dir(moved.DatabasePath())); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := mustOpen(t, moved).Registrations(t.Context(), []closure.BaseName{named("a")}); err != nil {
+		if _, err := mustOpen(t, moved).Versions(t.Context(), []closure.BaseName{named("a")}); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
@@ -615,7 +615,7 @@ func TestHostileRows(t *testing.T) {
 	}
 	store, db := newStore(t)
 	mustExec(t, db, "insert into ValidPaths (path, hash, registrationTime) values (?, '', 'yesterday')", store.Path(a))
-	if got, err := mustOpen(t, store).Registrations(t.Context(), []closure.BaseName{a}); err == nil {
+	if got, err := mustOpen(t, store).Versions(t.Context(), []closure.BaseName{a}); err == nil {
 		t.Errorf("a time that is none: %v", got)
 	}
 }

@@ -270,7 +270,7 @@ func TestRegistrationIsNixs(t *testing.T) {
 	if slices.Sort(got); err != nil || !slices.Equal(got, []closure.BaseName{named("a"), named("b"), named("new")}) {
 		t.Errorf("%q, %v", got, err)
 	}
-	if got, err := mustOpen(t, store).Registrations(t.Context(), []closure.BaseName{named("new")}); err != nil || got[0].Row != 4 {
+	if got, err := mustOpen(t, store).Versions(t.Context(), []closure.BaseName{named("new")}); err != nil || got[0].Row != 4 {
 		t.Errorf("%v, %v", got, err)
 	}
 	mustExec(t, db, "delete from ValidPaths where path = ?", store.Path(named("new")))

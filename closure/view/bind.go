@@ -52,6 +52,9 @@ func NewBind(store closure.Store, c closure.Closure, o Options) (_ View, Err err
 
 func (b *bind) Close() error { return errors.Join(b.storeDir.Close(), b.tmpfs.Close()) }
 
+// Check finds nothing: a mount shows what is mounted.
+func (b *bind) Check(closure.Store, closure.Closure) error { return nil }
+
 // Shows compares with the root of the tmpfs.
 func (b *bind) Shows(dir *os.File) (bool, error) { return sameFile(dir, b.tmpfs) }
 

@@ -434,7 +434,7 @@ func TestCheck(t *testing.T) {
 		must(t, err, k.change(layer.path+"/"+shown))
 		v, err := NewOverlay(h.store, layer, listed)
 		must(t, err)
-		if err := Check(v, h.store, c); (err == nil) != k.ok || err != nil && !errors.Is(err, ErrUnsupported) {
+		if err := v.Check(h.store, c); (err == nil) != k.ok || err != nil && !errors.Is(err, ErrUnsupported) {
 			t.Errorf("%s: %v", k.name, err)
 		}
 		must(t, v.Close())
@@ -442,5 +442,5 @@ func TestCheck(t *testing.T) {
 	// Nothing to be checked of a bind view.
 	h := newHost(t)
 	v, err := NewBind(h.store, closure.New(h.store, nil), listed)
-	must(t, err, Check(v, h.store, closure.New(h.store, []closure.BaseName{named("missing")})), v.Close())
+	must(t, err, v.Check(h.store, closure.New(h.store, []closure.BaseName{named("missing")})), v.Close())
 }

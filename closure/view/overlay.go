@@ -103,16 +103,7 @@ func (o *overlay) Close() error {
 // Check compares the view, before it is attached, with the store: that the
 // kernel followed the layer's attributes, and did not leave directories empty
 // and files without content, as it does with an overlay that it does not trust.
-func Check(v View, store closure.Store, c closure.Closure) error {
-	var o *overlay
-	switch v := v.(type) {
-	case *overlay:
-		o = v
-	case *writable:
-		o = &v.overlay
-	default:
-		return nil
-	}
+func (o *overlay) Check(store closure.Store, c closure.Closure) error {
 	storeDir, err := os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err

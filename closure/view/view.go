@@ -5,6 +5,8 @@ package view
 import (
 	"errors"
 	"os"
+
+	"github.com/nix-closure/nix-closure/closure"
 )
 
 // View is a closure that can be attached to a directory.
@@ -19,6 +21,9 @@ type View interface {
 	// Shows tells whether an open directory is the root of the view as Attach
 	// attached it.
 	Shows(dir *os.File) (bool, error)
+	// Check looks whether the view shows what the closure has, where the kernel may not
+	// do what it was asked for: then it fails with ErrUnsupported.
+	Check(store closure.Store, c closure.Closure) error
 	// Close releases what was opened to make the view. What is attached stays.
 	Close() error
 }

@@ -68,7 +68,7 @@ func (w *writable) Attach(target *os.File) (Err error) {
 	}
 	// The kernel does without what the upper layer's file system cannot do, and
 	// only says so in its log.
-	if err := Check(w, w.store, w.closure); err != nil {
+	if err := w.Check(w.store, w.closure); err != nil {
 		return err
 	}
 	return w.overlay.Attach(target)

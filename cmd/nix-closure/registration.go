@@ -79,14 +79,14 @@ func pathInfos(
 		return nixInfos(ctx, c, resolved)
 	}
 	if len(q.Roots) == 0 {
-		return closure.ReadRegistration(c.Store(), resolved, q.Info)
+		return closure.ReadDump(c.Store(), resolved, q.Info)
 	}
 	listed, err := closure.ReadInfo(c.Store(), q.Info, c.MaxPaths)
 	if err != nil {
 		return nil, err
 	}
 	ofInfo := closure.New(c.Store(), listed)
-	all, err := closure.ReadRegistration(c.Store(), ofInfo, q.Info)
+	all, err := closure.ReadDump(c.Store(), ofInfo, q.Info)
 	if err != nil {
 		return nil, err
 	}

@@ -76,7 +76,7 @@ func TestMakeRoom(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)
-			h.make(t, runs(t, Record{ID: "web", View: "used", Database: "used-r"}))
+			h.make(t, runs(t, Record{ID: "web", View: "used", Registration: "used-r"}))
 			must(t, os.RemoveAll(h.dir+"/run/views/used"))
 			layer(t, h, "used", 90*time.Hour)
 			layer(t, h, "used.stale.X", 95*time.Hour)

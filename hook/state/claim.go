@@ -132,8 +132,8 @@ func (c *Claim) Reserve(ctx context.Context, r Record, pins []closure.BaseName) 
 			return err
 		}
 	}
-	if r.Database != "" {
-		if err := c.dir.addRef(c.dir.Registrations, r.Database, r.ID); err != nil {
+	if r.Registration != "" {
+		if err := c.dir.addRef(c.dir.Registrations, r.Registration, r.ID); err != nil {
 			return err
 		}
 	}
@@ -161,8 +161,8 @@ func (c *Claim) rewrite(r Record) error {
 	if old.View != r.View {
 		errs = append(errs, c.dir.dropRef(c.dir.Views, old.View, r.ID))
 	}
-	if old.Database != r.Database {
-		errs = append(errs, c.dir.dropRef(c.dir.Registrations, old.Database, r.ID))
+	if old.Registration != r.Registration {
+		errs = append(errs, c.dir.dropRef(c.dir.Registrations, old.Registration, r.ID))
 	}
 	return errors.Join(errs...)
 }

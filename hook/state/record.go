@@ -32,18 +32,18 @@ type Record struct {
 	PidStart uint64 `json:"pidStart"` // clock ticks since boot (proc_pid_stat(5), starttime)
 	// SharedPID: the container has no PID namespace of its own, so the end of its
 	// first process does not end the others.
-	SharedPID   bool               `json:"sharedPID,omitempty"`
-	Roots       []closure.BaseName `json:"roots,omitempty"`
-	ClosureInfo closure.BaseName   `json:"closureInfo,omitempty"`
-	Mode        spec.Mode          `json:"mode"`
-	Writable    bool               `json:"writable,omitempty"`
-	Request     string             `json:"request"`                // all that was asked for, in one form for what means the same
-	Digest      string             `json:"digest"`                 // empty: not resolved yet
-	View        string             `json:"view,omitempty"`         // name in views/; empty: none
-	Database    string             `json:"registration,omitempty"` // name in registrations/; empty: none
-	GCRoots     string             `json:"gcRoots"`                // directory
-	Created     time.Time          `json:"created"`
-	Attached    bool               `json:"attached"` // all of it
+	SharedPID    bool               `json:"sharedPID,omitempty"`
+	Roots        []closure.BaseName `json:"roots,omitempty"`
+	ClosureInfo  closure.BaseName   `json:"closureInfo,omitempty"`
+	Mode         spec.Mode          `json:"mode"`
+	Writable     bool               `json:"writable,omitempty"`
+	Request      string             `json:"request"`                // all that was asked for, in one form for what means the same
+	Digest       string             `json:"digest"`                 // empty: not resolved yet
+	View         string             `json:"view,omitempty"`         // name in views/; empty: none
+	Registration string             `json:"registration,omitempty"` // name in registrations/; empty: none
+	GCRoots      string             `json:"gcRoots"`                // directory
+	Created      time.Time          `json:"created"`
+	Attached     bool               `json:"attached"` // all of it
 }
 
 // sameContainer tells whether two records are of one container.
@@ -122,7 +122,7 @@ func (d *Dir) forget(r Record) error {
 	err := errors.Join(
 		d.GCRoots().Remove(r.ID),
 		d.dropRef(d.Views, r.View, r.ID),
-		d.dropRef(d.Registrations, r.Database, r.ID),
+		d.dropRef(d.Registrations, r.Registration, r.ID),
 	)
 	if err != nil {
 		return err

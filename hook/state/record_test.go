@@ -397,7 +397,7 @@ func TestClaimReserve(t *testing.T) {
 	c, _, err := d.Claim(t.Context(), runs(t, Record{ID: "web", Bundle: "/a"}))
 	must(t, err)
 	r := c.Record()
-	r.View, r.Database = "v", "db"
+	r.View, r.Registration = "v", "db"
 	must(t, c.Reserve(t.Context(), r, []closure.BaseName{named("hello")}))
 	r.View = ""
 	must(t, c.Update(t.Context(), r))

@@ -168,7 +168,7 @@ func (s *sweeper) records(ctx context.Context) error {
 		r, removed, err := s.record(id)
 		if errs = append(errs, err); removed {
 			s.swept.Records = append(s.swept.Records, id)
-			s.ended = append(s.ended, r.View, r.Database)
+			s.ended = append(s.ended, r.View, r.Registration)
 		}
 	}
 	return errors.Join(errs...)

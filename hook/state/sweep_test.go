@@ -46,9 +46,9 @@ func (h host) make(t *testing.T, r Record) {
 		fill(t, h.dir+"/run/views/"+r.View)
 		must(t, d.addRef(d.Views, r.View, r.ID))
 	}
-	if r.Database != "" {
-		fill(t, h.dir+"/run/registrations/"+r.Database)
-		must(t, d.addRef(d.Registrations, r.Database, r.ID))
+	if r.Registration != "" {
+		fill(t, h.dir+"/run/registrations/"+r.Registration)
+		must(t, d.addRef(d.Registrations, r.Registration, r.ID))
 	}
 }
 
@@ -132,7 +132,7 @@ func TestSweepRecords(t *testing.T) {
 		{id: "no-record", process: ended, text: `[]`, stays: true},
 		{id: "another-id", process: runs, text: `{"id":"runs","pid":0}`},
 	} {
-		h.make(t, c.process(t, Record{ID: c.id, View: "view-" + c.id, Database: "db-" + c.id}))
+		h.make(t, c.process(t, Record{ID: c.id, View: "view-" + c.id, Registration: "db-" + c.id}))
 		if c.text != "" {
 			must(t, os.WriteFile(h.dir+"/run/containers/"+c.id+".json", []byte(c.text), 0o600))
 		}
@@ -269,7 +269,7 @@ func TestSweepUnused(t *testing.T) {
 			h := newHost(t)
 			newDir(t, h)
 			path := h.dir + "/run/" + c.file
-			switch r := (Record{ID: "web", View: "v", Database: "v"}); c.user {
+			switch r := (Record{ID: "web", View: "v", Registration: "v"}); c.user {
 			case "runs":
 				h.make(t, runs(t, r))
 			case "ended":
@@ -327,7 +327,7 @@ func TestSweptJSON(t *testing.T) {
 func TestSweepGoesOn(t *testing.T) {
 	h := newHost(t)
 	for _, id := range []string{"a", "b", "c"} {
-		h.make(t, ended(t, Record{ID: id, View: "view-" + id, Database: "db-" + id}))
+		h.make(t, ended(t, Record{ID: id, View: "view-" + id, Registration: "db-" + id}))
 	}
 	must(t, os.Remove(h.dir+"/run/containers/b.json"), os.Mkdir(h.dir+"/run/containers/b.json", 0o700))
 	long := strings.Repeat("v", 250) // it cannot be renamed

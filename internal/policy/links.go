@@ -104,7 +104,7 @@ func (w *walk) expand(dir, glob string) {
 		case inStore:
 			// Something below a store path is not that store path: root did not
 			// name the rest of it.
-			if base, err := w.store.Parse(end); err == nil && end == w.store.Path(base) {
+			if base, err := w.store.ParseExact(end); err == nil {
 				w.allow(func(b closure.BaseName) bool { return b == base })
 			}
 		}

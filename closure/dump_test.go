@@ -74,7 +74,7 @@ func TestBase32(t *testing.T) {
 	}
 }
 
-func TestParseRegistration(t *testing.T) {
+func TestParseDump(t *testing.T) {
 	a, b, c := nixStore.Path(named("a")), nixStore.Path(named("b")), nixStore.Path(named("c"))
 	drv := nixStore.Path(named("a.drv"))
 	text := func(l ...string) string { return strings.Join(l, "\n") + "\n" }
@@ -228,11 +228,11 @@ func TestParseRegistration(t *testing.T) {
 }
 
 func parse(c Closure, text string) ([]PathInfo, error) {
-	return ParseRegistration(nixStore, c, strings.NewReader(text))
+	return ParseDump(nixStore, c, strings.NewReader(text))
 }
 
 // A number in the text reserves no memory, and no text is kept.
-func TestParseRegistrationMemory(t *testing.T) {
+func TestParseDumpMemory(t *testing.T) {
 	path := nixStore.Path(named("a"))
 	head := path + "\n" + hexHash + "\n1\n"
 	for _, c := range []struct{ text, err string }{
@@ -253,7 +253,7 @@ func TestParseRegistrationMemory(t *testing.T) {
 	}
 }
 
-func FuzzParseRegistration(f *testing.F) {
+func FuzzParseDump(f *testing.F) {
 	a, b := nixStore.Path(named("a")), nixStore.Path(named("b"))
 	for _, s := range []string{
 		a + "\n" + dbHash + "\n120\n" + b + "\n2\n" + b + "\n" + a + "\n" + b + "\nsha256:" + base32Hash + "\n0\n\n0\n",
@@ -266,12 +266,12 @@ func FuzzParseRegistration(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		for _, closure := range closures {
-			fuzzParseRegistration(t, closure, s)
+			fuzzParseDump(t, closure, s)
 		}
 	})
 }
 
-func fuzzParseRegistration(t *testing.T, closure Closure, s string) {
+func fuzzParseDump(t *testing.T, closure Closure, s string) {
 	infos, err := parse(closure, s)
 	if err != nil {
 		if infos != nil {
@@ -310,7 +310,7 @@ func fuzzParseRegistration(t *testing.T, closure Closure, s string) {
 
 // What is hostile about the directory and the file is as in
 // TestReadInfoOfAHostileStore; here is that it is the same for this file.
-func TestReadRegistration(t *testing.T) {
+func TestReadDump(t *testing.T) {
 	store := Store{Dir: t.TempDir()}
 	name := named("closure-info")
 	dir := store.Path(name)
@@ -327,7 +327,7 @@ func TestReadRegistration(t *testing.T) {
 		{"a symbolic link", func() error { return os.Symlink(write(t, t.TempDir()+"/registration", text), file) }, file + ": a symbolic link"},
 		{"a FIFO", func() error { return syscall.Mkfifo(file, 0o644) }, file + ": not a regular file"},
 		{"a directory", func() error { return os.Mkdir(file, 0o755) }, file + ": not a regular file"},
-		{"huge", func() error { return os.Truncate(write(t, file, text), maxRegistrationFile+1) },
+		{"huge", func() error { return os.Truncate(write(t, file, text), maxDump+1) },
 			file + ": larger than 96 MiB"},
 		{"empty", func() error { return os.WriteFile(file, nil, 0o444) }, file + ": registers no store path"},
 		{"cut off", func() error { return os.WriteFile(file, []byte(text[:len(text)-2]), 0o444) }, file + ": line 5: missing"},
@@ -342,7 +342,7 @@ func TestReadRegistration(t *testing.T) {
 		if err := c.make(); err != nil {
 			t.Fatal(err)
 		}
-		infos, err := ReadRegistration(store, New(store, []BaseName{named("a")}), name)
+		infos, err := ReadDump(store, New(store, []BaseName{named("a")}), name)
 		if c.err == "" {
 			if want := []PathInfo{{Name: named("a"), NarHash: dbHash, NarSize: 1}}; err != nil || cmp.Diff(want, infos) != "" {
 				t.Errorf("%s: %+v, %v", c.name, infos, err)

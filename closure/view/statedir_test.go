@@ -34,7 +34,7 @@ var stateStore = closure.Store{Dir: "/nix/store", StateDir: "/nix/var/nix"}
 func attachState(t *testing.T, h host, name string, db *os.File, size int64) string {
 	t.Helper()
 	at, _ := attach(t, h, name, func(host, closure.Closure, Options) (View, error) {
-		return NewRegistration(stateStore, db, Options{}, size, container)
+		return NewStateDir(stateStore, db, Options{}, size, container)
 	}, closure.Closure{}, Options{})
 	return at
 }
@@ -131,7 +131,7 @@ func TestStateDirectoryMount(t *testing.T) {
 	must(t, unix.Mount(h.dir, h.dir, "", unix.MS_BIND, ""), unix.Mount("", h.dir, "", unix.MS_SHARED, ""))
 	defer func() { _ = unix.Unmount(h.dir, unix.MNT_DETACH) }()
 	db, _ := database(t, 1<<16)
-	v, err := NewRegistration(stateStore, db, Options{}, 1<<20, container)
+	v, err := NewStateDir(stateStore, db, Options{}, 1<<20, container)
 	must(t, err)
 	defer func() { _ = v.Close() }()
 	target := h.target(t, "target")
@@ -172,7 +172,7 @@ func TestStateDirectoryFails(t *testing.T) {
 		},
 	} {
 		f := f()
-		if v, err := NewRegistration(stateStore, f, Options{}, 1<<20, container); err == nil {
+		if v, err := NewStateDir(stateStore, f, Options{}, 1<<20, container); err == nil {
 			t.Errorf("%s: %v", what, v)
 		}
 		f.Close()

@@ -12,19 +12,19 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// registration is a Nix state directory of one container, in memory.
-type registration struct{ tmpfs *os.File }
+// stateDir is a Nix state directory of one container, in memory, with the registration.
+type stateDir struct{ tmpfs *os.File }
 
 // reserved is the size in bytes of the file that Nix sets aside to be able to
 // collect garbage on a full disk. It writes one if there is none of this size,
 // and does not mind if it is all a hole.
 const reserved = 8 << 20
 
-// NewRegistration makes a state directory for Nix in a container: a copy of a
+// NewStateDir makes a state directory for Nix in a container: a copy of a
 // database, and beside it what Nix needs and cannot always make. All of it
 // belongs to owner, who may write to it, up to size bytes in addition to the
 // database. Of the options, the label counts.
-func NewRegistration(store closure.Store, db *os.File, o Options, size int64, owner Owner) (_ View, Err error) {
+func NewStateDir(store closure.Store, db *os.File, o Options, size int64, owner Owner) (_ View, Err error) {
 	st, err := db.Stat()
 	if err != nil {
 		return nil, err
@@ -38,7 +38,7 @@ func NewRegistration(store closure.Store, db *os.File, o Options, size int64, ow
 			tmpfs.Close()
 		}
 	}()
-	dir := stateDir{int(tmpfs.Fd()), owner}
+	dir := stateDirMaker{int(tmpfs.Fd()), owner}
 	for _, name := range []string{
 		"", "db", "gcroots", "gcroots/auto", "gcroots/per-user", "profiles", "profiles/per-user", "temproots", "userpool",
 	} {
@@ -70,29 +70,33 @@ func NewRegistration(store closure.Store, db *os.File, o Options, size int64, ow
 			return nil, fmt.Errorf("making %s: %w", f.name, err)
 		}
 	}
-	return &registration{tmpfs}, nil
+	return &stateDir{tmpfs}, nil
 }
 
 // Attach attaches the state directory.
-func (r *registration) Attach(target *os.File) error {
-	if err := moveMount(int(r.tmpfs.Fd()), target, ""); err != nil {
+func (s *stateDir) Attach(target *os.File) error {
+	if err := moveMount(int(s.tmpfs.Fd()), target, ""); err != nil {
 		return err
 	}
-	return setPrivate(r.tmpfs)
+	return setPrivate(s.tmpfs)
 }
 
 // Shows compares with the root of the tmpfs.
-func (r *registration) Shows(dir *os.File) (bool, error) { return sameFile(dir, r.tmpfs) }
+func (s *stateDir) Shows(dir *os.File) (bool, error) { return sameFile(dir, s.tmpfs) }
 
-func (r *registration) Close() error { return r.tmpfs.Close() }
+// Check finds nothing: the files are this process's own.
+func (s *stateDir) Check(closure.Store, closure.Closure) error { return nil }
 
-// stateDir is a directory that is being filled for its owner.
-type stateDir struct {
+// Close releases the tmpfs.
+func (s *stateDir) Close() error { return s.tmpfs.Close() }
+
+// stateDirMaker is a directory that is being filled for its owner.
+type stateDirMaker struct {
 	fd    int
 	owner Owner
 }
 
-func (d stateDir) mkdir(name string) error {
+func (d stateDirMaker) mkdir(name string) error {
 	if name != "" {
 		if err := unix.Mkdirat(d.fd, name, 0o755); err != nil {
 			return os.NewSyscallError("mkdirat", err)
@@ -101,14 +105,14 @@ func (d stateDir) mkdir(name string) error {
 	return d.chown(name)
 }
 
-func (d stateDir) symlink(target, name string) error {
+func (d stateDirMaker) symlink(target, name string) error {
 	if err := unix.Symlinkat(target, d.fd, name); err != nil {
 		return os.NewSyscallError("symlinkat", err)
 	}
 	return d.chown(name)
 }
 
-func (d stateDir) file(name string, mode uint32, content func(*os.File) error) error {
+func (d stateDirMaker) file(name string, mode uint32, content func(*os.File) error) error {
 	fd, err := unix.Openat(d.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, mode)
 	if err != nil {
 		return os.NewSyscallError("openat", err)
@@ -121,7 +125,7 @@ func (d stateDir) file(name string, mode uint32, content func(*os.File) error) e
 	return d.chown(name)
 }
 
-func (d stateDir) chown(name string) error {
+func (d stateDirMaker) chown(name string) error {
 	if err := unix.Fchownat(d.fd, name, d.owner.UID, d.owner.GID, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH); err != nil {
 		return os.NewSyscallError("fchownat", err)
 	}

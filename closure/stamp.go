@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package closure
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stamp is the state of the database's files at a moment. The zero Stamp is of
+// no database and never trusted.
+type Stamp struct {
+	Taken int64       // nanoseconds since 1970
+	Files [2]fileMark // the database, its write-ahead log
+}
+
+// fileMark tells whether a file was written to. Of a file that is empty or not
+// there all is 0: SQLite makes an empty log to read, and what was in a log that
+// is gone is in the database.
+type fileMark struct {
+	Inode    uint64
+	Size     int64
+	Modified int64 // nanoseconds since 1970
+}
+
+// racy is how long after a write the kernel may give a second write the same
+// time stamp, with a wide margin (a clock tick is 1 to 10 ms). git does the
+// same with its index.
+const racy = time.Second
+
+// DatabasePath is where Nix's database is.
+func (s Store) DatabasePath() string { return s.StateDir + "/db/db.sqlite" }
+
+// TakeStamp looks at the database's files. To be of use, it is taken before
+// what it stands for is read.
+func TakeStamp(store Store) (Stamp, error) {
+	stamp := Stamp{Taken: time.Now().UnixNano()}
+	for i, path := range [...]string{store.DatabasePath(), store.DatabasePath() + "-wal"} {
+		var st unix.Stat_t
+		err := unix.Stat(path, &st)
+		if i > 0 && errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return Stamp{}, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		if st.Size > 0 {
+			stamp.Files[i] = fileMark{st.Ino, st.Size, st.Mtim.Nano()}
+		}
+	}
+	return stamp, nil
+}
+
+// Ahead tells whether there is something in the write-ahead log.
+func (s Stamp) Ahead() bool { return s.Files[1] != fileMark{} }
+
+// Holds tells whether what was read after the stamp was taken is still what the
+// database says.
+func (s Stamp) Holds(store Store) bool {
+	if s.Taken == 0 {
+		return false
+	}
+	for _, f := range s.Files {
+		if f.Modified > s.Taken-int64(racy) {
+			return false
+		}
+	}
+	now, err := TakeStamp(store)
+	return err == nil && now.Files == s.Files
+}
