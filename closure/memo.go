@@ -4,7 +4,6 @@ package closure
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -13,9 +12,8 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/nix-closure/nix-closure/internal/atomicfile"
 )
 
 // Query is what a container asks for: roots, a closure-info, or both: a closure-info
@@ -143,7 +141,7 @@ func (m Memo) lookup(q Query) (entry, bool) {
 func IsDigest(s string) bool { return len(s) == 2*sha256.Size && only(s, "0123456789abcdef") }
 
 func (m Memo) save(q Query, e entry) error {
-	return WriteFile(m.Dir, m.file(q), e.text())
+	return atomicfile.Write(m.Dir, m.file(q), e.text())
 }
 
 // Load returns the remembered closure with this digest. It is checked against
@@ -169,7 +167,7 @@ func (m Memo) store(c Closure) error {
 	if st, err := m.Dir.Lstat(c.Digest()); err == nil && st.Size() == int64(len(c.Text())) {
 		return nil
 	}
-	return WriteFile(m.Dir, c.Digest(), []byte(c.Text()))
+	return atomicfile.Write(m.Dir, c.Digest(), []byte(c.Text()))
 }
 
 // Forget drops what is remembered of q, and the closure with this digest.
@@ -181,65 +179,4 @@ func (m Memo) Forget(q Query, digest string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// WriteFile writes a file that a reader sees whole or not at all, with mode
-// 0600. It is not synced: nothing in the runtime directory outlives a boot.
-func WriteFile(dir *os.Root, name string, data []byte) (Err error) {
-	temporary := "." + name + "." + rand.Text()
-	f, err := CreateTemporary(dir, temporary)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	defer func() {
-		if Err != nil {
-			_ = dir.Remove(temporary)
-		}
-	}()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return dir.Rename(temporary, name)
-}
-
-// CreateTemporary makes a file that is going to be renamed, with a lock (flock) that
-// keeps sweeps from it for as long as it is open. Nobody else has its name.
-func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
-	for range 100 {
-		f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		locked := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
-		there, err := dir.Lstat(name)
-		open, err2 := f.Stat()
-		if locked && err == nil && err2 == nil && os.SameFile(there, open) {
-			return f, nil
-		}
-		// A sweep came before the lock, and is removing the file.
-		f.Close()
-		time.Sleep(time.Millisecond)
-	}
-	return nil, fmt.Errorf("%s/%s: cannot be locked", dir.Name(), name)
-}
-
-// LockAbandoned takes the lock of a file that CreateTemporary made, or that has its
-// name and a hyphen and more, if nobody has it: whoever made it was killed. Until
-// release, nobody makes it anew; remove it before.
-func LockAbandoned(dir *os.Root, name string) (release func(), ok bool) {
-	dot := strings.LastIndexByte(name, '.') + 1
-	random, _, _ := strings.Cut(name[dot:], "-")
-	f, err := dir.Open(name[:dot] + random)
-	if errors.Is(err, fs.ErrNotExist) {
-		return func() {}, true // it is made before the others, and removed after
-	}
-	if err != nil {
-		return nil, false
-	}
-	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
-		f.Close()
-		return nil, false
-	}
-	return func() { f.Close() }, true
 }

@@ -3,7 +3,6 @@
 package closure
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nix-closure/nix-closure/internal/atomicfile"
 )
 
 // memoOf is an empty memo, and a store with a database that is some bytes.
@@ -198,7 +199,7 @@ func TestMemoDamaged(t *testing.T) {
 		{"a digest that is a path", changed(func(e *entry) { e.Digest = strings.Repeat("../", 21) + "x" }), false},
 		{"a digest in capitals", changed(func(e *entry) { e.Digest = strings.ToUpper(e.Digest) }), false},
 	} {
-		if err := WriteFile(m.Dir, m.file(q), []byte(d.text)); err != nil {
+		if err := atomicfile.Write(m.Dir, m.file(q), []byte(d.text)); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := m.lookup(q); ok != d.ok {
@@ -373,49 +374,6 @@ func TestTakeStamp(t *testing.T) {
 	}
 	if stamp, err := TakeStamp(m.Store); !errors.Is(err, fs.ErrNotExist) || stamp != (Stamp{}) {
 		t.Errorf("of no database: %+v, %v", stamp, err)
-	}
-}
-
-func TestWriteFile(t *testing.T) {
-	m := memoOf(t)
-	texts := [2][]byte{bytes.Repeat([]byte("a"), 100_000), bytes.Repeat([]byte("b"), 50_000)}
-	if err := WriteFile(m.Dir, "file", texts[0]); err != nil {
-		t.Fatal(err)
-	}
-	if st, err := m.Dir.Lstat("file"); err != nil || st.Mode() != 0o600 {
-		t.Errorf("mode %v, %v", st.Mode(), err)
-	}
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		for i := 0; err == nil && i < 200; i++ {
-			err = WriteFile(m.Dir, "file", texts[i%2])
-		}
-		done <- err
-	}()
-	for reading := true; reading; {
-		select {
-		case err := <-done:
-			if reading = false; err != nil {
-				t.Error(err)
-			}
-		default:
-		}
-		got, err := m.Dir.ReadFile("file")
-		if err != nil || !bytes.Equal(got, texts[0]) && !bytes.Equal(got, texts[1]) {
-			t.Fatalf("half a file is seen: %d bytes, %v", len(got), err)
-		}
-	}
-	// A failure leaves nothing.
-	if err := m.Dir.MkdirAll("directory/full", 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := WriteFile(m.Dir, "directory", texts[0]); err == nil {
-		t.Error("a directory was replaced")
-	}
-	entries, err := fs.ReadDir(m.Dir.FS(), ".")
-	if err != nil || len(entries) != 2 {
-		t.Errorf("there are %v, %v", entries, err)
 	}
 }
 

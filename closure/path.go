@@ -27,6 +27,7 @@ var (
 	ErrHash    = fmt.Errorf("the hash is not %d characters of Nix's base 32", hashLength)
 	ErrName    = fmt.Errorf("the name is not 1 to %d characters of letters, digits and +-._?=, or begins in a way Nix forbids", maxNameLength)
 	ErrSubpath = errors.New("has an empty component, or `.` or `..`, below the store path")
+	ErrBelow   = errors.New("below a store path, not one")
 )
 
 // ParseBaseName checks that s is the base name of a store path, as strictly as
@@ -97,7 +98,7 @@ func (s Store) ParseExact(unsafePath string) (BaseName, error) {
 		return "", err
 	}
 	if len(unsafePath) != len(s.Dir)+1+len(base) {
-		return "", fmt.Errorf("%q: below a store path, not one", unsafePath)
+		return "", fmt.Errorf("%q: %w", unsafePath, ErrBelow)
 	}
 	return base, nil
 }

@@ -4,15 +4,14 @@ package hook
 
 import (
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/internal/atomicfile"
 	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/spec"
 )
@@ -64,7 +63,7 @@ func AddHooks(configPath, container, bundle, program string) error {
 	if err := unix.Access(program, unix.X_OK); err != nil {
 		return &failure{"", "looking for the hook", &os.PathError{Op: "access", Path: program, Err: err}}
 	}
-	if err := replaceFile(file, text); err != nil {
+	if err := atomicfile.Replace(file, text); err != nil {
 		return &failure{"", "writing config.json", err}
 	}
 	return nil
@@ -122,38 +121,6 @@ func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 		return nil, false, &failure{"", readingConfig, err}
 	}
 	return text, annotated, nil
-}
-
-// replaceFile replaces a file: a reader sees the old one or the new one. The new
-// one has the owner and the mode of the old. A link is replaced, and not what it
-// leads to: that may be another container's too.
-func replaceFile(path string, text []byte) (Err error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return &os.PathError{Op: "stat", Path: path, Err: err}
-	}
-	slash := strings.LastIndexByte(path, '/')
-	temporary := path[:slash+1] + "." + path[slash+1:] + "." + rand.Text()
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if Err != nil {
-			_ = os.Remove(temporary)
-		}
-	}()
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Chown(int(st.Uid), int(st.Gid))
-	}
-	if err == nil {
-		err = f.Chmod(os.FileMode(st.Mode & 0o777))
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(temporary, path)
 }
 
 // rewrite takes the mounts that the view replaces out of a config.json, and adds hooks.

@@ -221,7 +221,7 @@ func modeOf(r *spec.Request, c config.Config) spec.Mode {
 	if r.Mode != "" {
 		return r.Mode
 	}
-	return spec.Mode(c.Mode)
+	return c.Mode
 }
 
 // lookAtHost finds out what the host's mount namespace has, once for all mounts.

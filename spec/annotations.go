@@ -38,6 +38,9 @@ const (
 	ModeBind    Mode = "bind"
 )
 
+// Valid tells whether it is one of the modes.
+func (m Mode) Valid() bool { return m == ModeAuto || m == ModeOverlay || m == ModeBind }
+
 // Request is what a container's annotations ask for.
 type Request struct {
 	Roots       []closure.BaseName // in the order given, each once; none where there is a ClosureInfo
@@ -184,18 +187,18 @@ func (r *Request) set(store closure.Store, key, value string) error {
 		if value == "" {
 			return errEmpty
 		}
-		info, err := store.Parse(value)
-		if err == nil && value != store.Path(info) {
+		info, err := store.ParseExact(value)
+		if errors.Is(err, closure.ErrBelow) {
 			err = fmt.Errorf("%q: below a store path; the closure-info must be one itself", value)
 		}
 		r.ClosureInfo = info
 		return err
 	case KeyMode:
-		switch r.Mode = Mode(value); r.Mode {
-		case ModeAuto, ModeOverlay, ModeBind:
-			return nil
+		r.Mode = Mode(value)
+		if !r.Mode.Valid() {
+			return fmt.Errorf("%q is not a mode; use %s, %s or %s", value, ModeAuto, ModeOverlay, ModeBind)
 		}
-		return fmt.Errorf("%q is not a mode; use %s, %s or %s", value, ModeAuto, ModeOverlay, ModeBind)
+		return nil
 	case KeyRegistration:
 		return parseBool(value, &r.Registration)
 	case KeyWritable:

@@ -164,10 +164,7 @@ func (s *Snapshot) Closure(ctx context.Context, names []closure.BaseName, max in
 		if !path.Valid {
 			return nil, s.failed(errors.New("a path references one that is not registered; `nix-store --verify` mends the database"))
 		}
-		name, err := s.store.Parse(path.String)
-		if err == nil && path.String != s.store.Path(name) {
-			err = fmt.Errorf("%q: %w", path.String, closure.ErrSubpath)
-		}
+		name, err := s.store.ParseExact(path.String)
 		if err != nil {
 			return nil, s.failed(err)
 		}

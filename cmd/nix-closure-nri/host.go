@@ -5,10 +5,11 @@ package main
 import (
 	"errors"
 	"os"
-	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/mntns"
 )
 
 // reexecInHostMountNamespace starts this program anew in the mount namespace of the host's first
@@ -19,26 +20,18 @@ import (
 // CAP_SYS_PTRACE (setns(2)).
 func reexecInHostMountNamespace() error {
 	if os.Getpid() == 1 {
-		return errors.New("this process is the first of its PID namespace, so that the host's is not in sight; give the pod the host's PID namespace (hostPID: true)")
+		return errors.New("this process is the first of its PID namespace, so that the host's is not in sight; " +
+			"give the pod the host's PID namespace (hostPID: true)")
 	}
-	const host = "/proc/1/ns/mnt"
-	own, err := os.Stat("/proc/self/ns/mnt")
+	if same, err := mntns.Same("self", "1"); err != nil || same {
+		return err
+	}
+	host, err := mntns.Open("1")
 	if err != nil {
 		return err
 	}
-	if its, err := os.Stat(host); err != nil || os.SameFile(own, its) {
+	if err := mntns.Join(host); err != nil {
 		return err
-	}
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return os.NewSyscallError("unshare", err)
-	}
-	fd, err := unix.Open(host, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: host, Err: err}
-	}
-	if err := unix.Setns(fd, unix.CLONE_NEWNS); err != nil {
-		return os.NewSyscallError("setns", err)
 	}
 	self, err := os.Executable()
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/nix-closure/nix-closure/closure/nixdb"
 	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/hook/state"
+	"github.com/nix-closure/nix-closure/internal/atomicfile"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
@@ -36,7 +37,7 @@ func ensureRegistration(
 		return err
 	}
 	held := "." + name + "." + rand.Text()
-	lock, err := closure.CreateTemporary(dir.Registrations, held)
+	lock, err := atomicfile.CreateTemporary(dir.Registrations, held)
 	if err != nil {
 		return err
 	}

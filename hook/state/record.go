@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/atomicfile"
 	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
@@ -55,33 +56,13 @@ func (d *Dir) recordFile(id string) string { return d.containers.Name() + "/" + 
 
 // writeRecord writes a record that a reader sees whole or not at all. Hold the lock
 // of its ID. It is not synced: nothing in the runtime directory outlives a boot.
-func (d *Dir) writeRecord(r Record) (Err error) {
+func (d *Dir) writeRecord(r Record) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	// Without package os, whose files ask the poller first: that is six more
-	// system calls for each file. Nobody but this user can change the directory.
 	temporary := d.containers.Name() + "/" + temporaryRecord(r.ID)
-	fd, err := unix.Open(temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: temporary, Err: err}
-	}
-	defer func() {
-		if Err != nil {
-			_ = unix.Unlink(temporary)
-		}
-	}()
-	text = append(text, '\n')
-	n, err := unix.Write(fd, text)
-	if err == nil && n < len(text) {
-		err = unix.ENOSPC
-	}
-	if err := errors.Join(err, unix.Close(fd)); err != nil {
-		return &os.PathError{Op: "write", Path: temporary, Err: err}
-	}
-	err = unix.Renameat(unix.AT_FDCWD, temporary, unix.AT_FDCWD, d.recordFile(r.ID))
-	return os.NewSyscallError("renameat "+temporary, err)
+	return atomicfile.WriteBy(d.recordFile(r.ID), temporary, append(text, '\n'))
 }
 
 // temporaryRecord is the name under which a record is written. The lock of the ID

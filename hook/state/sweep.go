@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/atomicfile"
 )
 
 // Swept is what a sweep removed, or would remove.
@@ -236,7 +236,7 @@ func (s *sweeper) temporaryRecord(name string) error {
 	return s.remove(s.dir.containers, name)
 }
 
-// temporary removes a file that closure.WriteFile did not finish, or that another
+// temporary removes a file that atomicfile.Write did not finish, or that another
 // process did not finish that has a lock on it meanwhile.
 func (s *sweeper) temporary(dir *os.Root, name string) error {
 	if !strings.HasPrefix(name, ".") || !old(dir, name, s.unused) {
@@ -249,7 +249,7 @@ func (s *sweeper) temporary(dir *os.Root, name string) error {
 // file removes a file, unless another process is writing it.
 func (s *sweeper) file(dir *os.Root, name string) (removed bool, _ error) {
 	if strings.HasPrefix(name, ".") {
-		release, ok := closure.LockAbandoned(dir, name)
+		release, ok := atomicfile.LockAbandoned(dir, name)
 		if !ok {
 			return false, nil
 		}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/atomicfile"
 	"github.com/nix-closure/nix-closure/internal/proc"
 )
 
@@ -363,10 +364,10 @@ func TestSweepDoesNotWait(t *testing.T) {
 	h.make(t, ended(t, Record{ID: "web", View: "v"}))
 	must(t, h.store.GCRoots().Add(h.store, "earlier", nil), d.addRef(d.Views, "w", "nobody"),
 		os.Remove(h.store.GCRoots().Of("earlier")+"/.boot"), os.Symlink("another", h.store.GCRoots().Of("earlier")+"/.boot"))
-	temporary, err := closure.CreateTemporary(d.Closures, ".roots.ABC")
+	temporary, err := atomicfile.CreateTemporary(d.Closures, ".roots.ABC")
 	must(t, err)
 	fill(t, h.dir+"/run/registrations/.x.ABC-db")
-	held, err := closure.CreateTemporary(d.Registrations, ".x.ABC")
+	held, err := atomicfile.CreateTemporary(d.Registrations, ".x.ABC")
 	must(t, err)
 	fill(t, h.dir+"/run/containers/.nobody.json")
 	fill(t, h.dir+"/run/views/w.new")

@@ -18,6 +18,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/internal/policy"
+	"github.com/nix-closure/nix-closure/spec"
 )
 
 // Path is where the configuration is if nobody says otherwise.
@@ -25,13 +26,13 @@ const Path = "/etc/nix-closure/config.toml"
 
 // Config is the node's configuration.
 type Config struct {
-	StoreDir   string `toml:"store-dir"`
-	StateDir   string `toml:"state-dir"`
-	RuntimeDir string `toml:"runtime-dir"`
-	LogFile    string `toml:"log-file"`
-	Mode       string `toml:"mode"`
-	NixStore   string `toml:"nix-store"` // empty: the usual places
-	Substitute bool   `toml:"substitute"`
+	StoreDir   string    `toml:"store-dir"`
+	StateDir   string    `toml:"state-dir"`
+	RuntimeDir string    `toml:"runtime-dir"`
+	LogFile    string    `toml:"log-file"`
+	Mode       spec.Mode `toml:"mode"`
+	NixStore   string    `toml:"nix-store"` // empty: the usual places
+	Substitute bool      `toml:"substitute"`
 	// SubstituteTimeout bounds the fetching for one container.
 	SubstituteTimeout Duration `toml:"-"`
 	MaxPaths          int      `toml:"-"`
@@ -67,7 +68,7 @@ func Default() Config {
 		StateDir:          "/nix/var/nix",
 		RuntimeDir:        p.runtimeDir,
 		LogFile:           p.logFile,
-		Mode:              "auto",
+		Mode:              spec.ModeAuto,
 		SubstituteTimeout: Duration(100 * time.Second), // the kubelet waits two minutes
 		MaxPaths:          50000,
 		Runtime:           "runc",
@@ -159,9 +160,7 @@ func (c Config) check() error {
 	if c.NixStore != "" && !filepath.IsAbs(c.NixStore) {
 		return fmt.Errorf("nix-store = %q: not an absolute path", c.NixStore)
 	}
-	switch c.Mode {
-	case "auto", "overlay", "bind":
-	default:
+	if !c.Mode.Valid() {
 		return fmt.Errorf("mode = %q: not one of auto, overlay, bind", c.Mode)
 	}
 	// The other engines are recognised, or say nothing that could be believed.

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package atomicfile writes files that a reader sees whole or not at all. They are not
+// synced: nothing in the runtime directory outlives a boot, and a config.json is written
+// anew with its container.
+package atomicfile
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Write writes a file with mode 0600 in a directory that others write to and that is
+// swept: see CreateTemporary.
+func Write(dir *os.Root, name string, data []byte) (Err error) {
+	temporary := "." + name + "." + rand.Text()
+	f, err := CreateTemporary(dir, temporary)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // and the lock ends, when the file has its name
+	defer func() {
+		if Err != nil {
+			_ = dir.Remove(temporary)
+		}
+	}()
+	if err := write(int(f.Fd()), temporary, data); err != nil {
+		return err
+	}
+	return dir.Rename(temporary, name)
+}
+
+// WriteBy writes a file with mode 0600 under a temporary name of the caller's in the same
+// directory, which nobody else writes at the same time and nobody else can change. It
+// does so without package os, whose files ask the poller first: that is six more system
+// calls for each file.
+func WriteBy(path, temporary string, data []byte) error {
+	return replace(path, temporary, unix.O_TRUNC|unix.O_NOFOLLOW, data, nil)
+}
+
+// Replace replaces a file. The new one has the owner and the mode of the old. A link is
+// replaced, and not what it leads to: that may be another container's too.
+func Replace(path string, data []byte) error {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	slash := strings.LastIndexByte(path, '/')
+	temporary := path[:slash+1] + "." + path[slash+1:] + "." + rand.Text()
+	return replace(path, temporary, unix.O_EXCL, data, &st)
+}
+
+// replace writes a temporary file and gives it the name. as has the owner and the mode
+// that it is to have; nil: this process's and 0600.
+func replace(path, temporary string, flags int, data []byte, as *unix.Stat_t) (Err error) {
+	fd, err := unix.Open(temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|flags, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: temporary, Err: err}
+	}
+	defer func() {
+		if Err != nil {
+			_ = unix.Unlink(temporary)
+		}
+	}()
+	err = write(fd, temporary, data)
+	if err == nil && as != nil {
+		err = own(fd, temporary, as)
+	}
+	if closeErr := unix.Close(fd); closeErr != nil {
+		err = errors.Join(err, &os.PathError{Op: "close", Path: temporary, Err: closeErr})
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Renameat(unix.AT_FDCWD, temporary, unix.AT_FDCWD, path); err != nil {
+		return &os.LinkError{Op: "rename", Old: temporary, New: path, Err: err}
+	}
+	return nil
+}
+
+// own gives an open file the owner and the mode of another.
+func own(fd int, name string, as *unix.Stat_t) error {
+	if err := unix.Fchown(fd, int(as.Uid), int(as.Gid)); err != nil {
+		return &os.PathError{Op: "chown", Path: name, Err: err}
+	}
+	if err := unix.Fchmod(fd, as.Mode&0o777); err != nil {
+		return &os.PathError{Op: "chmod", Path: name, Err: err}
+	}
+	return nil
+}
+
+// write writes all of data to an open file.
+func write(fd int, name string, data []byte) error {
+	for len(data) > 0 {
+		n, err := unix.Write(fd, data)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err == nil && n == 0 {
+			err = unix.ENOSPC
+		}
+		if err != nil {
+			return &os.PathError{Op: "write", Path: name, Err: err}
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
+// CreateTemporary makes a file that is going to be renamed, with a lock (flock) that
+// keeps sweeps from it for as long as it is open. Nobody else has its name.
+func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
+	for range 100 {
+		f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		locked := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+		there, err := dir.Lstat(name)
+		open, err2 := f.Stat()
+		if locked && err == nil && err2 == nil && os.SameFile(there, open) {
+			return f, nil
+		}
+		// A sweep came before the lock, and is removing the file.
+		f.Close()
+		time.Sleep(time.Millisecond)
+	}
+	return nil, fmt.Errorf("%s/%s: cannot be locked", dir.Name(), name)
+}
+
+// LockAbandoned takes the lock of a file that CreateTemporary made, or that has its
+// name and a hyphen and more, if nobody has it: whoever made it was killed. Until
+// release, nobody makes it anew; remove it before.
+func LockAbandoned(dir *os.Root, name string) (release func(), ok bool) {
+	dot := strings.LastIndexByte(name, '.') + 1
+	random, _, _ := strings.Cut(name[dot:], "-")
+	f, err := dir.Open(name[:dot] + random)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, true // it is made before the others, and removed after
+	}
+	if err != nil {
+		return nil, false
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		f.Close()
+		return nil, false
+	}
+	return func() { f.Close() }, true
+}
