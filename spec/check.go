@@ -139,7 +139,7 @@ func (h *Host) isOwnTmpfs(m mountPoint) bool {
 // nothing. A directory shows where it is mounted, and is not looked at here.
 func (h *Host) ShowsFile(st *unix.Stat_t) (string, error) {
 	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR, unix.S_IFCHR:
+	case unix.S_IFDIR, unix.S_IFCHR, unix.S_IFIFO:
 		return "", nil
 	case unix.S_IFBLK:
 		return h.onDisk(st.Rdev), nil
