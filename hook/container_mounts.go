@@ -53,6 +53,10 @@ func (c *containerMounts) prepare(places []*place) error {
 	if err := c.bundle.CheckMasks(c.dirs(places)...); err != nil {
 		return err
 	}
+	// Before anything is taken off: a runtime may have what it has mounted open.
+	if err := c.checkDescriptors(); err != nil {
+		return err
+	}
 	detached, err := c.detach()
 	if err != nil {
 		return err
@@ -63,9 +67,6 @@ func (c *containerMounts) prepare(places []*place) error {
 		}
 	}
 	if err := c.isolate(); err != nil {
-		return err
-	}
-	if err := c.checkDescriptors(); err != nil {
 		return err
 	}
 	shown, err := c.host.CheckMounts(c.mounts, c.realRoot)
