@@ -54,6 +54,10 @@ func (c *containerMounts) prepare(targets []*target) error {
 	if err := c.bundle.CheckMasks(dirs(targets)...); err != nil {
 		return err
 	}
+	// Before anything is taken off: a runtime may have what it has mounted open.
+	if err := c.checkDescriptors(); err != nil {
+		return err
+	}
 	detached, err := c.detach()
 	if err != nil {
 		return err
@@ -64,9 +68,6 @@ func (c *containerMounts) prepare(targets []*target) error {
 		}
 	}
 	if err := c.isolate(); err != nil {
-		return err
-	}
-	if err := c.checkDescriptors(); err != nil {
 		return err
 	}
 	shown, err := c.host.CheckMounts(c.mounts, c.realRoot)

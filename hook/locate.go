@@ -58,12 +58,10 @@ func locate(call Call, state spec.State, caller int) (located, error) {
 }
 
 func locateByCaller(hook Call, state spec.State, caller string) (located, error) {
-	line, err := os.ReadFile(proc.Dir + "/" + caller + "/cmdline")
+	line, call, err := readCommandLine(caller)
 	if err != nil {
 		return located{}, err
 	}
-	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
-	call := commandline.Parse(args[1:])
 	switch {
 	case call.Doubt != nil:
 		return located{}, fmt.Errorf("its command line is not understood: %w", call.Doubt)
@@ -92,6 +90,22 @@ func locateByCaller(hook Call, state spec.State, caller string) (located, error)
 	return found, ownConfig(found.config, hook, state)
 }
 
+// readCommandLine returns a runtime's command line, as it is and as it is understood.
+func readCommandLine(process string) ([]byte, commandline.Arguments, error) {
+	line, err := os.ReadFile(proc.Dir + "/" + process + "/cmdline")
+	if err != nil {
+		return nil, commandline.Arguments{}, err
+	}
+	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
+	return line, commandline.Parse(args[1:]), nil
+}
+
+// readEnvironment returns the environment of a process.
+func readEnvironment(process string) ([]string, error) {
+	text, err := os.ReadFile(proc.Dir + "/" + process + "/environ")
+	return strings.Split(string(text), "\x00"), err
+}
+
 // crunRoot is the directory in which crun keeps its containers.
 func crunRoot(call commandline.Arguments, caller string) (string, error) {
 	if filepath.IsAbs(call.Root) {
@@ -101,11 +115,11 @@ func crunRoot(call commandline.Arguments, caller string) (string, error) {
 		return "", fmt.Errorf("--root on its command line is %q, not an absolute path", call.Root)
 	}
 	// The runtime's own environment, and no image's.
-	environment, err := os.ReadFile(proc.Dir + "/" + caller + "/environ")
+	environment, err := readEnvironment(caller)
 	if err != nil {
 		return "", err
 	}
-	for variable := range strings.SplitSeq(string(environment), "\x00") {
+	for _, variable := range environment {
 		if dir, ok := strings.CutPrefix(variable, "XDG_RUNTIME_DIR="); ok && dir != "" {
 			return filepath.Clean(dir) + "/crun", nil
 		}

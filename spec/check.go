@@ -135,11 +135,13 @@ func (h *Host) isOwnTmpfs(m mountPoint) bool {
 	return m.kind == "tmpfs" && m.path == "/" && !isHosts
 }
 
-// ShowsFile returns what a file that is open shows of the host that it must not, or
-// nothing. A directory shows where it is mounted, and is not looked at here.
+// ShowsFile returns what a file shows of the host that it must not, or nothing, by its
+// device and inode. A directory in which it does not show may lead to it by `..`.
 func (h *Host) ShowsFile(st *unix.Stat_t) (string, error) {
 	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR, unix.S_IFCHR:
+	case unix.S_IFDIR:
+		return h.ids[fileID{st.Dev, st.Ino}], nil
+	case unix.S_IFCHR, unix.S_IFIFO:
 		return "", nil
 	case unix.S_IFBLK:
 		return h.onDisk(st.Rdev), nil

@@ -11,6 +11,7 @@
 // kinds.go (types of file systems), guard.go and disks.go (what must not show),
 // classify.go (what each mount of config.json means), look.go, compare.go, handles.go and
 // layers.go (what a file system shows that is made of others), processes.go (mounts of
-// /proc), check.go (what is really mounted in a container), rewrite.go (a config.json without the mounts
-// that a view replaces).
+// /proc), check.go and propagation.go (what is really mounted in a container, and what
+// it would receive later), rewrite.go (a config.json without the mounts that a view
+// replaces).
 package spec

@@ -11,11 +11,11 @@ import (
 // with another device number shows other files.
 var plainKinds = []string{
 	"ext2", "ext3", "ext4", "xfs", "f2fs", "jfs", "minix", "vfat", "msdos", "exfat", "ntfs3", "tmpfs", "ramfs",
-	"devtmpfs", "hugetlbfs", "squashfs", "erofs", "cramfs", "romfs", "iso9660", "udf",
+	"devtmpfs", "hugetlbfs", "rootfs", "squashfs", "erofs", "cramfs", "romfs", "iso9660", "udf",
 }
 
 // memoryKinds are those of them that have no source.
-var memoryKinds = []string{"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
+var memoryKinds = []string{"tmpfs", "ramfs", "devtmpfs", "hugetlbfs", "rootfs"}
 
 // kernelKinds are the types of file systems that show no file of the host.
 var kernelKinds = []string{

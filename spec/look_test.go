@@ -267,8 +267,8 @@ func TestLayersInside(t *testing.T) {
 	h := newNixHost(t)
 	made(t, h.dir+"/run/views/0123", h.store.StateDir+"/temproots", h.dir+"/host/nix/var/log/nix/drvs/ab")
 	for _, file := range []string{
-		h.dir + "/run/views/0123/x", h.dir + "/run/containers/x", h.store.StateDir + "/temproots/1",
-		h.dir + "/host/nix/var/log/nix/drvs/ab/c.drv", h.store.StateDir + "/profiles/per-user/alice/p",
+		h.dir + "/run/views/0123/view", h.dir + "/run/containers/record", h.store.StateDir + "/temproots/1",
+		h.dir + "/host/nix/var/log/nix/drvs/ab/log.drv", h.store.StateDir + "/profiles/per-user/alice/profile",
 	} {
 		h.write(t, file)
 	}

@@ -38,7 +38,7 @@ func (h *Host) Receiving(c Config, bundle string, mountinfo []byte, mounts Mount
 	_, hosts := split(h.mounts, root)
 	asked.hosts = slices.Concat(around, hosts)
 	asked.add(c, bundle, around, func(m mountPoint) []string { return asked.groups[m.id] }, root)
-	asked.add(c, bundle, hosts, func(m mountPoint) []string { return groupOf(m) }, root)
+	asked.add(c, bundle, hosts, groupOf, root)
 	var all []string
 	for _, m := range inside {
 		if receives(m) && !asked.has(m) {

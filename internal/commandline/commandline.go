@@ -18,6 +18,9 @@ type Arguments struct {
 	Root   string // where the runtime keeps its containers; empty: its default
 	// Log and LogFormat say where errors go; empty: nowhere but standard error.
 	Log, LogFormat string
+	// PreserveFDs is how many file descriptors of the runtime's own, from 3 on, the
+	// container gets, as given; empty: none but those of LISTEN_FDS.
+	PreserveFDs string
 	// Doubt is why Bundle may not be what the runtime takes for it.
 	Doubt error
 }
@@ -111,6 +114,8 @@ func (a *Arguments) options(args []string, known map[string]bool) []string {
 			a.Bundle = value
 		case "--root":
 			a.Root = value
+		case "--preserve-fds":
+			a.PreserveFDs = value
 		case "--log":
 			a.Log = value
 		case "--log-format":

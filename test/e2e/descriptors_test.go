@@ -17,14 +17,19 @@ func TestDescriptors(t *testing.T) {
 	if err := os.WriteFile(data, []byte("data"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	const isStore = "a directory that is on none of the container's mounts of the host, and leads to the store"
+	const isStore = "/nix/store of the host, and leads to the store"
 	for _, runtime := range runtimes {
-		for _, c := range []struct{ path, want string }{
-			{storeDir, isStore},
-			{"/usr", isStore},
-			{store["env"], isStore},
-			{"/nix/var/nix/db/db.sqlite", "/nix/var/nix/db/db.sqlite of the host, and leads to the store"},
-			{data, ""},
+		for _, c := range []struct {
+			path, want string
+			how        string // it is handed on
+		}{
+			{storeDir, isStore, "--preserve-fds=1"},
+			{storeDir, isStore, "LISTEN_FDS=1"},
+			{"/usr", "/ of the host, and leads to the store", "--preserve-fds=1"},
+			{store["env"], isStore, "--preserve-fds=2"},
+			{"/nix/var/nix/db/db.sqlite", "/nix/var/nix/db/db.sqlite of the host, and leads to the store", "--preserve-fds=1"},
+			{data, "", "--preserve-fds=1"},
+			{storeDir, "", ""}, // the runtime closes it
 		} {
 			f, err := os.Open(c.path)
 			if err != nil {
@@ -32,7 +37,11 @@ func TestDescriptors(t *testing.T) {
 			}
 			b := newBundle(t, roots(store["env"]), "cat <&3 2>&1; ls /proc/self/fd/3/", "createRuntime", "poststop")
 			cmd := b.command(t, runtime, "descriptors-"+runtime)
-			cmd.Args = slices.Insert(cmd.Args, 2, "--preserve-fds", "1")
+			if strings.HasPrefix(c.how, "--") {
+				cmd.Args = slices.Insert(cmd.Args, 2, c.how)
+			} else if c.how != "" {
+				cmd.Env = append(os.Environ(), c.how)
+			}
 			var out strings.Builder
 			cmd.Stdout, cmd.ExtraFiles = &out, []*os.File{f}
 			err = cmd.Run()
@@ -40,7 +49,7 @@ func TestDescriptors(t *testing.T) {
 				t.Error(err)
 			}
 			if c.want == "" {
-				if !strings.HasPrefix(out.String(), "data") {
+				if c.how == "" && strings.Contains(out.String(), "test-env") || c.how != "" && !strings.HasPrefix(out.String(), "data") {
 					t.Errorf("%s, %s: %v %q %s", runtime, c.path, err, out.String(), lastLog(t))
 				}
 			} else if said := lastError(t); err == nil || out.String() != "" || !strings.Contains(said, descriptor3+": is "+c.want) {

@@ -336,7 +336,7 @@ func TestWritableRefused(t *testing.T) {
 		want    string // the end of the message
 	}{
 		{"asked for in bind mode", []string{"bind", "bind"}, func(*testing.T) {},
-			"nix-closure: a container: reading the annotations: annotations: nix-closure/writable is true, which one overlay with a layer in memory does, and nix-closure/mode is bind; ask for mode overlay or auto"},
+			": reading the annotations: annotations: nix-closure/writable is true, which one overlay with a layer in memory does, and nix-closure/mode is bind; ask for mode overlay or auto"},
 		{"configured to bind", []string{"", ""}, func(t *testing.T) { writeConfig(t, "mode = \"bind\"\n") },
 			": making the view: a writable store needs an overlay, and the configuration says mode bind; ask for mode overlay with an annotation"},
 		{"no extended attributes", []string{"", "overlay"}, func(t *testing.T) { writeConfig(t, fmt.Sprintf("runtime-dir = %q\n", ramfs)) },
