@@ -48,7 +48,8 @@ func (n NixStore) Fetch(ctx context.Context, names []BaseName, rootsDir string, 
 	defer cancel()
 	err = errors.Join(err, n.discard(cleaning, p.begun))
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("the time for it is over: %s; fetch it by hand with `nix-store --realise %s`, or raise substitute-timeout in the configuration", p, strings.Join(n.paths(names), " "))
+		return fmt.Errorf("the time for it is over: %s; fetch it by hand with `nix-store --realise %s`, "+
+			"or raise substitute-timeout in the configuration", p, strings.Join(n.paths(names), " "))
 	}
 	if why := p.why(); why != "" {
 		return fmt.Errorf("%w: %s", err, why)
@@ -129,7 +130,8 @@ func (p progress) why() string {
 		if why != "" {
 			why = " (" + why + ")"
 		}
-		why = "no substituter has " + p.lacks + why + "; build it here, copy it to one of them, or correct `substituters` in nix.conf"
+		why = "no substituter has " + p.lacks + why + "; " +
+			"build it here, copy it to one of them, or correct `substituters` in nix.conf"
 	}
 	return why
 }
@@ -137,7 +139,8 @@ func (p progress) why() string {
 func (p progress) String() string {
 	switch {
 	case len(p.begun) > 0 && p.announced != "":
-		return fmt.Sprintf("%s; %d begun, the last %s", p.announced, len(p.begun), p.store.Path(p.begun[len(p.begun)-1]))
+		last := p.store.Path(p.begun[len(p.begun)-1])
+		return fmt.Sprintf("%s; %d begun, the last %s", p.announced, len(p.begun), last)
 	case len(p.begun) > 0:
 		return fmt.Sprintf("%d store paths begun, the last %s", len(p.begun), p.store.Path(p.begun[len(p.begun)-1]))
 	case p.announced != "":

@@ -63,7 +63,8 @@ func ownedByUs(dir string) error {
 		return &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		return fmt.Errorf("%s belongs to user %d and has mode %04o, and so can be changed by others than user %d who runs the hook; %w", dir, st.Uid, st.Mode&0o7777, os.Geteuid(), ErrNotOurs)
+		return fmt.Errorf("%s belongs to user %d and has mode %04o, and so can be changed by others than user %d "+
+			"who runs the hook; %w", dir, st.Uid, st.Mode&0o7777, os.Geteuid(), ErrNotOurs)
 	}
 	return nil
 }

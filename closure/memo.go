@@ -68,7 +68,8 @@ const (
 func (e entry) text() []byte {
 	db, wal := e.Stamp.Files[0], e.Stamp.Files[1]
 	text := fmt.Appendf(nil, closureLine, e.Digest, e.Paths, e.Since)
-	text = fmt.Appendf(text, stampLine, e.Stamp.Taken, db.Inode, db.Size, db.Modified, wal.Inode, wal.Size, wal.Modified)
+	text = fmt.Appendf(text, stampLine, e.Stamp.Taken,
+		db.Inode, db.Size, db.Modified, wal.Inode, wal.Size, wal.Modified)
 	for i, p := range e.Pins {
 		text = fmt.Appendf(text, pinLine, p, e.Versions[i].Row, e.Versions[i].Time)
 	}

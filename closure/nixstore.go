@@ -242,7 +242,8 @@ func (n NixStore) program() (string, error) {
 	roots := idmap.RootIDs()
 	for _, p := range usualPlaces {
 		var st unix.Stat_t
-		if err := unix.Stat(p, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && slices.Contains(roots, st.Uid) {
+		err := unix.Stat(p, &st)
+		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && slices.Contains(roots, st.Uid) {
 			return p, nil
 		}
 	}

@@ -25,7 +25,8 @@ const (
 var (
 	ErrOutside = errors.New("not below the store directory")
 	ErrHash    = fmt.Errorf("the hash is not %d characters of Nix's base 32", hashLength)
-	ErrName    = fmt.Errorf("the name is not 1 to %d characters of letters, digits and +-._?=, or begins in a way Nix forbids", maxNameLength)
+	ErrName    = fmt.Errorf("the name is not 1 to %d characters of letters, digits and +-._?=, "+
+		"or begins in a way Nix forbids", maxNameLength)
 	ErrSubpath = errors.New("has an empty component, or `.` or `..`, below the store path")
 	ErrBelow   = errors.New("below a store path, not one")
 )

@@ -112,7 +112,8 @@ func Restrict(c Closure, infos []PathInfo) ([]PathInfo, error) {
 		slices.Sort(references)
 		for _, r := range references {
 			if !inside(r) {
-				return nil, fmt.Errorf("%s references %s, which is not in the closure", store.Path(info.Name), store.Path(r))
+				return nil, fmt.Errorf("%s references %s, which is not in the closure",
+					store.Path(info.Name), store.Path(r))
 			}
 		}
 		infos[i].References = slices.Compact(references)

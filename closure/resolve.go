@@ -39,14 +39,16 @@ var ErrNotValid = errors.New("not valid")
 const ExitNotValid = 3
 
 func (e *NotValidError) Error() string {
-	return fmt.Sprintf("%s is not valid: Nix has no such path registered; fetch or build it first, for example with `nix-store --realise %s`", e.Path, e.Path)
+	return fmt.Sprintf("%s is not valid: Nix has no such path registered; "+
+		"fetch or build it first, for example with `nix-store --realise %s`", e.Path, e.Path)
 }
 
 // TooLargeError says that a closure has more than Max paths.
 type TooLargeError struct{ Max int }
 
 func (e *TooLargeError) Error() string {
-	return fmt.Sprintf("the closure has more than %d store paths; ask for less, or raise max-paths in the configuration", e.Max)
+	return fmt.Sprintf("the closure has more than %d store paths; "+
+		"ask for less, or raise max-paths in the configuration", e.Max)
 }
 
 // Registry is who knows which store paths are valid and what they reference:
@@ -131,7 +133,8 @@ func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names,
 	if names = slices.Compact(names); len(names) > max {
 		return nil, nil, &TooLargeError{max}
 	}
-	return names, append(pins, slices.DeleteFunc(more, func(b BaseName) bool { return slices.Contains(q.Roots, b) })...), nil
+	more = slices.DeleteFunc(more, func(b BaseName) bool { return slices.Contains(q.Roots, b) })
+	return names, append(pins, more...), nil
 }
 
 func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (listed, pins []BaseName, _ error) {
@@ -176,7 +179,8 @@ func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (li
 	slices.Sort(whole) // the same mistake gives the same message each time
 	for _, n := range whole {
 		if !inList[n] {
-			return nil, nil, fmt.Errorf("%s/store-paths is no closure: %s is referenced, but not listed; make the closure-info with nixpkgs' closureInfo",
+			return nil, nil, fmt.Errorf("%s/store-paths is no closure: %s is referenced, but not listed; "+
+				"make the closure-info with nixpkgs' closureInfo",
 				m.Store.Path(q.Info), m.Store.Path(n))
 		}
 	}

@@ -46,7 +46,8 @@ func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution
 	}
 	var res Resolution
 	if err := json.Unmarshal(out.Bytes(), &res); err != nil || !IsDigest(res.Digest) || len(res.Pins) == 0 {
-		return Resolution{}, fmt.Errorf("%s: not understood: %q; is it of the same version as the hook?", r.Program, firstLine(out.String()))
+		return Resolution{}, fmt.Errorf("%s: not understood: %q; "+
+			"is it of the same version as the hook?", r.Program, firstLine(out.String()))
 	}
 	return res, nil
 }

@@ -68,7 +68,8 @@ func (a attachment) attach(stage string) error {
 		return err
 	}
 	if same {
-		return errors.New("the container has no mount namespace of its own (linux.namespaces of config.json); give it one")
+		return errors.New("the container has no mount namespace of its own (linux.namespaces of config.json); " +
+			"give it one")
 	}
 	return mntns.DoInProcess(a.state.Pid, func() error {
 		// By its number it was found: it is still the one that it was.

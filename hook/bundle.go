@@ -95,7 +95,9 @@ func HasAnnotations(file string) (bool, error) {
 func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 	// Not to wait for someone to write, where it is a pipe.
 	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	for _, notThere := range []error{os.ErrNotExist, os.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ENXIO} {
+	for _, notThere := range []error{
+		os.ErrNotExist, os.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ENXIO,
+	} {
 		if errors.Is(err, notThere) {
 			return nil, false, nil
 		}
@@ -127,7 +129,9 @@ func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 // It returns nil for a container that asks for nothing. container lacks what text has;
 // its annotations are the text's if it has none. reading says in a message what was
 // read; stage is for the log.
-func rewrite(configPath, stage string, container Container, reading string, text []byte, hooks []spec.StageHook) ([]byte, error) {
+func rewrite(
+	configPath, stage string, container Container, reading string, text []byte, hooks []spec.StageHook,
+) ([]byte, error) {
 	parsed, err := spec.ParseConfig(text)
 	if err != nil {
 		return nil, &failure{"", reading, err}

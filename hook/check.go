@@ -191,7 +191,8 @@ func (c *checked) identifyProcess() (err error) {
 // checkDevice refuses a container whose own annotations name another closure than the
 // hook's call, as those for one container of a pod do, which win over all others.
 func (s *start) checkDevice(request *spec.Request) error {
-	if s.call.Annotations[spec.Prefix+spec.KeyRoots] == "" && s.call.Annotations[spec.Prefix+spec.KeyClosureInfo] == "" {
+	own := s.call.Annotations
+	if own[spec.Prefix+spec.KeyRoots] == "" && own[spec.Prefix+spec.KeyClosureInfo] == "" {
 		return nil
 	}
 	s.at("reading the annotations")
@@ -200,8 +201,8 @@ func (s *start) checkDevice(request *spec.Request) error {
 		return err
 	}
 	if !slices.Equal(device.Asked(), request.Asked()) {
-		return fmt.Errorf("the container's annotations ask for the closure of %s, and the hook was called for that of %s, "+
-			"as for a device; give one container one closure", request.Asked(), device.Asked())
+		return fmt.Errorf("the container's annotations ask for the closure of %s, and the hook was called for "+
+			"that of %s, as for a device; give one container one closure", request.Asked(), device.Asked())
 	}
 	return nil
 }

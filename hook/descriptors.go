@@ -130,7 +130,8 @@ func (c *containerMounts) checkDescriptor(process, dir int, name string) error {
 	if shows == "" || err != nil {
 		return err
 	}
-	return fmt.Errorf("is %s of the host, and leads to the store; close it, or do not hand it on (--preserve-fds)", shows)
+	return fmt.Errorf("is %s of the host, and leads to the store; "+
+		"close it, or do not hand it on (--preserve-fds)", shows)
 }
 
 // directoriesDeep bounds how far a directory may be from the root of its mounts.

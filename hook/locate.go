@@ -77,13 +77,16 @@ func locateByCaller(hook Call, state spec.State, caller string) (located, error)
 		return located{}, err
 	}
 	if !bytes.Equal(its, line) {
-		return located{}, fmt.Errorf("process %d of the OCI state is not one of the runtime that called the hook", state.Pid)
+		return located{}, fmt.Errorf("process %d of the OCI state is not one of the runtime that called the hook",
+			state.Pid)
 	}
 	root, err := crunRoot(call, caller)
 	if err != nil {
 		return located{}, err
 	}
-	found := located{bundle: filepath.Clean(call.Bundle), config: root + "/" + state.ID + "/config.json", stated: state.Bundle}
+	found := located{
+		bundle: filepath.Clean(call.Bundle), config: root + "/" + state.ID + "/config.json", stated: state.Bundle,
+	}
 	if err := ownedByUs(filepath.Dir(found.config)); err != nil {
 		return located{}, err
 	}

@@ -141,7 +141,8 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 		// the collector with.
 		root := p.config.Store().Path(before.Pins[i])
 		if p.roots.Indirect {
-			return before, fmt.Errorf("%s: Nix does not let an ordinary user make a derivation itself a GC root; ask for its output", root)
+			return before, fmt.Errorf("%s: Nix does not let an ordinary user make a derivation itself a GC root; "+
+				"ask for its output", root)
 		}
 		p.log.Info("waiting for the garbage collector", "root", root)
 		return p.pinAfterCollecting(ctx)
@@ -174,7 +175,8 @@ func (p pinner) fetch(ctx context.Context) error {
 		names = append(names, p.query.Info)
 	}
 	if i := slices.IndexFunc(names, isDerivation); i >= 0 {
-		return fmt.Errorf("%s: a derivation cannot be fetched, only what it builds; instantiate it first", p.config.Store().Path(names[i]))
+		return fmt.Errorf("%s: a derivation cannot be fetched, only what it builds; "+
+			"instantiate it first", p.config.Store().Path(names[i]))
 	}
 	if err := p.reserve(ctx, "", names); err != nil {
 		return err
@@ -222,7 +224,8 @@ func (p pinner) pinAfterCollecting(ctx context.Context) (closure.Resolution, err
 	for {
 		select {
 		case <-ctx.Done():
-			return closure.Resolution{}, fmt.Errorf("%w, and a derivation as a root has to wait for it: %w", closure.ErrCollecting, ctx.Err())
+			return closure.Resolution{}, fmt.Errorf("%w, and a derivation as a root has to wait for it: %w",
+				closure.ErrCollecting, ctx.Err())
 		case <-time.After(pause):
 		}
 		lock, err := closure.HoldCollector(p.config.Store())

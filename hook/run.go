@@ -101,8 +101,8 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	}
 	if stage == "createContainer" && c.Rootless {
 		// A user of that namespace may be an ordinary user of the host.
-		err := &failure{state.ID, "looking at who runs the hook", errors.New("createContainer hooks run in the container's " +
-			"user namespace, where file owners cannot be trusted; register the hook as createRuntime")}
+		err := &failure{state.ID, "looking at who runs the hook", errors.New("createContainer hooks run in the " +
+			"container's user namespace, where file owners cannot be trusted; register the hook as createRuntime")}
 		// Root's log is out of reach there. This one only helps to see why a container does
 		// not start: the hook never reads it.
 		logError(logOf(c, stage, state.ID), err)

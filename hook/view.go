@@ -96,7 +96,8 @@ type viewBuilder struct {
 func (v viewBuilder) make(ctx context.Context, asked spec.Mode) (mode spec.Mode, why string, _ view.View, _ error) {
 	writable := v.request.Writable
 	if asked == spec.ModeBind && writable {
-		return "", "", nil, fmt.Errorf("a writable store needs an overlay, and the configuration says mode %s; ask for mode overlay with an annotation", spec.ModeBind)
+		return "", "", nil, fmt.Errorf("a writable store needs an overlay, and the configuration says mode %s; "+
+			"ask for mode overlay with an annotation", spec.ModeBind)
 	}
 	if asked == spec.ModeBind {
 		made, err := v.bind(ctx)
@@ -128,7 +129,8 @@ const layerAttempts = 5
 // there, nothing of this depends on the closure's size.
 func (v viewBuilder) overlay(ctx context.Context) (view.View, error) {
 	if inside := v.host.MountsInStore(); len(inside) > 0 {
-		return nil, fmt.Errorf("%w: %s is a mount inside the store, and an overlay would show what is underneath", view.ErrUnsupported, inside[0])
+		return nil, fmt.Errorf("%w: %s is a mount inside the store, "+
+			"and an overlay would show what is underneath", view.ErrUnsupported, inside[0])
 	}
 	layer, ok := view.OpenLayer(v.dir.Views, v.resolution.Digest, v.options, v.resolution.Since)
 	if ok && !v.request.Writable {
@@ -202,7 +204,8 @@ func (v viewBuilder) bind(ctx context.Context) (view.View, error) {
 		return nil, err
 	}
 	if v.options.Label != "" {
-		v.log.Warn("bind mode cannot give files the label that the container asks for; a confined container may not read them", "label", v.options.Label)
+		v.log.Warn("bind mode cannot give files the label that the container asks for; "+
+			"a confined container may not read them", "label", v.options.Label)
 	}
 	return view.NewBind(v.store, c, v.options)
 }
@@ -273,7 +276,8 @@ func containerOwner(stage string, pid int, bundle spec.Config) (view.Owner, erro
 func outside(idMap string, id int) (int, error) {
 	n, ok, err := idmap.Outside(idMap, id)
 	if err == nil && !ok {
-		err = fmt.Errorf("id %d is not in %s: the container's user has no number outside of its user namespace", id, idMap)
+		err = fmt.Errorf("id %d is not in %s: the container's user has no number outside of its user namespace",
+			id, idMap)
 	}
 	return n, err
 }

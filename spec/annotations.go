@@ -117,14 +117,17 @@ func ParseAnnotations(store closure.Store, engine Engine, id string, annotations
 		}
 	}
 	if len(request.Roots) == 0 && request.ClosureInfo == "" {
-		return nil, fmt.Errorf("annotations: neither %s%s nor %s%s is given; name at least one store path", Prefix, KeyRoots, Prefix, KeyClosureInfo)
+		return nil, fmt.Errorf("annotations: neither %s%s nor %s%s is given; "+
+			"name at least one store path", Prefix, KeyRoots, Prefix, KeyClosureInfo)
 	}
 	if request.Writable && request.Mode == ModeBind {
-		return nil, fmt.Errorf("annotations: %s%s is true, which one overlay with a layer in memory does, and %s%s is %s; ask for mode %s or %s",
+		return nil, fmt.Errorf("annotations: %s%s is true, which one overlay with a layer in memory does, "+
+			"and %s%s is %s; ask for mode %s or %s",
 			Prefix, KeyWritable, Prefix, KeyMode, ModeBind, ModeOverlay, ModeAuto)
 	}
 	if len(request.Roots) > 0 && request.ClosureInfo != "" {
-		return nil, fmt.Errorf("annotations: both %s%s and %s%s are given; take one of them", Prefix, KeyRoots, Prefix, KeyClosureInfo)
+		return nil, fmt.Errorf("annotations: both %s%s and %s%s are given; "+
+			"take one of them", Prefix, KeyRoots, Prefix, KeyClosureInfo)
 	}
 	return request, nil
 }
@@ -145,10 +148,13 @@ func ofContainer(p pod, annotations map[string]string) (map[string]setting, erro
 		case container == "":
 			everyone[key] = setting{annotation, value}
 		case p.name == "" && p.ignoredName != "":
-			return nil, fmt.Errorf("annotation %s: is for one container of a pod, and the one that says which this is, %s, may be an image's or a user's; "+
-				"leave out %q, or call the hook with --engine where the engine sets it", annotation, p.ignoredName, container+".")
+			return nil, fmt.Errorf("annotation %s: is for one container of a pod, "+
+				"and the one that says which this is, %s, may be an image's or a user's; "+
+				"leave out %q, or call the hook with --engine where the engine sets it",
+				annotation, p.ignoredName, container+".")
 		case p.name == "":
-			return nil, fmt.Errorf("annotation %s: is for one container of a pod, and the engine does not say which one this is; leave out %q", annotation, container+".")
+			return nil, fmt.Errorf("annotation %s: is for one container of a pod, "+
+				"and the engine does not say which one this is; leave out %q", annotation, container+".")
 		case container == p.name:
 			own[key] = setting{annotation, value}
 		case !slices.Contains(keys, key):

@@ -159,7 +159,8 @@ func (c Config) CheckMasks(dirs ...string) error {
 		at := path.Clean("/" + masked)
 		for _, dir := range dirs {
 			if below(at, dir) || below(dir, at) {
-				return fmt.Errorf("linux.maskedPaths of config.json has %s, which would hide what the view shows in %s; "+
+				return fmt.Errorf("linux.maskedPaths of config.json has %s, "+
+					"which would hide what the view shows in %s; "+
 					"take it out", masked, dir)
 			}
 		}

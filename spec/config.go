@@ -140,7 +140,9 @@ func ParseConfig(text []byte) (Config, error) {
 	}
 	var mounts []specs.Mount
 	for _, m := range c.Mounts {
-		mounts = append(mounts, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source, Options: m.Options})
+		mounts = append(mounts, specs.Mount{
+			Destination: m.Destination, Type: m.Type, Source: m.Source, Options: m.Options,
+		})
 	}
 	pids := HostPIDs
 	for _, n := range c.Linux.Namespaces {

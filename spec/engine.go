@@ -100,7 +100,8 @@ func podOf(engine Engine, id string, annotations map[string]string) (pod, error)
 		if annotations[keys.kind] == sandboxKind {
 			sandbox := annotations[keys.sandboxID]
 			if sandbox == "" || id != "" && sandbox != id {
-				return pod{}, fmt.Errorf("annotation %s: says that this container is a pod's sandbox, and %s is %q, not its ID; "+
+				return pod{}, fmt.Errorf("annotation %s: says that this container is a pod's sandbox, and %s is %q, "+
+					"not its ID; "+
 					"an image or a user may have set it: take it out, or name the closure's container another "+
 					"way", keys.kind, keys.sandboxID, sandbox)
 			}

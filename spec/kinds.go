@@ -31,7 +31,8 @@ var localKinds = []string{"overlay", "btrfs", "zfs", "bcachefs", "nilfs2", "ubif
 // of this type at any time, after which the kernel takes off what was mounted on them.
 // A type that is not known may be one.
 func isMovable(kind string) bool {
-	return !slices.Contains(plainKinds, kind) && !slices.Contains(kernelKinds, kind) && !slices.Contains(localKinds, kind)
+	return !slices.Contains(plainKinds, kind) && !slices.Contains(kernelKinds, kind) &&
+		!slices.Contains(localKinds, kind)
 }
 
 // isFUSE tells whether a program of this host makes up what a file system shows.

@@ -113,7 +113,8 @@ func mountOf(mounts Mounts, real string) mountPoint {
 	var found mountPoint
 	for _, m := range mounts {
 		// The parent of the root is itself, or in no list.
-		if m.point == "/" && (m.parent == m.id || !slices.ContainsFunc(mounts, func(o mountPoint) bool { return o.id == m.parent })) {
+		isParent := func(o mountPoint) bool { return o.id == m.parent }
+		if m.point == "/" && (m.parent == m.id || !slices.ContainsFunc(mounts, isParent)) {
 			found = m
 		}
 	}

@@ -70,7 +70,8 @@ func withHooks(text json.RawMessage, hooks []StageHook) (json.RawMessage, error)
 	for _, h := range hooks {
 		for name := range stages {
 			if name != h.Stage && strings.EqualFold(name, h.Stage) {
-				return nil, fmt.Errorf("field \"hooks.%s\": some runtimes take it for \"hooks.%s\", in its place, and some do not", name, h.Stage)
+				return nil, fmt.Errorf("field \"hooks.%s\": some runtimes take it for \"hooks.%s\", in its place, "+
+					"and some do not", name, h.Stage)
 			}
 		}
 		with, err := withHook(stages[h.Stage], h)
@@ -123,7 +124,8 @@ func HasAnnotations(text []byte) (bool, error) {
 		if err != nil {
 			return false, fmt.Errorf("annotations: %w", err)
 		}
-		carries = carries || slices.ContainsFunc(annotations, func(m member) bool { _, _, ok := splitKey(m.name); return ok })
+		isOurs := func(m member) bool { _, _, ok := splitKey(m.name); return ok }
+		carries = carries || slices.ContainsFunc(annotations, isOurs)
 		twice = cmp.Or(twice, repeated("annotations.", annotations))
 	}
 	if !carries {

@@ -75,7 +75,8 @@ func openHow(ctx context.Context, store closure.Store, how string) (_ *Snapshot,
 	// and only after it is anything read: what is committed in between makes the
 	// stamp stale, never the answers.
 	var one int
-	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM ValidPaths LIMIT 1)").Scan(&one); err != nil {
+	const anyPath = "SELECT count(*) FROM (SELECT 1 FROM ValidPaths LIMIT 1)"
+	if err := db.QueryRowContext(ctx, anyPath).Scan(&one); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	stamp, err := closure.TakeStamp(store)
@@ -162,7 +163,8 @@ func (s *Snapshot) Closure(ctx context.Context, names []closure.BaseName, max in
 			return nil, s.failed(err)
 		}
 		if !path.Valid {
-			return nil, s.failed(errors.New("a path references one that is not registered; `nix-store --verify` mends the database"))
+			return nil, s.failed(errors.New("a path references one that is not registered; " +
+				"`nix-store --verify` mends the database"))
 		}
 		name, err := s.store.ParseExact(path.String)
 		if err != nil {

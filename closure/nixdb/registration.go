@@ -109,7 +109,8 @@ func (s *Snapshot) references(ctx context.Context, ids []int64, infos []closure.
 		}
 		info := &infos[from[i]]
 		if !path.Valid {
-			return s.failed(fmt.Errorf("%s references a path that is not registered; `nix-store --verify` mends the database", s.store.Path(info.Name)))
+			return s.failed(fmt.Errorf("%s references a path that is not registered; "+
+				"`nix-store --verify` mends the database", s.store.Path(info.Name)))
 		}
 		name, err := s.store.ParseExact(path.String)
 		if err != nil {
@@ -224,7 +225,8 @@ func WriteRegistration(ctx context.Context, path string, store closure.Store, in
 			Err = errors.Join(fmt.Errorf("writing %s: %w", path, Err), os.Remove(path))
 		}
 	}()
-	name := url.URL{Scheme: "file", Path: path, RawQuery: "mode=rw&_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=temp_store(memory)"}
+	const pragmas = "_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=temp_store(memory)"
+	name := url.URL{Scheme: "file", Path: path, RawQuery: "mode=rw&" + pragmas}
 	db, err := sql.Open("sqlite", name.String())
 	if err != nil {
 		return err
@@ -254,7 +256,8 @@ func fill(ctx context.Context, db *sql.DB, store closure.Store, infos []closure.
 func insert(ctx context.Context, tx *sql.Tx, store closure.Store, infos []closure.PathInfo) error {
 	var statements [3]*sql.Stmt // closed with the transaction
 	for i, query := range [...]string{
-		"INSERT INTO ValidPaths (id, path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		"INSERT INTO ValidPaths (id, path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca) " +
+			"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
 		"INSERT INTO Refs (referrer, reference) SELECT ?, value FROM json_each(?)",
 		"INSERT INTO DerivationOutputs (drv, id, path) VALUES (?, ?, ?)",
 	} {

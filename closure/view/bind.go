@@ -35,19 +35,13 @@ func NewBind(store closure.Store, c closure.Closure, o Options) (_ View, Err err
 		}
 	}()
 	// It holds directories, empty files and symbolic links; without nr_inodes, a
-	// host with little memory may have too few.
-	tmpfs, err := newMount("tmpfs", []option{
-		{"source", "nix-closure"}, {"mode", fmt.Sprintf("%04o", o.mode())}, {"nr_inodes", fmt.Sprint(2*len(c.Names) + 16)},
-	})
+	// host with little memory may have too few. To be read-only is for seal to do when
+	// it is full.
+	tmpfs, err := newTmpfs(o.mode(), option{"nr_inodes", fmt.Sprint(2*len(c.Names) + 16)})
 	if err != nil {
 		return nil, err
 	}
-	// To be read-only is for seal to do when it is full.
-	if err := setWritable(tmpfs); err != nil {
-		tmpfs.Close()
-		return nil, err
-	}
-	return &bind{store, c, o, storeDir, tmpfs}, nil
+	return &bind{store: store, closure: c, options: o, storeDir: storeDir, tmpfs: tmpfs}, nil
 }
 
 func (b *bind) Close() error { return errors.Join(b.storeDir.Close(), b.tmpfs.Close()) }

@@ -39,7 +39,7 @@ func Cover(volume *os.File, ways []string, size int64, o Options) error {
 	if err := unix.Fstatfs(int(volume.Fd()), &fs); err != nil {
 		return &os.PathError{Op: "fstatfs", Path: volume.Name(), Err: err}
 	}
-	tmpfs, err := newTmpfs(size, 2*mostCovered, st.Mode&0o7777, o.Label)
+	tmpfs, err := newSizedTmpfs(size, 2*mostCovered, st.Mode&0o7777, o)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,8 @@ func (c *cover) fill(to, from int, ways []string) error {
 		return err
 	}
 	if c.left -= len(names); c.left < 0 {
-		return fmt.Errorf("a volume that the view goes to has more than %d names beside it; mount it elsewhere", mostCovered)
+		return fmt.Errorf("a volume that the view goes to has more than %d names beside it; "+
+			"mount it elsewhere", mostCovered)
 	}
 	for _, name := range names {
 		if _, onTheWay := inside[name]; onTheWay {
@@ -151,7 +152,8 @@ func (c *cover) mount(to, from int, name string) error {
 			return os.NewSyscallError("mknodat", err)
 		}
 	}
-	tree, err := unix.OpenTree(from, name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_RECURSIVE)
+	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_SYMLINK_NOFOLLOW | unix.AT_RECURSIVE
+	tree, err := unix.OpenTree(from, name, flags)
 	if err != nil {
 		return os.NewSyscallError("open_tree", err)
 	}

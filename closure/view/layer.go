@@ -342,7 +342,8 @@ func setXattr(fd int, name, value string) error {
 		return fmt.Errorf("%w: setting %s needs root in the initial user namespace: %w", ErrUnsupported, name, err)
 	}
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("%w: the file system of the runtime directory keeps no trusted extended attributes: %w", ErrUnsupported, err)
+		return fmt.Errorf("%w: the file system of the runtime directory keeps no trusted extended attributes: %w",
+			ErrUnsupported, err)
 	}
 	return os.NewSyscallError("fsetxattr "+name, err)
 }
@@ -396,7 +397,8 @@ func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
 }
 
 // ErrMissing says that a store path that is registered has no file.
-var ErrMissing = errors.New("is registered, but not in the store; `nix-store --verify --check-contents --repair` mends the store")
+var ErrMissing = errors.New("is registered, but not in the store; " +
+	"`nix-store --verify --check-contents --repair` mends the store")
 
 // statPath looks at a store path: a directory, a regular file or a symlink.
 func statPath(storeDir *os.File, base closure.BaseName) (st unix.Stat_t, _ error) {
@@ -444,7 +446,8 @@ func readlink(dir int, name string) (string, error) {
 // setTimes sets both times of name in a directory, or, where it is empty, of the
 // open file itself (utimensat(2) with AT_EMPTY_PATH, Linux 5.8).
 func setTimes(fd int, name string, t unix.Timespec) error {
-	if err := unix.UtimesNanoAt(fd, name, []unix.Timespec{t, t}, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH); err != nil {
+	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_EMPTY_PATH
+	if err := unix.UtimesNanoAt(fd, name, []unix.Timespec{t, t}, flags); err != nil {
 		return os.NewSyscallError("utimensat", err)
 	}
 	return nil

@@ -32,7 +32,8 @@ func newMount(kind string, options []option) (_ *os.File, Err error) {
 	defer unix.Close(fs)
 	for _, o := range options {
 		if len(o.value) > maxOption {
-			return nil, fmt.Errorf("%w: mount option %s is longer than %d bytes: %s", ErrUnsupported, o.key, maxOption, o.value)
+			return nil, fmt.Errorf("%w: mount option %s is longer than %d bytes: %s",
+				ErrUnsupported, o.key, maxOption, o.value)
 		}
 		if err := unix.FsconfigSetString(fs, o.key, o.value); err != nil {
 			return nil, fmt.Errorf("%s option %s=%s: %w%s", kind, o.key, o.value, err, messages(fs))
@@ -84,20 +85,19 @@ func setWritable(mount *os.File) error {
 	return nil
 }
 
-// newTmpfs makes a tmpfs of a size in bytes that can be written to. more is how many
-// inodes it has room for beside those of that size. label is the SELinux label of what
-// is in it, or empty.
-func newTmpfs(size, more int64, mode uint32, label string) (*os.File, error) {
+// newSizedTmpfs makes a tmpfs of a size in bytes. more is how many inodes it has room
+// for beside those of that size. Of the options, the label counts.
+func newSizedTmpfs(size, more int64, mode uint32, o Options) (*os.File, error) {
 	// An inode takes memory that the size does not count; the kernel's own
 	// default is one for two pages.
 	inodes := more + max(size/4096, 1024)
-	options := []option{
-		{"source", "nix-closure"}, {"mode", fmt.Sprintf("%04o", mode)}, {"size", fmt.Sprint(size)}, {"nr_inodes", fmt.Sprint(inodes)},
-	}
-	if label != "" {
-		options = append(options, option{"context", label})
-	}
-	tmpfs, err := newMount("tmpfs", options)
+	return newTmpfs(mode, o.labelled(option{"size", fmt.Sprint(size)}, option{"nr_inodes", fmt.Sprint(inodes)})...)
+}
+
+// newTmpfs makes a tmpfs that can be written to.
+func newTmpfs(mode uint32, options ...option) (*os.File, error) {
+	all := []option{{"source", "nix-closure"}, {"mode", fmt.Sprintf("%04o", mode)}}
+	tmpfs, err := newMount("tmpfs", append(all, options...))
 	if err != nil {
 		return nil, err
 	}

@@ -129,7 +129,8 @@ func (o *overlay) Check(store closure.Store, c closure.Closure) error {
 				return fmt.Errorf("%s: %w", store.Path(name), err)
 			}
 			if got != want {
-				return fmt.Errorf("%w: %s shows without its content: the kernel does not follow the layer's attributes", ErrUnsupported, store.Path(name))
+				return fmt.Errorf("%w: %s shows without its content: "+
+					"the kernel does not follow the layer's attributes", ErrUnsupported, store.Path(name))
 			}
 			directory, file = directory || kind == unix.S_IFDIR, file || kind == unix.S_IFREG
 		}

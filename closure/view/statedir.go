@@ -29,7 +29,7 @@ func NewStateDir(store closure.Store, db *os.File, o Options, size int64, owner 
 	if err != nil {
 		return nil, err
 	}
-	tmpfs, err := newTmpfs(size+st.Size(), 0, 0o755, o.Label)
+	tmpfs, err := newSizedTmpfs(size+st.Size(), 0, 0o755, o)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +40,8 @@ func NewStateDir(store closure.Store, db *os.File, o Options, size int64, owner 
 	}()
 	dir := stateDirMaker{int(tmpfs.Fd()), owner}
 	for _, name := range []string{
-		"", "db", "gcroots", "gcroots/auto", "gcroots/per-user", "profiles", "profiles/per-user", "temproots", "userpool",
+		"", "db", "gcroots", "gcroots/auto", "gcroots/per-user", "profiles", "profiles/per-user",
+		"temproots", "userpool",
 	} {
 		if err := dir.mkdir(name); err != nil {
 			return nil, fmt.Errorf("making %s: %w", name, err)
@@ -126,7 +127,8 @@ func (d stateDirMaker) file(name string, mode uint32, content func(*os.File) err
 }
 
 func (d stateDirMaker) chown(name string) error {
-	if err := unix.Fchownat(d.fd, name, d.owner.UID, d.owner.GID, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH); err != nil {
+	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_EMPTY_PATH
+	if err := unix.Fchownat(d.fd, name, d.owner.UID, d.owner.GID, flags); err != nil {
 		return os.NewSyscallError("fchownat", err)
 	}
 	return nil

@@ -46,7 +46,7 @@ const (
 // mount namespace, which is the host's but for what the runtime mounted in the
 // container's root.
 func (w *writable) Attach(target *os.File) (Err error) {
-	tmpfs, err := newTmpfs(w.size, 0, 0o700, "")
+	tmpfs, err := newSizedTmpfs(w.size, 0, 0o700, Options{})
 	if err != nil {
 		return err
 	}
@@ -62,7 +62,8 @@ func (w *writable) Attach(target *os.File) (Err error) {
 		return err
 	}
 	dir := fmt.Sprintf("/proc/self/fd/%d/", tmpfs.Fd())
-	w.mount, err = mountOverlay(w.store, w.layer, w.options, option{"upperdir", dir + upper}, option{"workdir", dir + work})
+	w.mount, err = mountOverlay(w.store, w.layer, w.options,
+		option{"upperdir", dir + upper}, option{"workdir", dir + work})
 	if err := errors.Join(err, Detach(tmpfs)); err != nil {
 		return err
 	}

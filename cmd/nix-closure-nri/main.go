@@ -57,8 +57,10 @@ func run() int {
 	f.StringVar(&o.name, "name", "nix-closure", "the plugin's name, as required_plugins has it")
 	f.StringVar(&o.index, "index", "90", "the plugin's place among others, two digits")
 	f.StringVar(&o.http, "http", "", "loopback address and port for /healthz and /metrics (default: none)")
-	f.StringVar(&o.gvisor, "gvisor", "runsc,gvisor", "runtime handlers that are gVisor, which takes the hook at another stage")
-	f.BoolVar(&o.host, "host", false, "run in the host's mount namespace: for a container with the host's PID namespace")
+	f.StringVar(&o.gvisor, "gvisor", "runsc,gvisor", "runtime handlers that are gVisor, "+
+		"which takes the hook at another stage")
+	f.BoolVar(&o.host, "host", false, "run in the host's mount namespace: "+
+		"for a container with the host's PID namespace")
 	showVersion := f.Bool("version", false, "print the version")
 	f.Usage = func() {
 		_, _ = fmt.Fprint(f.Output(), usage)
@@ -101,7 +103,8 @@ func (o options) start() error {
 		o.hook = filepath.Join(filepath.Dir(self), "nix-closure-hook")
 	}
 	if err := unix.Access(o.hook, unix.X_OK); err != nil || !filepath.IsAbs(o.hook) {
-		return fmt.Errorf("--hook %q is not the absolute path of a program here; install nix-closure-hook and name it", o.hook)
+		return fmt.Errorf("--hook %q is not the absolute path of a program here; "+
+			"install nix-closure-hook and name it", o.hook)
 	}
 	if _, err := config.Read(o.config); err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)

@@ -80,7 +80,8 @@ func (p *plugin) connect(ctx context.Context, o options) error {
 	connection, end := context.WithCancel(ctx)
 	defer end()
 	s, err := stub.New(p,
-		stub.WithPluginName(o.name), stub.WithPluginIdx(o.index), stub.WithConnection(watched{conn, end}), stub.WithLogger(nriLog{p.log}))
+		stub.WithPluginName(o.name), stub.WithPluginIdx(o.index),
+		stub.WithConnection(watched{conn, end}), stub.WithLogger(nriLog{p.log}))
 	if err != nil {
 		return err
 	}
@@ -111,7 +112,9 @@ var errClosed = errors.New("the engine closed the connection")
 // closure that it asks for.
 //
 //nolint:unparam // NRI's interface
-func (p *plugin) Synchronize(ctx context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {
+func (p *plugin) Synchronize(
+	ctx context.Context, pods []*api.PodSandbox, containers []*api.Container,
+) ([]*api.ContainerUpdate, error) {
 	byID := map[string]*api.PodSandbox{}
 	for _, pod := range pods {
 		byID[pod.GetId()] = pod
@@ -146,7 +149,9 @@ func (p *plugin) Synchronize(ctx context.Context, pods []*api.PodSandbox, contai
 // from making it.
 //
 //nolint:unparam // NRI's interface
-func (p *plugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+func (p *plugin) CreateContainer(
+	ctx context.Context, pod *api.PodSandbox, c *api.Container,
+) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	began := time.Now()
 	var a *api.ContainerAdjustment
 	var err error
@@ -189,7 +194,8 @@ func (p *plugin) inTime(
 	case got := <-done:
 		return got.a, got.err
 	case <-time.After(limit):
-		return nil, fmt.Errorf("no answer in %v, for the file system of a mount's source does not answer, or this host is too busy", limit)
+		return nil, fmt.Errorf("no answer in %v, for the file system of a mount's source does not answer, "+
+			"or this host is too busy", limit)
 	}
 }
 
@@ -213,10 +219,14 @@ func annotationsOf(engine spec.Engine, pod *api.PodSandbox, c *api.Container) ma
 }
 
 // adjust returns nil for a container that asks for nothing.
-func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container, annotations map[string]string) (*api.ContainerAdjustment, error) {
+func (p *plugin) adjust(
+	pod *api.PodSandbox, c *api.Container, annotations map[string]string,
+) (*api.ContainerAdjustment, error) {
 	var mounts []specs.Mount
 	for _, m := range c.GetMounts() {
-		mounts = append(mounts, specs.Mount{Destination: m.GetDestination(), Type: m.GetType(), Source: m.GetSource(), Options: m.GetOptions()})
+		mounts = append(mounts, specs.Mount{
+			Destination: m.GetDestination(), Type: m.GetType(), Source: m.GetSource(), Options: m.GetOptions(),
+		})
 	}
 	request, replaced, err := hook.CheckContainer(p.config, hook.Container{
 		ID: c.GetId(), Engine: p.engine(), Bundle: "/", Annotations: annotations, Mounts: mounts,
@@ -227,7 +237,8 @@ func (p *plugin) adjust(pod *api.PodSandbox, c *api.Container, annotations map[s
 	isGVisor := slices.Contains(p.gvisor, pod.GetRuntimeHandler())
 	if isGVisor && (request.Mode == spec.ModeOverlay || request.Writable) {
 		// Of what the hook says, gVisor shows nothing.
-		return nil, errors.New("gVisor calls hooks in a user namespace, where the kernel makes no overlay that shows the closure; ask for mode bind or auto, and not for a writable store")
+		return nil, errors.New("gVisor calls hooks in a user namespace, where the kernel makes no overlay that " +
+			"shows the closure; ask for mode bind or auto, and not for a writable store")
 	}
 	a := &api.ContainerAdjustment{}
 	for _, i := range replaced {

@@ -14,7 +14,9 @@ import (
 )
 
 // defaultPath is where a runtime is that is on no PATH.
-var defaultPath = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin"}
+var defaultPath = []string{
+	"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin",
+}
 
 // choose returns the absolute path of the runtime for a command line.
 //
@@ -27,7 +29,8 @@ func (a arguments) choose(args []string, configured string) (string, error) {
 		return lookupRuntime(configured)
 	}
 	made := a.madeBy(args)
-	if other := map[string]string{"runc": "crun", "crun": "runc"}[made]; other != "" && strings.Contains(filepath.Base(configured), other) {
+	other := map[string]string{"runc": "crun", "crun": "runc"}[made]
+	if other != "" && strings.Contains(filepath.Base(configured), other) {
 		return lookupRuntime(made)
 	}
 	program, err := lookupRuntime(configured)

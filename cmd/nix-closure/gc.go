@@ -60,7 +60,8 @@ removes, a line each.`,
 	}
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be removed, and remove nothing")
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with a list for each kind")
-	c.Flags().DurationVar(&unused, "unused-for", state.UnusedFor, "how long views and registrations stay that no container uses")
+	c.Flags().DurationVar(&unused, "unused-for", state.UnusedFor, "how long views and registrations stay that no "+
+		"container uses")
 	return c
 }
 

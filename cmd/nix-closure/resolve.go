@@ -38,7 +38,8 @@ container with nix-closure/registration=true gets.`,
 			return o.resolve(cmd.Context(), *configPath, args, cmd.OutOrStdout())
 		},
 	}
-	c.Flags().BoolVar(&o.info, "closure-info", false, "the first store path is the output of nixpkgs' closureInfo; others are added")
+	c.Flags().BoolVar(&o.info, "closure-info", false, "the first store path is the output of nixpkgs' closureInfo; "+
+		"others are added")
 	c.Flags().BoolVar(&o.registration, "registration", false, "make the registration too")
 	c.Flags().BoolVar(&o.asJSON, "json", false, "print the digest, the number of paths and what pins them")
 	return c

@@ -71,7 +71,8 @@ func (d *Dir) judge(old, r Record) (attached bool, _ error) {
 		attached := runs && old.Attached // if not, a hook was killed
 		if attached && old.Request != r.Request {
 			return false, fmt.Errorf("%w: another call of the hook asked for %s, and this one asks for %s; "+
-				"give one container one closure, by one annotation or one device", errSecondClosure, old.Request, r.Request)
+				"give one container one closure, by one annotation or one device",
+				errSecondClosure, old.Request, r.Request)
 		}
 		return attached, nil
 	}

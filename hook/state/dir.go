@@ -112,8 +112,8 @@ func EnsurePrivate(path string) error {
 
 func checkPrivate(path string, info fs.FileInfo) error {
 	if info.Mode()&fs.ModeSymlink != 0 {
-		return fmt.Errorf("%s is a symbolic link; name where it leads as runtime-dir in the configuration, or remove it",
-			path)
+		return fmt.Errorf("%s is a symbolic link; name where it leads as runtime-dir in the configuration, "+
+			"or remove it", path)
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -124,7 +124,8 @@ func checkPrivate(path string, info fs.FileInfo) error {
 			path, st.Uid, os.Geteuid())
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s can be entered or written by others (mode %04o); `chmod 0700 %s`, after a look at who wrote in it",
+		return fmt.Errorf("%s can be entered or written by others (mode %04o); "+
+			"`chmod 0700 %s`, after a look at who wrote in it",
 			path, info.Mode().Perm(), path)
 	}
 	return nil

@@ -12,13 +12,13 @@ import (
 type Outcome int
 
 const (
-	// NoRecord: there is none, and so nothing else.
+	// NoRecord says that there is none, and so nothing else.
 	NoRecord Outcome = iota
-	// Forgotten: the record is removed, and what was kept with it.
+	// Forgotten says that the record is removed, and what was kept with it.
 	Forgotten
-	// KeptOther: the record is of another container with this ID, and stays.
+	// KeptOther says that the record is of another container with this ID, and stays.
 	KeptOther
-	// KeptRunning: the container runs, and its record stays.
+	// KeptRunning says that the container runs, and its record stays.
 	KeptRunning
 )
 

@@ -38,7 +38,7 @@ type Record struct {
 	ClosureInfo  closure.BaseName   `json:"closureInfo,omitempty"`
 	Mode         spec.Mode          `json:"mode"`
 	Writable     bool               `json:"writable,omitempty"`
-	Request      string             `json:"request"`                // all that was asked for, in one form for what means the same
+	Request      string             `json:"request"`                // all that was asked for
 	Digest       string             `json:"digest"`                 // empty: not resolved yet
 	View         string             `json:"view,omitempty"`         // name in views/; empty: none
 	Registration string             `json:"registration,omitempty"` // name in registrations/; empty: none

@@ -104,7 +104,8 @@ func (a *Arguments) options(args []string, known map[string]bool) []string {
 		}
 		if takesValue && !inline {
 			if len(args) == 0 || strings.HasPrefix(args[0], "-") {
-				a.Doubt = fmt.Errorf("option %s: has no value, or one that begins with a hyphen; write %s=VALUE", arg, name)
+				a.Doubt = fmt.Errorf("option %s: has no value, or one that begins with a hyphen; "+
+					"write %s=VALUE", arg, name)
 				return nil
 			}
 			value, args = args[0], args[1:]

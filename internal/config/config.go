@@ -154,7 +154,8 @@ func (c Config) check() error {
 			return fmt.Errorf("%s = %q: not an absolute path without `.`, `..` or a slash too many", p.key, p.path)
 		}
 		if p.mountOption && strings.ContainsAny(p.path, notInMountOptions) {
-			return fmt.Errorf("%s = %q: has a colon, comma, backslash, quote or line break, which a mount option cannot carry", p.key, p.path)
+			return fmt.Errorf("%s = %q: has a colon, comma, backslash, quote or line break, "+
+				"which a mount option cannot carry", p.key, p.path)
 		}
 	}
 	if c.NixStore != "" && !filepath.IsAbs(c.NixStore) {
@@ -165,7 +166,8 @@ func (c Config) check() error {
 	}
 	// The other engines are recognised, or say nothing that could be believed.
 	if c.Engine != "" && c.Engine != "cri-o" {
-		return fmt.Errorf("engine = %q: neither empty nor cri-o, the one engine that nix-closure-runtime cannot recognise", c.Engine)
+		return fmt.Errorf("engine = %q: neither empty nor cri-o, "+
+			"the one engine that nix-closure-runtime cannot recognise", c.Engine)
 	}
 	if c.Allow != nil && len(c.Allow) == 0 {
 		return errors.New("allow = []: would allow everything, not nothing; leave it out if that is meant")

@@ -35,7 +35,8 @@ func defaultPaths() paths {
 		uid = euid
 	}
 	dir := fmt.Sprintf("/run/user/%d", uid)
-	if err := unix.Lstat(dir, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && int(st.Uid) == euid && st.Mode&0o022 == 0 {
+	err = unix.Lstat(dir, &st)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && int(st.Uid) == euid && st.Mode&0o022 == 0 {
 		dir += "/nix-closure"
 	} else {
 		// Everybody may make files there. Whose it is, is looked at before

@@ -27,7 +27,8 @@ func Outside(path string, id int) (_ int, ok bool, _ error) {
 func find(idMap string, id int) (int, bool) {
 	for line := range strings.Lines(idMap) {
 		var inside, outside, count int
-		if n, err := fmt.Sscan(line, &inside, &outside, &count); n == 3 && err == nil && id >= inside && id-inside < count {
+		n, err := fmt.Sscan(line, &inside, &outside, &count)
+		if n == 3 && err == nil && id >= inside && id-inside < count {
 			return outside + id - inside, true
 		}
 	}

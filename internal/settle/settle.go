@@ -148,7 +148,8 @@ var kept = []string{
 
 func isKept(name string) bool {
 	isPrefix := func(prefix string) bool { return strings.HasPrefix(name, prefix) }
-	return slices.Contains(kept, name) || name != "GOTMPDIR" && slices.ContainsFunc([]string{"GO", "CGO_", own}, isPrefix)
+	return slices.Contains(kept, name) ||
+		name != "GOTMPDIR" && slices.ContainsFunc([]string{"GO", "CGO_", own}, isPrefix)
 }
 
 func settleEnvironment() error {
