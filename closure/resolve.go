@@ -106,7 +106,10 @@ func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolu
 	if err := m.store(c); err != nil {
 		return Resolution{}, err
 	}
-	e := entry{c.Digest(), len(c.Names), pins, versions, time.Now().UnixNano(), r.Stamp()}
+	e := entry{
+		Digest: c.Digest(), Paths: len(c.Names), Pins: pins, Versions: versions,
+		Since: time.Now().UnixNano(), Stamp: r.Stamp(),
+	}
 	return e.resolution(), m.save(q, e)
 }
 

@@ -86,42 +86,44 @@ func ParseConfigAnnotations(text []byte) (map[string]string, error) {
 	return c.Annotations, nil
 }
 
+// configText is what is read of a config.json, and no more: the decoder prepares itself
+// for each field of each type, at every start.
+type configText struct {
+	Root struct {
+		Path string `json:"path"`
+	} `json:"root"`
+	Mounts []struct {
+		Destination string   `json:"destination"`
+		Type        string   `json:"type"`
+		Source      string   `json:"source"`
+		Options     []string `json:"options"`
+	} `json:"mounts"`
+	Annotations map[string]string `json:"annotations"`
+	Process     struct {
+		User struct {
+			UID uint32 `json:"uid"`
+			GID uint32 `json:"gid"`
+		} `json:"user"`
+	} `json:"process"`
+	Linux struct {
+		MountLabel        string   `json:"mountLabel"`
+		MaskedPaths       []string `json:"maskedPaths"`
+		RootfsPropagation string   `json:"rootfsPropagation"`
+		Namespaces        []struct {
+			Type string `json:"type"`
+			Path string `json:"path"`
+		} `json:"namespaces"`
+		Resources struct {
+			Memory struct {
+				Limit int64 `json:"limit"`
+			} `json:"memory"`
+		} `json:"resources"`
+	} `json:"linux"`
+}
+
 // ParseConfig parses the text of a config.json.
 func ParseConfig(text []byte) (Config, error) {
-	// No more than is read: the decoder prepares itself for each field of each
-	// type, at every start.
-	var c struct {
-		Root struct {
-			Path string `json:"path"`
-		} `json:"root"`
-		Mounts []struct {
-			Destination string   `json:"destination"`
-			Type        string   `json:"type"`
-			Source      string   `json:"source"`
-			Options     []string `json:"options"`
-		} `json:"mounts"`
-		Annotations map[string]string `json:"annotations"`
-		Process     struct {
-			User struct {
-				UID uint32 `json:"uid"`
-				GID uint32 `json:"gid"`
-			} `json:"user"`
-		} `json:"process"`
-		Linux struct {
-			MountLabel        string   `json:"mountLabel"`
-			MaskedPaths       []string `json:"maskedPaths"`
-			RootfsPropagation string   `json:"rootfsPropagation"`
-			Namespaces        []struct {
-				Type string `json:"type"`
-				Path string `json:"path"`
-			} `json:"namespaces"`
-			Resources struct {
-				Memory struct {
-					Limit int64 `json:"limit"`
-				} `json:"memory"`
-			} `json:"resources"`
-		} `json:"linux"`
-	}
+	var c configText
 	err := json.Unmarshal(text, &c)
 	if err != nil || c.Root.Path == "" || oddCase(text) {
 		if _, err := topLevel(text); err != nil {
@@ -138,6 +140,11 @@ func ParseConfig(text []byte) (Config, error) {
 	if c.Root.Path == "" {
 		return Config{}, errors.New("has no root.path")
 	}
+	return c.config(), nil
+}
+
+// config is what this program makes of it.
+func (c *configText) config() Config {
 	var mounts []specs.Mount
 	for _, m := range c.Mounts {
 		mounts = append(mounts, specs.Mount{
@@ -155,7 +162,7 @@ func ParseConfig(text []byte) (Config, error) {
 		RootPropagates: isPropagation(c.Linux.RootfsPropagation),
 		Root:           c.Root.Path, Mounts: mounts, Annotations: c.Annotations, MountLabel: c.Linux.MountLabel,
 		UID: c.Process.User.UID, GID: c.Process.User.GID, Memory: c.Linux.Resources.Memory.Limit,
-	}, nil
+	}
 }
 
 // oddCase tells whether the name of a field that is read may be there in another

@@ -93,7 +93,9 @@ func (h *Host) guardFile(real string) error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path.Dir(real), Err: err}
 	}
-	h.files = append(h.files, guardedFile{real, dir, path.Base(real), positionsOf(real, p.path)})
+	h.files = append(h.files, guardedFile{
+		name: real, dir: dir, base: path.Base(real), positions: positionsOf(real, p.path),
+	})
 	return nil
 }
 

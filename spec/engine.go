@@ -58,12 +58,12 @@ const sandboxKind = "sandbox"
 
 var allPodKeys = []podKeys{
 	{
-		Containerd, "io.kubernetes.cri.container-type", "io.kubernetes.cri.container-name",
-		"io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri.sandbox-id",
+		engine: Containerd, kind: "io.kubernetes.cri.container-type", name: "io.kubernetes.cri.container-name",
+		namespace: "io.kubernetes.cri.sandbox-namespace", sandboxID: "io.kubernetes.cri.sandbox-id",
 	},
 	{
-		CRIO, "io.kubernetes.cri-o.ContainerType", "io.kubernetes.container.name",
-		"io.kubernetes.pod.namespace", "io.kubernetes.cri-o.SandboxID",
+		engine: CRIO, kind: "io.kubernetes.cri-o.ContainerType", name: "io.kubernetes.container.name",
+		namespace: "io.kubernetes.pod.namespace", sandboxID: "io.kubernetes.cri-o.SandboxID",
 	},
 }
 

@@ -32,7 +32,9 @@ type writable struct {
 // It is made by Attach: the kernel takes a layer only where it is mounted, and
 // the tmpfs is mounted nowhere but, for a moment, on the target.
 func NewWritable(store closure.Store, c closure.Closure, l Layer, o Options, size int64, owner Owner) View {
-	return &writable{overlay{writable: true}, store, c, l, o, size, owner}
+	return &writable{
+		overlay: overlay{writable: true}, store: store, closure: c, layer: l, options: o, size: size, owner: owner,
+	}
 }
 
 // upper and work are the directories of the tmpfs.
