@@ -153,12 +153,6 @@ func (t *target) check(root *os.File) error {
 	return nil
 }
 
-// realPath is the name of an open file in the mount namespace of the calling
-// thread.
-func realPath(f *os.File) (string, error) {
-	return os.Readlink("/proc/thread-self/fd/" + strconv.Itoa(int(f.Fd())))
-}
-
 // openInRoot opens a path as a process in the container would find it, without
 // leaving the root by a symbolic link, `..` or a link of /proc (openat2, Linux
 // 5.6). The descriptor is no more than a name (O_PATH): nothing can be read by it.

@@ -35,7 +35,7 @@ func (c *containerMounts) read() error {
 	if c.mounts, err = spec.ParseMounts(c.mountinfo); err != nil {
 		return err
 	}
-	c.realRoot, err = realPath(c.root)
+	c.realRoot, err = proc.FileName(int(c.root.Fd()))
 	return err
 }
 
@@ -130,7 +130,7 @@ func (c *containerMounts) openTarget(t *target) (volume string, err error) {
 	if t.file, err = directory(c.root, t.dir, c.owner); err != nil {
 		return "", fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", t.dir, err)
 	}
-	real, err := realPath(t.file)
+	real, err := proc.FileName(int(t.file.Fd()))
 	if err != nil {
 		return "", err
 	}

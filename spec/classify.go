@@ -9,13 +9,13 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/proc"
 )
 
 // Class is what a mount of config.json means for the store.
@@ -208,7 +208,7 @@ func (h *Host) shown(s source) (shows string, asked []closure.BaseName, _ error)
 	if name, ok := h.ids[fileID{st.Dev, st.Ino}]; ok {
 		return name, nil, nil
 	}
-	real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
+	real, err := proc.FileName(int(f.Fd()))
 	if err != nil {
 		return "", nil, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
@@ -169,7 +170,7 @@ func (r *handleRoots) open(handle unix.FileHandle, shown unix.Stat_t) (fd int, a
 // placeOf returns where an open file is. It may be outside of what the root's mount
 // shows of the file system: then its name begins at the file system's root.
 func (r handleRoot) placeOf(fd int, st unix.Stat_t) (place, bool) {
-	name, err := nameOf(fd)
+	name, err := proc.FileName(fd)
 	if err != nil || !strings.HasPrefix(name, "/") {
 		return place{}, false
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
@@ -287,15 +288,8 @@ func realPath(name string) (string, error) {
 		return "", &os.PathError{Op: "open", Path: name, Err: err}
 	}
 	defer unix.Close(fd)
-	return nameOf(fd)
+	return proc.FileName(fd)
 }
-
-// nameOf returns the name of an open file.
-func nameOf(fd int) (string, error) {
-	return os.Readlink("/proc/thread-self/fd/" + itoa(fd))
-}
-
-func itoa(fd int) string { return strconv.Itoa(fd) }
 
 // showLayer notes that a directory of an overlay shows what is in a directory of a layer.
 func (h *Host) showLayer(at, layer place) {

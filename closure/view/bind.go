@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
 // bind is a closure as a tmpfs with a mount for each store path. It needs no
@@ -50,7 +51,7 @@ func (b *bind) Close() error { return errors.Join(b.storeDir.Close(), b.tmpfs.Cl
 func (b *bind) Check(closure.Store, closure.Closure) error { return nil }
 
 // Shows compares with the root of the tmpfs.
-func (b *bind) Shows(dir *os.File) (bool, error) { return sameFile(dir, b.tmpfs) }
+func (b *bind) Shows(dir *os.File) (bool, error) { return samefile.Open(dir, b.tmpfs) }
 
 // Attach mounts the tmpfs, and on it the store paths, one after the other by
 // descriptor. A mount can be cloned only in its own mount namespace, so the store
@@ -62,7 +63,7 @@ func (b *bind) Attach(target *os.File) error {
 		return err
 	}
 	defer storeDir.Close()
-	if same, err := sameFile(storeDir, b.storeDir); err != nil {
+	if same, err := samefile.Open(storeDir, b.storeDir); err != nil {
 		return err
 	} else if !same {
 		return fmt.Errorf("%s is another directory in the container's mount namespace than on the host", b.store.Dir)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
 // The extended attributes with which overlay finds a file of a lower layer under
@@ -114,7 +115,7 @@ func EnsureLayer(
 		return Layer{}, err
 	}
 	defer work.Close()
-	if isNow(views, name, work) {
+	if samefile.At(work, views.Name()+"/"+name) {
 		return layerIn(views, name), nil
 	}
 	// Another process may have finished between the first look and the lock.
@@ -204,9 +205,9 @@ func lockedDir(ctx context.Context, views *os.Root, aside, name string) (_ *os.F
 		case errors.Is(err, errBuilding) && ctx.Err() != nil:
 			err = fmt.Errorf("waiting for another process to make %s%s: %w", dir.Name(), flockHolder(dir), ctx.Err())
 		case err != nil:
-		case isNow(views, name, dir):
+		case samefile.At(dir, views.Name()+"/"+name):
 			return dir, nil
-		case isNow(views, aside, dir):
+		case samefile.At(dir, views.Name()+"/"+aside):
 			// What a killed process left in it goes.
 			if err = errors.Join(views.RemoveAll(aside+"/"+shown), views.RemoveAll(aside+"/"+sizeLink)); err == nil {
 				return dir, nil
@@ -268,21 +269,11 @@ func LockAbandoned(views *os.Root, name string) (release func(), ok bool) {
 	if err != nil {
 		return nil, false
 	}
-	if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || !isNow(views, name, dir) {
+	if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || !samefile.At(dir, views.Name()+"/"+name) {
 		dir.Close()
 		return nil, false
 	}
 	return func() { dir.Close() }, true
-}
-
-// isNow tells whether name in views is the open directory.
-func isNow(views *os.Root, name string, dir *os.File) bool {
-	there, err := views.Lstat(name)
-	if err != nil {
-		return false
-	}
-	open, err := dir.Stat()
-	return err == nil && os.SameFile(there, open)
 }
 
 // fill makes the layer's directory tree in work, which is empty.

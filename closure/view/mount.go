@@ -167,14 +167,3 @@ func Detach(f *os.File) error {
 
 // ErrNotMounted says that a file is the root of no mount.
 var ErrNotMounted = errors.New("not the root of a mount")
-
-// sameFile tells whether two open files are the same, of the same file system.
-func sameFile(a, b *os.File) (bool, error) {
-	var st [2]unix.Stat_t
-	for i, f := range []*os.File{a, b} {
-		if err := unix.Fstat(int(f.Fd()), &st[i]); err != nil {
-			return false, &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
-		}
-	}
-	return st[0].Dev == st[1].Dev && st[0].Ino == st[1].Ino, nil
-}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
 // overlay is a closure as one mount. Each container gets an overlay of its own,
@@ -90,7 +91,7 @@ func (o *overlay) Shows(dir *os.File) (bool, error) {
 	if o.tree == nil {
 		return false, nil
 	}
-	return sameFile(dir, o.tree)
+	return samefile.Open(dir, o.tree)
 }
 
 func (o *overlay) Close() error {

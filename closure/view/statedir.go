@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
 // stateDir is a Nix state directory of one container, in memory, with the registration.
@@ -83,7 +84,7 @@ func (s *stateDir) Attach(target *os.File) error {
 }
 
 // Shows compares with the root of the tmpfs.
-func (s *stateDir) Shows(dir *os.File) (bool, error) { return sameFile(dir, s.tmpfs) }
+func (s *stateDir) Shows(dir *os.File) (bool, error) { return samefile.Open(dir, s.tmpfs) }
 
 // Check finds nothing: the files are this process's own.
 func (s *stateDir) Check(closure.Store, closure.Closure) error { return nil }

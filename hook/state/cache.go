@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
 // CacheDir is the directory in which Nix notes what substituters have, while it
@@ -36,7 +37,7 @@ func (d *Dir) HoldCache() (release func(), _ error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err == nil && isAt(f, path) {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err == nil && samefile.At(f, path) {
 			return func() { f.Close() }, nil
 		} else if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
 			f.Close()
@@ -94,7 +95,7 @@ func (s *sweeper) removeCache() (removed bool, _ error) {
 	}
 	defer f.Close()
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) || err == nil && !isAt(f, path) {
+	if errors.Is(err, unix.EWOULDBLOCK) || err == nil && !samefile.At(f, path) {
 		return false, nil
 	}
 	if err != nil {

@@ -169,24 +169,6 @@ func names(dir *os.Root) ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
-// sameFile tells whether two paths are of one file, or are the same where there
-// is none any more.
-func sameFile(a, b string) bool {
-	one, err := os.Stat(a)
-	other, err2 := os.Stat(b)
-	if err != nil || err2 != nil {
-		return a == b
-	}
-	return os.SameFile(one, other)
-}
-
-// isAt tells whether a path is still that of an open file.
-func isAt(f *os.File, path string) bool {
-	there, err := os.Lstat(path)
-	open, err2 := f.Stat()
-	return err == nil && err2 == nil && os.SameFile(there, open)
-}
-
 func ignoreMissing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
 // Outcome is what End did with a container's record.
@@ -40,7 +42,7 @@ func (d *Dir) End(ctx context.Context, id, bundle string) (Outcome, Record, erro
 	if !ok {
 		return NoRecord, r, nil // there is a record as long as there is anything else
 	}
-	if r.Bundle != "" && !sameFile(r.Bundle, bundle) && (r.Stated == "" || r.Stated != bundle) {
+	if r.Bundle != "" && !samefile.Paths(r.Bundle, bundle) && (r.Stated == "" || r.Stated != bundle) {
 		return KeptOther, r, nil
 	}
 	// Where the runtime calls this, it has ended the other processes too, also of a

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
 // Write writes a file with mode 0600 in a directory that others write to and that is
@@ -123,9 +125,7 @@ func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
 			return nil, err
 		}
 		locked := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
-		there, err := dir.Lstat(name)
-		open, err2 := f.Stat()
-		if locked && err == nil && err2 == nil && os.SameFile(there, open) {
+		if locked && samefile.At(f, dir.Name()+"/"+name) {
 			return f, nil
 		}
 		// A sweep came before the lock, and is removing the file.

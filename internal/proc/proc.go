@@ -135,3 +135,8 @@ func ReadMountinfo(path string) ([]byte, error) {
 		text = slices.Grow(text[:len(text)+n], 32<<10)
 	}
 }
+
+// FileName is the name of an open file in the mount namespace of the calling thread.
+func FileName(fd int) (string, error) {
+	return os.Readlink("/proc/thread-self/fd/" + strconv.Itoa(fd))
+}
