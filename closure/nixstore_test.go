@@ -202,3 +202,26 @@ func (e endable) Err() error {
 		return nil
 	}
 }
+
+// Nothing of a container's or an operator's environment reaches Nix.
+func TestNixStoreEnvironment(t *testing.T) {
+	for _, v := range []string{"LD_PRELOAD", "PATH", "HOME", "NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_REMOTE", "NIX_CONFIG", "NIX_CONF_DIR", "LC_ALL"} {
+		t.Setenv(v, "/image")
+	}
+	out := t.TempDir()
+	n := NixStore{Program: script(t, "tr '\\0' '\\n' </proc/$$/environ >"+out+"/env\npwd >"+out+"/pwd\n"), Store: Store{Dir: "/s/store", StateDir: "/s/var"}}
+	if _, err := n.Versions(t.Context(), names("a")); err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Split(strings.TrimSuffix(read(t, out+"/env"), "\n"), "\n")
+	slices.Sort(got)
+	want := []string{
+		"HOME=/var/empty", "LC_ALL=C", "NIX_STATE_DIR=/s/var", "NIX_STORE_DIR=/s/store", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the environment is %q, want %q", got, want)
+	}
+	if got := read(t, out+"/pwd"); got != "/\n" {
+		t.Errorf("the directory is %q", got)
+	}
+}
