@@ -17,9 +17,9 @@ type Stamp struct {
 	Files [2]fileMark // the database, its write-ahead log
 }
 
-// fileMark tells whether a file was written to. Of a file that is empty or not
-// there all is 0: SQLite makes an empty log to read, and what was in a log that
-// is gone is in the database.
+// fileMark tells whether a file was written to. All zero for a missing or empty file:
+// SQLite makes an empty log to read, and what was in a log that is gone is in the
+// database.
 type fileMark struct {
 	Inode    uint64
 	Size     int64

@@ -69,69 +69,83 @@ func (c Call) add(annotations map[string]string) (map[string]string, error) {
 // an error means that it must not start. An error has one line, which names the
 // container, and is in the log too.
 func Run(call Call, in io.Reader, out io.Writer) error {
-	stage, configPath := call.Stage, call.Config
-	if stage == "precreate" {
+	if call.Stage == "precreate" {
 		return precreate(call, in, out)
 	}
-	text, err := spec.ReadLimited(in, spec.MaxConfig)
+	container, asks, err := call.readState(in)
+	if err != nil || !asks {
+		return err
+	}
+	c, err := config.Read(call.Config)
 	if err != nil {
-		err = &failure{"", "reading the OCI state from standard input", err}
-		logError(logFor(configPath, stage, ""), err)
-		return err
+		return call.fail(container.ID, "reading the configuration", err)
 	}
-	state, err := spec.ParseState(text)
-	if !errors.Is(err, spec.ErrNoState) && !spec.Annotated(state.Annotations) && len(call.Annotations) == 0 {
-		return nil
-	}
-	if err != nil {
-		err = &failure{state.ID, "reading the OCI state", err}
-		logError(logFor(configPath, stage, state.ID), err)
-		return err
-	}
-	if state.Annotations, err = call.add(state.Annotations); err != nil && stage != "poststop" {
-		err = &failure{state.ID, "reading the annotations", err}
-		logError(logFor(configPath, stage, state.ID), err)
-		return err
-	}
-	c, err := config.Read(configPath)
-	if err != nil {
-		err = &failure{state.ID, "reading the configuration", err}
-		logError(logFor(configPath, stage, state.ID), err)
-		return err
-	}
-	if stage == "createContainer" && c.Rootless {
+	log := logOf(c, call.Stage, container.ID)
+	switch {
+	case call.Stage == "createContainer" && c.Rootless:
 		// A user of that namespace may be an ordinary user of the host.
-		err := &failure{state.ID, "looking at who runs the hook", errors.New("createContainer hooks run in the " +
+		err := &failure{container.ID, "looking at who runs the hook", errors.New("createContainer hooks run in the " +
 			"container's user namespace, where file owners cannot be trusted; register the hook as createRuntime")}
 		// Root's log is out of reach there. This one only helps to see why a container does
 		// not start: the hook never reads it.
-		logError(logOf(c, stage, state.ID), err)
+		logError(log, err)
 		return err
-	}
-	log := logOf(c, stage, state.ID)
-	if stage == "poststop" {
+	case call.Stage == "poststop":
 		ctx, cancel := context.WithTimeout(context.Background(), poststopTimeout)
 		defer cancel()
-		poststop(ctx, c, state, log)
+		poststop(ctx, c, container, log)
 		return nil
 	}
-	// What is made in the image must be open to the container's users, whatever
-	// the runtime's own mask is.
-	syscall.Umask(0o022)
-	limit := startDeadline()
-	if c.Substitute {
-		// A kubelet waits for two minutes, of which fetching has 100 seconds if
-		// nobody says otherwise.
-		limit = max(limit, time.Duration(c.SubstituteTimeout)+fetchMargin)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	s := &start{progress: &progress{}, config: c, call: call, state: state, log: log, began: time.Now()}
-	if err := createWatched(ctx, s); err != nil {
+	s := &start{progress: &progress{}, config: c, call: call, state: container, log: log, began: time.Now()}
+	if err := createInTime(s); err != nil {
 		logError(log, err)
 		return err
 	}
 	return nil
+}
+
+// readState reads the OCI state, and adds the annotations of the call. asks is false for
+// a container that asks for nothing.
+func (c Call) readState(in io.Reader) (_ spec.State, asks bool, _ error) {
+	text, err := spec.ReadLimited(in, spec.MaxConfig)
+	if err != nil {
+		return spec.State{}, false, c.fail("", "reading the OCI state from standard input", err)
+	}
+	read, err := spec.ParseState(text)
+	if !errors.Is(err, spec.ErrNoState) && !spec.Annotated(read.Annotations) && len(c.Annotations) == 0 {
+		return read, false, nil
+	}
+	if err != nil {
+		return read, false, c.fail(read.ID, "reading the OCI state", err)
+	}
+	if read.Annotations, err = c.add(read.Annotations); err != nil && c.Stage != "poststop" {
+		return read, false, c.fail(read.ID, "reading the annotations", err)
+	}
+	return read, true, nil
+}
+
+// fail writes to the log what went wrong before the configuration was read, and returns
+// it in the form of every error.
+func (c Call) fail(container, doing string, err error) error {
+	err = &failure{container, doing, err}
+	logError(logFor(c.Config, c.Stage, container), err)
+	return err
+}
+
+// createInTime is createWatched with the deadline of a start.
+func createInTime(s *start) error {
+	// What is made in the image must be open to the container's users, whatever
+	// the runtime's own mask is.
+	syscall.Umask(0o022)
+	limit := startDeadline()
+	if s.config.Substitute {
+		// A kubelet waits for two minutes, of which fetching has 100 seconds if
+		// nobody says otherwise.
+		limit = max(limit, time.Duration(s.config.SubstituteTimeout)+fetchMargin)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return createWatched(ctx, s)
 }
 
 // deadlineText is how long a start may take, but for what is fetched for it. It is

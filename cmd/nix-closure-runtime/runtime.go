@@ -20,10 +20,10 @@ var defaultPath = []string{
 
 // choose returns the absolute path of the runtime for a command line.
 //
-// A container is made by the one that the configuration names, or not at all. One
-// that is there is for who made it: the other would not know it, and take away what
-// the first keeps of it. That is also who stops what runs when the configuration
-// cannot be read or names nothing that is there.
+// A container is made by the runtime that the configuration names, or not at all.
+// Commands on an existing container go to the runtime that created it: the other does
+// not know the container, and would remove what the first keeps of it. The creator also
+// stops a running container when the configuration cannot be read or names no runtime.
 func (a arguments) choose(args []string, configured string) (string, error) {
 	if a.Makes {
 		return lookupRuntime(configured)

@@ -47,9 +47,9 @@ func nothingSwept() Swept {
 
 // Limits of a sweep that a container's start or end does in passing.
 const (
-	// some is how many entries of a directory it looks at, and few how many records
-	// it does before a start, which somebody waits for. A start leaves one record at
-	// most, so that a few are enough for what is left not to grow.
+	// some: entries of a directory checked after an end.
+	// few: records checked before a start. A start leaves at most one stale record, so
+	// this bounds the backlog.
 	some, few = 64, 8
 	// UnusedFor is how long a view or a registration stays when no container
 	// uses it.
