@@ -61,17 +61,18 @@ func unwrapHandle(h unix.FileHandle) (_ unix.FileHandle, ok bool) {
 // handleRoots open files of file systems by their handles.
 type handleRoots struct {
 	roots []handleRoot
-	// tried are the devices of file systems that are among the roots, or that open no
-	// files by handles.
-	tried map[string]bool
-	// incomplete: a guarded directory is on a file system that is not among them.
+	// tried are places that are looked for below the roots, or for which there is none.
+	tried map[place]bool
+	// incomplete: a guarded directory is below none of them.
 	incomplete bool
 }
 
-// handleRoot is a file system.
+// handleRoot is a mount of a file system.
 type handleRoot struct {
 	fd int
 	m  mountPoint
+	// top is the name of its root.
+	top string
 }
 
 func (r *handleRoots) close() {
@@ -81,18 +82,20 @@ func (r *handleRoots) close() {
 	r.roots = nil
 }
 
-// add opens the file systems that guarded directories are on, by mounts of the calling
-// thread's mount namespace.
+// add opens mounts of the calling thread's mount namespace that show guarded directories.
 func (r *handleRoots) add(mounts Mounts, guarded []guard) {
 	if r.tried == nil {
-		r.tried = map[string]bool{}
+		r.tried = map[place]bool{}
 	}
 	for _, g := range guarded {
-		if r.tried[g.device] {
+		if r.tried[g.place] {
 			continue
 		}
-		r.tried[g.device] = true
-		m, ok := bestMount(mounts, g.device)
+		r.tried[g.place] = true
+		if slices.ContainsFunc(r.roots, func(root handleRoot) bool { return g.within(root.m.place) }) {
+			continue
+		}
+		m, ok := bestMount(mounts, g.place)
 		if ok && m.kind == "overlay" {
 			continue // its files are others'
 		}
@@ -100,19 +103,19 @@ func (r *handleRoots) add(mounts Mounts, guarded []guard) {
 			r.incomplete = true
 			continue
 		}
-		fd, err := openByHandles(m)
+		root, err := openByHandles(m)
 		if err != nil {
 			r.incomplete = true
 			continue
 		}
-		r.roots = append(r.roots, handleRoot{fd, m})
+		r.roots = append(r.roots, root)
 	}
 }
 
-// bestMount returns a mount of a file system, of all of it if there is one.
-func bestMount(mounts Mounts, device string) (best mountPoint, ok bool) {
+// bestMount returns the mount that shows a place and the most around it.
+func bestMount(mounts Mounts, p place) (best mountPoint, ok bool) {
 	for _, m := range mounts {
-		if m.device == device && (!ok || len(m.path) < len(best.path)) {
+		if p.within(m.place) && (!ok || len(m.path) < len(best.path)) {
 			best, ok = m, true
 		}
 	}
@@ -121,30 +124,37 @@ func bestMount(mounts Mounts, device string) (best mountPoint, ok bool) {
 
 // openByHandles opens the root of a mount, if its file system opens files by their
 // handles for this process.
-func openByHandles(m mountPoint) (int, error) {
-	mount, err := openMount(m)
+func openByHandles(m mountPoint) (handleRoot, error) {
+	r := handleRoot{m: m, top: m.point}
+	at, err := openMount(m)
 	if err != nil {
-		return -1, err
+		return r, err
 	}
-	defer unix.Close(mount)
-	fd, err := unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
+	defer func() { unix.Close(at) }()
+	// In a copy nothing is mounted that could cover a file. It is nowhere, so that names
+	// begin at its root.
+	clone, err := unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err == nil {
+		unix.Close(at)
+		at, r.top = clone, "/"
 	}
-	handle, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
+	if r.fd, err = unix.Openat(at, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return r, err
+	}
+	handle, _, err := unix.NameToHandleAt(r.fd, "", unix.AT_EMPTY_PATH)
 	if err == nil {
 		var again int
-		if again, err = unix.OpenByHandleAt(fd, handle, unix.O_PATH|unix.O_CLOEXEC); err == nil {
+		if again, err = unix.OpenByHandleAt(r.fd, handle, unix.O_PATH|unix.O_CLOEXEC); err == nil {
 			unix.Close(again)
-			return fd, nil
+			return r, nil
 		}
 	}
-	unix.Close(fd)
-	return -1, err
+	unix.Close(r.fd)
+	return r, err
 }
 
 // open opens a file of a layer that shows in an overlay as shown, and returns where it
-// is. Not ok: it is on none of these file systems, or it cannot be told where.
+// is. Not ok: it is below none of the roots.
 func (r *handleRoots) open(handle unix.FileHandle, shown unix.Stat_t) (fd int, at place, ok bool) {
 	for _, root := range r.roots {
 		fd, err := unix.OpenByHandleAt(root.fd, handle, unix.O_PATH|unix.O_CLOEXEC)
@@ -167,22 +177,20 @@ func (r *handleRoots) open(handle unix.FileHandle, shown unix.Stat_t) (fd int, a
 	return -1, place{}, false
 }
 
-// placeOf returns where an open file is. It may be outside of what the root's mount
-// shows of the file system: then its name begins at the file system's root.
+// placeOf returns where an open file is. Not ok: it is not below the root, and then the
+// kernel has no name for it.
 func (r handleRoot) placeOf(fd int, st unix.Stat_t) (place, bool) {
 	name, err := proc.FileName(fd)
-	if err != nil || !strings.HasPrefix(name, "/") {
+	if err != nil || !below(name, r.top) {
 		return place{}, false
 	}
-	if below(name, r.m.point) {
-		inside := strings.TrimPrefix(strings.TrimPrefix(name, strings.TrimSuffix(r.m.point, "/")), "/")
-		var there unix.Stat_t
-		err := unix.Fstatat(r.fd, inside, &there, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
-		if err == nil && there.Ino == st.Ino && there.Dev == st.Dev {
-			return r.m.placeOf(name), true
-		}
+	inside := strings.TrimPrefix(strings.TrimPrefix(name, strings.TrimSuffix(r.top, "/")), "/")
+	var there unix.Stat_t
+	err = unix.Fstatat(r.fd, inside, &there, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
+	if err != nil || there.Ino != st.Ino || there.Dev != st.Dev {
+		return place{}, false
 	}
-	return place{r.m.device, path.Clean(name)}, r.m.path != "/"
+	return place{r.m.device, path.Join(r.m.path, inside)}, true
 }
 
 // mostHandles bounds how many files of an overlay are looked for on its layers.
@@ -271,7 +279,7 @@ func (h *Host) lookAtHandle(m mountPoint, dir int, name, at string) (known bool)
 	}
 	fd, layer, ok := h.handles.open(handle, st)
 	if !ok {
-		return true // of no file system that has a guarded directory
+		return true // in none of the guarded directories
 	}
 	unix.Close(fd)
 	if name != "" {

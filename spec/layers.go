@@ -131,10 +131,10 @@ func (l *layersOfHost) layerOf(dir int, name string, shown unix.Stat_t) (int, pl
 	}
 }
 
-// addNext adds one more file system of the host.
+// addNext adds one more mount of the host.
 func (l *layersOfHost) addNext() bool {
 	for _, m := range l.mounts {
-		if l.tried[m.device] || m.kind == "overlay" || slices.Contains(kernelKinds, m.kind) || isMovable(m.kind) {
+		if l.tried[m.place] || m.kind == "overlay" || slices.Contains(kernelKinds, m.kind) || isMovable(m.kind) {
 			continue
 		}
 		l.add(l.mounts, []guard{{place: m.place}})
