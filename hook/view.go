@@ -205,7 +205,8 @@ func (v viewBuilder) bind(ctx context.Context) (view.View, error) {
 	}
 	if v.options.Label != "" {
 		v.log.WithField("label", v.options.Label).
-			Warn("bind mode cannot give files the label that the container asks for; " + "a confined container may not read them")
+			Warn("bind mode cannot give files the label that the container asks for; " +
+				"a confined container may not read them")
 	}
 	return view.NewBind(v.store, c, v.options)
 }
