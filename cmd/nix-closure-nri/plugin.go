@@ -87,8 +87,8 @@ func (p *plugin) connect(ctx context.Context, o options) error {
 		return err
 	}
 	defer p.connected.Store(false)
-	// It waits to be configured without an end, also by an engine that is gone, and
-	// cannot be stopped while it does.
+	// stub.Start blocks until Configure, even if the engine has gone, and cannot be
+	// cancelled.
 	started := make(chan error, 1)
 	go func() { started <- s.Start(ctx) }()
 	select {
