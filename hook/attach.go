@@ -21,7 +21,7 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// attachment is a view and where it goes.
+// attachment is a view and its place in the container.
 type attachment struct {
 	state  spec.State
 	bundle spec.Config
@@ -29,26 +29,27 @@ type attachment struct {
 	*inspected
 	view     view.View // nil: none, see spec.Request.Sandbox
 	pidStart uint64    // see Record
-	// stateDir goes on the state directory, with the registration; nil: none is asked
-	// for.
+	// stateDir is attached to the state directory and has the registration; nil: the
+	// container asks for none.
 	stateDir view.View
-	// owner is whose the directories are that are made in the container's root;
-	// nil: this process's. Nix wants to make others beside its state directory.
+	// owner owns the directories that the hook makes in the container's root; nil: this
+	// process. Nix makes further directories beside its state directory, so it needs
+	// write access.
 	owner *view.Owner
-	// coverSize bounds what the container writes beside the view in a volume that is
-	// covered, in bytes.
+	// coverSize bounds the container's writes beside the view in a covered volume, in
+	// bytes.
 	coverSize int64
 	log       *logrus.Entry
 }
 
-// attach puts the view on the container's store directory, in the container's
-// mount namespace: joined by createRuntime, and the hook's own in
-// createContainer. Nothing of the container runs yet, and its runtime has not
-// changed the root directory, so that the host's files are still in sight.
+// attach attaches the view to the container's store directory, in the container's mount
+// namespace. createRuntime joins that namespace; createContainer already runs in it. No
+// process of the container's image runs yet, and the runtime has not changed the root
+// directory, so the host's files are still reachable.
 func (a attachment) attach(stage string) error {
 	if stage == "createContainer" {
-		// Where the hook may not look at process 1, it is in a user namespace of the
-		// container's, whose root can mount nothing in the host's mount namespace.
+		// If the hook may not look at process 1, it is in the container's user namespace.
+		// Root there can mount nothing in the host's mount namespace.
 		same, err := mntns.Same("self", "1")
 		if err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
@@ -72,7 +73,7 @@ func (a attachment) attach(stage string) error {
 			"give it one")
 	}
 	return mntns.DoInProcess(a.state.Pid, func() error {
-		// By its number it was found: it is still the one that it was.
+		// The process was found by its PID. Make sure that it is still the same process.
 		if now, err := proc.StartTime(a.state.Pid); err != nil || now != a.pidStart {
 			return errors.Join(fmt.Errorf("process %d has ended meanwhile", a.state.Pid), err)
 		}
@@ -80,9 +81,9 @@ func (a attachment) attach(stage string) error {
 	})
 }
 
-// attachHere attaches in the mount namespace of the calling thread. The image is
-// hostile: every path in it is resolved by descriptor, in its root, and what was
-// resolved is used by descriptor. process is one in the container's PID namespace.
+// attachHere attaches in the mount namespace of the calling thread. The image is hostile:
+// every path is resolved by descriptor inside the container's root, and the result is
+// used by descriptor. process is a process in the container's PID namespace.
 func (a attachment) attachHere(process string) error {
 	pids, err := os.Stat("/proc/" + process + "/ns/pid")
 	if err != nil {
@@ -119,7 +120,8 @@ func (a attachment) attachHere(process string) error {
 			return err
 		}
 	}
-	// When all is attached: links of an image may lead to one from the other.
+	// Check only after everything is attached: links of an image may lead from one target
+	// into another.
 	for _, t := range targets {
 		if err := t.check(root); err != nil {
 			return err
@@ -128,15 +130,15 @@ func (a attachment) attachHere(process string) error {
 	return nil
 }
 
-// target is a directory of the container that a view goes to.
+// target is a directory of the container that gets a view.
 type target struct {
-	dir  string // its name in the container
+	dir  string // path in the container
 	file *os.File
 	view view.View
 }
 
-// check looks not at where the view was attached, but at what the container's path
-// leads to.
+// check resolves the container's path again, and verifies that it leads to the view. It
+// does not trust the directory that the view was attached to.
 func (t *target) check(root *os.File) error {
 	now, err := rootfs.Open(root, t.dir)
 	if err != nil {
@@ -146,8 +148,8 @@ func (t *target) check(root *os.File) error {
 	if ok, err := t.view.Shows(now); err != nil {
 		return err
 	} else if !ok {
-		return fmt.Errorf("%s in the container leads elsewhere than to what was attached there; symbolic links in "+
-			"the image make it a part of another place that something is attached to, or something changes the "+
+		return fmt.Errorf("%s in the container does not lead to what was attached there; symbolic links in "+
+			"the image put it inside another attached directory, or another process changes the "+
 			"container's root while it starts", t.dir)
 	}
 	return nil

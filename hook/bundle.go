@@ -19,20 +19,19 @@ import (
 
 const readingConfig = "reading config.json"
 
-// runtimeStage is what the log says in place of a stage where a runtime was called,
-// and not the hook.
+// runtimeStage stands in the log for the stage, when a runtime was called and not the
+// hook.
 const runtimeStage = "runtime"
 
-// AddHooks adds the hook, an absolute path of this program, to the config.json of a
-// bundle, which is as a runtime was given it, and takes the mounts out that the view
-// replaces. It writes nothing where there is nothing to do: the container asks for
-// no closure. The file is replaced as a whole, and keeps its owner and mode. The
-// container's name is for the log.
+// AddHooks adds the hook to the config.json of a bundle, and removes the mounts that the
+// view replaces. bundle is as the runtime was given it; program is the absolute path of
+// the hook. AddHooks writes nothing if the container asks for no closure. It replaces the
+// file as a whole and keeps its owner and mode. container is the ID, for the log.
 func AddHooks(configPath, container, bundle, program string) error {
 	if bundle == "" {
 		bundle = "."
 	}
-	// Never cleaned: `link/..` is not the directory that link is in.
+	// Do not clean the path: `link/..` is not the directory that contains link.
 	file := bundle + "/config.json"
 	text, annotated, err := readAnnotated(file)
 	if err != nil || !annotated {
@@ -70,9 +69,9 @@ func AddHooks(configPath, container, bundle, program string) error {
 	return nil
 }
 
-// EntryArgs are the arguments of an entry for the hook in a container's config.json.
-// Every way that adds one writes them alike, so that a container that comes by two
-// ways has one.
+// EntryArgs returns the arguments of a hook entry in a container's config.json. Every
+// program that adds an entry writes the same arguments, so a container that passes two of
+// them gets one entry.
 func EntryArgs(configPath string, engine spec.Engine, stage string) []string {
 	args := []string{"nix-closure-hook"}
 	if configPath != config.Path {
@@ -84,17 +83,17 @@ func EntryArgs(configPath string, engine spec.Engine, stage string) []string {
 	return append(args, stage)
 }
 
-// HasAnnotations tells whether the config.json in file has an annotation of this program.
-// It is an error if that cannot be told.
+// HasAnnotations reports whether the config.json at file has an annotation of this
+// program. It fails if it cannot find out.
 func HasAnnotations(file string) (bool, error) {
 	_, annotated, err := readAnnotated(file)
 	return annotated, err
 }
 
-// readAnnotated returns nothing for a file that no runtime could read either: that is
-// for the runtime to say.
+// readAnnotated returns nothing for a file that no runtime could read either: the runtime
+// reports that error.
 func readAnnotated(file string) (text []byte, annotated bool, _ error) {
-	// Not to wait for someone to write, where it is a pipe.
+	// O_NONBLOCK: do not wait for a writer if the file is a pipe.
 	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	for _, notThere := range []error{
 		os.ErrNotExist, os.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ENXIO,
@@ -113,8 +112,8 @@ func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 	case st.IsDir():
 		return nil, false, nil
 	case !st.Mode().IsRegular():
-		err = &os.PathError{Op: "read", Path: file, Err: errors.New("not a regular file; what is read of it here " +
-			"the runtime would miss")}
+		err = &os.PathError{Op: "read", Path: file, Err: errors.New("not a regular file; what the hook reads " +
+			"from it the runtime would miss")}
 	default:
 		if text, err = spec.ReadLimited(f, spec.MaxConfig); err == nil {
 			annotated, err = spec.HasAnnotations(text)
@@ -126,10 +125,10 @@ func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 	return text, annotated, nil
 }
 
-// rewrite takes the mounts that the view replaces out of a config.json, and adds hooks.
-// It returns nil for a container that asks for nothing. container lacks what text has;
-// its annotations are the text's if it has none. reading says in a message what was
-// read; stage is for the log.
+// rewrite removes the mounts that the view replaces from a config.json, and adds hooks.
+// It returns nil for a container that asks for nothing. It completes container with the
+// mounts and the root of text, and with the annotations of text if container has none.
+// reading names what was read, for an error; stage is for the log.
 func rewrite(
 	configPath, stage string, container Container, reading string, text []byte, hooks []spec.StageHook,
 ) ([]byte, error) {

@@ -18,22 +18,22 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// Container is a container that is not made yet, as its config.json or its engine
-// has it.
+// Container is a container before its creation, as its config.json or its engine
+// describes it.
 type Container struct {
 	ID          string // empty: not known yet
 	Engine      spec.Engine
-	Bundle      string // where relative sources of mounts begin
+	Bundle      string // base of relative mount sources
 	Root        string // root.path of config.json; empty: not known
 	Annotations map[string]string
 	Mounts      []specs.Mount
 }
 
-// CheckContainer says what a container asks for, nil for nothing, and which of its
-// mounts, by position, the view takes the place of. Where the annotations name no
-// mode, the configuration does. Annotations that are not understood are an error,
-// and so is a mount that leaks the store. It resolves no closure, and reads only the
-// configuration, the mounts of the host and the sources.
+// CheckContainer returns what a container asks for, or nil if it asks for nothing, and
+// the positions of the mounts that the view replaces. If the annotations name no mode,
+// the mode is the configuration's. Annotations that are not understood are an error, and
+// so is a mount that leaks the store. CheckContainer resolves no closure. It reads only
+// the configuration, the host's mounts and the mount sources.
 func CheckContainer(configPath string, container Container) (request *spec.Request, replaced []int, _ error) {
 	c, err := config.Read(configPath)
 	if err != nil {
@@ -52,21 +52,21 @@ func CheckContainer(configPath string, container Container) (request *spec.Reque
 	return inspected.request, inspected.mounts.replaced, nil
 }
 
-// inspected is what a container asks for, as its annotations and its mount list say.
+// inspected is what a container asks for by its annotations and its mount list.
 type inspected struct {
 	request *spec.Request
 	host    *spec.Host
 	mounts  checkedMounts
 }
 
-// asked are the store paths that the container asks for by name: by annotations and
-// by mounts.
+// asked returns the store paths that the container asks for by name, in annotations and
+// mounts.
 func (i *inspected) asked() []closure.BaseName {
 	return slices.Concat(i.request.Asked(), i.mounts.asked)
 }
 
-// roots are what the closure begins with, beside a closure-info: each once, those of
-// the annotations first.
+// roots returns the roots of the closure, besides a closure-info. Each root is there
+// once; the roots of the annotations come first.
 func (i *inspected) roots() []closure.BaseName {
 	all := slices.Clone(i.request.Roots)
 	for _, r := range i.mounts.roots {
@@ -77,9 +77,9 @@ func (i *inspected) roots() []closure.BaseName {
 	return all
 }
 
-// inspect is the same for every stage and engine: what a container asks for, and what
-// its mounts show. It returns nil for one that asks for nothing. Close the host that
-// it returns.
+// inspect reads what a container asks for and what its mounts show. It is the same for
+// every stage and engine. It returns nil for a container that asks for nothing. The
+// caller closes the returned host.
 func inspect(p *progress, c config.Config, container Container) (_ *inspected, Err error) {
 	p.at("reading the annotations")
 	request, err := spec.ParseAnnotations(c.Store(), container.Engine, container.ID, container.Annotations)
@@ -112,21 +112,22 @@ func inspect(p *progress, c config.Config, container Container) (_ *inspected, E
 	return &inspected{request, host, mounts}, nil
 }
 
-// checked is a container that may have what it asks for.
+// checked is a container whose request is allowed.
 type checked struct {
 	*start
 	*inspected
 	store  closure.Store
 	bundle spec.Config
 	stated string // see located
-	// pidStart is when the container's process started, see Record; 0: it has none.
+	// pidStart is the start time of the container's process, see state.Record; 0: it has
+	// no process.
 	pidStart uint64
 	// sharedPID: the container has no PID namespace of its own, see Record.
 	sharedPID bool
 }
 
-// check reads what a container asks for, and refuses what it may not have. It
-// returns nil for a container that asks for nothing.
+// check reads what a container asks for and refuses what is not allowed. It returns nil
+// for a container that asks for nothing.
 func check(s *start) (*checked, error) {
 	s.at("looking for the container's bundle")
 	at, err := locate(s.call, s.state, os.Getppid())
@@ -135,7 +136,7 @@ func check(s *start) (*checked, error) {
 	}
 	s.state.Bundle = at.bundle
 	s.at("reading the annotations")
-	// What they say is said before anything of config.json.
+	// Errors in annotations are reported before errors in config.json.
 	request, err := spec.ParseAnnotations(s.config.Store(), s.engine(), s.state.ID, s.state.Annotations)
 	if err != nil || request == nil {
 		return nil, err
@@ -174,11 +175,11 @@ func check(s *start) (*checked, error) {
 	return c, nil
 }
 
-// identifyProcess finds out which process the container's is. From here on it is known
-// by more than its number, which may be another's when it has ended.
+// identifyProcess finds the container's process and its start time. The PID alone does
+// not identify it: another process may get the PID after this one ends.
 func (c *checked) identifyProcess() (err error) {
 	if c.call.Stage == "createContainer" {
-		// What the runtime says may be of the container's PID namespace.
+		// The runtime may report a PID of the container's PID namespace.
 		c.state.Pid = proc.InitProcess()
 	}
 	if c.state.Pid > 0 {
@@ -188,8 +189,9 @@ func (c *checked) identifyProcess() (err error) {
 	return err
 }
 
-// checkDevice refuses a container whose own annotations name another closure than the
-// hook's call, as those for one container of a pod do, which win over all others.
+// checkDevice refuses a container whose own annotations ask for another closure than the
+// hook's call. Annotations for one container of a pod can do so, because they override
+// all others.
 func (s *start) checkDevice(request *spec.Request) error {
 	own := s.call.Annotations
 	if own[spec.Prefix+spec.KeyRoots] == "" && own[spec.Prefix+spec.KeyClosureInfo] == "" {
@@ -202,17 +204,17 @@ func (s *start) checkDevice(request *spec.Request) error {
 	}
 	if !slices.Equal(device.Asked(), request.Asked()) {
 		return fmt.Errorf("the container's annotations ask for the closure of %s, and the hook was called for "+
-			"that of %s, as for a device; give one container one closure", request.Asked(), device.Asked())
+			"that of %s, as a device does; give one container one closure", request.Asked(), device.Asked())
 	}
 	return nil
 }
 
-// allowed refuses store paths that the configuration does not allow to a container.
+// allowed refuses store paths that the configuration does not allow for this container.
 func (c *checked) allowed(paths []closure.BaseName) error {
 	c.at("checking what is allowed here")
 	err := c.config.Policy().Check(c.request.Namespace, paths)
 	if err != nil && c.request.IgnoredNamespace != "" {
-		err = fmt.Errorf("%w; annotation %s was not believed, because an image or a user may have set it",
+		err = fmt.Errorf("%w; annotation %s was ignored, because an image or a user may have set it",
 			err, c.request.IgnoredNamespace)
 	}
 	return err
@@ -225,7 +227,7 @@ func modeOf(r *spec.Request, c config.Config) spec.Mode {
 	return c.Mode
 }
 
-// lookAtHost finds out what the host's mount namespace has, once for all mounts.
+// lookAtHost reads the host's mount namespace, once for all mounts.
 func lookAtHost(c config.Config) (*spec.Host, error) {
 	mountinfo, err := proc.ReadMountinfo("/proc/self/mountinfo")
 	if err != nil {
@@ -238,17 +240,17 @@ func lookAtHost(c config.Config) (*spec.Host, error) {
 	return host, err
 }
 
-// checkedMounts is what a mount list means. Positions are of the list.
+// checkedMounts is the meaning of a mount list. Positions are indexes into that list.
 type checkedMounts struct {
 	replaced []int
-	// admitted are taken off by createRuntime only: without them in config.json, it
-	// would not know what was asked for.
+	// admitted mounts are detached by createRuntime only. They stay in config.json,
+	// because createRuntime reads from them what was asked for.
 	admitted []int
-	roots    []closure.BaseName // of those that are admitted
-	asked    []closure.BaseName // by any mount, and by the root
+	roots    []closure.BaseName // of the admitted mounts
+	asked    []closure.BaseName // by all mounts and by the root
 }
 
-// classify tells what the mounts mean. It fails for one that leaks the store.
+// classify sorts the mounts by class. It fails for a mount that leaks the store.
 func classify(host *spec.Host, bundle string, mounts []specs.Mount) (checkedMounts, error) {
 	var c checkedMounts
 	for i, m := range mounts {
@@ -275,20 +277,20 @@ func leak(m specs.Mount, shows string) error {
 		"mount out", m.Source, m.Destination, shows)
 }
 
-// MissingView tells whether a container that runs asks for a closure by its
-// annotations, and has none as far as this host remembers.
+// MissingView reports whether a running container asks for a closure by its annotations
+// but has no view on record.
 func MissingView(configPath string, engine spec.Engine, id string, annotations map[string]string) (bool, error) {
 	c, err := config.Read(configPath)
 	if err != nil {
 		return false, err
 	}
-	// What is not understood asks for something.
+	// Annotations that are not understood still ask for something.
 	request, err := spec.ParseAnnotations(c.Store(), engine, id, annotations)
 	if err == nil && (request == nil || request.Sandbox) {
 		return false, nil
 	}
 	if _, err := os.Lstat(c.RuntimeDir); errors.Is(err, fs.ErrNotExist) {
-		return true, nil // and is not made for this
+		return true, nil // do not create the directory for this
 	}
 	dir, err := state.Open(c)
 	if err != nil {

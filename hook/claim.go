@@ -13,7 +13,7 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// claimed is a container whose ID is this start's: the record says so.
+// claimed is a container whose ID this start owns, by its record.
 type claimed struct {
 	*checked
 	dir     *state.Dir
@@ -21,8 +21,8 @@ type claimed struct {
 	options view.Options
 }
 
-// claim makes the first record of a container. It returns nil for one that has its
-// closure already.
+// claim writes the container's first record. It returns nil for a container that already
+// has its closure.
 func claim(ctx context.Context, c *checked) (*claimed, error) {
 	c.at("opening the runtime directory")
 	dir, err := state.Open(c.config)
@@ -47,7 +47,7 @@ func claimIn(ctx context.Context, c *checked, dir *state.Dir) (*claimed, error) 
 		GCRoots: dir.GCRoots().Of(c.state.ID), Created: c.began.UTC(),
 	}
 	if record.Mode == spec.ModeAuto {
-		record.Mode = spec.ModeOverlay // what it mostly is; written again if not
+		record.Mode = spec.ModeOverlay // the likely mode; setMode corrects it
 	}
 	c.at("claiming the container ID")
 	own, attached, err := dir.Claim(ctx, record)
@@ -55,26 +55,28 @@ func claimIn(ctx context.Context, c *checked, dir *state.Dir) (*claimed, error) 
 		return nil, err
 	}
 	if attached {
-		c.log.Info("attached already: the hook is called twice, by two engines' or two stages' entries")
+		c.log.Info("attached already: the container has two hook entries, of two engines or two stages")
 		return nil, nil
 	}
 	c.owned.Store(own)
 	options := view.Options{
 		Label: c.bundle.MountLabel, Listed: c.request.Listing,
-		// Who may write to the store makes it; it is not in the closure.
+		// A writable store needs no empty .links, because Nix makes it there. .links is
+		// not in the closure.
 		Links: c.request.Registration && !c.request.Writable,
 	}
 	return &claimed{checked: c, dir: dir, claim: own, options: options}, nil
 }
 
-// requestText is what the container asks for, in one form for what means the same.
+// requestText is the container's request in canonical form: requests with the same
+// meaning have the same text.
 func (c *checked) requestText() string {
 	roots := slices.Sorted(slices.Values(c.roots()))
 	return fmt.Sprintf("roots %s, closure-info %q, mode %q, registration %v, listing %v, writable %v",
 		roots, c.request.ClosureInfo, c.request.Mode, c.request.Registration, c.request.Listing, c.request.Writable)
 }
 
-// reserve writes down what the container is going to use, before any of it is looked for.
+// reserve records what the container is going to use, before any of it is looked up.
 // digest is the closure's; empty: not known yet.
 func (c *claimed) reserve(ctx context.Context, digest string, pins []closure.BaseName) error {
 	r := c.claim.Record()

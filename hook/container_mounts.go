@@ -18,17 +18,17 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// containerMounts is what is mounted in a container before its views are attached.
+// containerMounts is the mounts of a container before its views are attached.
 type containerMounts struct {
 	attachment
 	root     *os.File
-	realRoot string // its name in the container's mount namespace
+	realRoot string // path of root in the container's mount namespace
 	mounts   spec.Mounts
-	// mountinfo is the text that mounts were read from.
+	// mountinfo is the text that mounts was parsed from.
 	mountinfo []byte
 }
 
-// read reads the mounts anew.
+// read reads the mounts again.
 func (c *containerMounts) read() error {
 	var err error
 	if c.mountinfo, err = proc.ReadMountinfo("/proc/thread-self/mountinfo"); err != nil {
@@ -41,22 +41,23 @@ func (c *containerMounts) read() error {
 	return err
 }
 
-// prepare takes off what the views replace, looks at what is mounted, and opens the
-// directories that the views go to. Where all goes is looked at before any of it is
+// prepare detaches the mounts that the views replace, checks the remaining mounts, and
+// opens the directories that the views go to. It checks every target before anything is
 // attached.
 func (c *containerMounts) prepare(targets []*target) error {
 	if err := c.read(); err != nil {
 		return err
 	}
-	// Before anything is looked up in the container: a file system whose server does not
-	// answer would hold this process.
+	// Check this before any path lookup in the container: a file system whose server does
+	// not answer would block this process.
 	if err := spec.CheckServers(c.mounts, c.realRoot, c.store.Dir, c.store.StateDir); err != nil {
 		return err
 	}
 	if err := c.bundle.CheckMasks(dirs(targets)...); err != nil {
 		return err
 	}
-	// Before anything is taken off: a runtime may have what it has mounted open.
+	// Check this before anything is detached: a runtime may have files open in the mounts
+	// that it made.
 	if err := c.checkDescriptors(); err != nil {
 		return err
 	}
@@ -92,11 +93,12 @@ func dirs(targets []*target) []string {
 	return dirs
 }
 
-// volumesDeep bounds how many volumes may be mounted in each other above a view.
+// volumesDeep bounds the nesting of volumes above a view.
 const volumesDeep = 4
 
-// openTargets opens the directories that the views go to. One that lies in a volume
-// is put into a cover of that: whoever has the volume too could rename it otherwise.
+// openTargets opens the directories that the views go to. If a target lies in a volume,
+// openTargets covers the volume and the target is in the cover. Otherwise another user of
+// the volume could rename the target.
 func (c *containerMounts) openTargets(targets []*target) error {
 	for range volumesDeep {
 		volume := ""
@@ -108,7 +110,7 @@ func (c *containerMounts) openTargets(targets []*target) error {
 			if err != nil {
 				return err
 			}
-			// The shorter is further above.
+			// The shorter path is the outer volume.
 			if at != "" && (volume == "" || len(at) < len(volume)) {
 				volume = at
 			}
@@ -123,11 +125,11 @@ func (c *containerMounts) openTargets(targets []*target) error {
 			return err
 		}
 	}
-	return fmt.Errorf("%s in the container is in more than %d volumes that are mounted in each other; mount "+
+	return fmt.Errorf("%s in the container is in more than %d volumes mounted inside each other; mount "+
 		"fewer", c.store.Dir, volumesDeep)
 }
 
-// openTarget opens where one view goes, and returns the volume that it is in.
+// openTarget opens the directory of one target, and returns the volume that it is in.
 func (c *containerMounts) openTarget(t *target) (volume string, err error) {
 	if t.file, err = rootfs.Directory(c.root, t.dir, (*rootfs.Owner)(c.owner)); err != nil {
 		return "", fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", t.dir, err)
@@ -139,16 +141,16 @@ func (c *containerMounts) openTarget(t *target) (volume string, err error) {
 	return c.host.CheckTarget(c.mounts, c.realRoot, t.dir, real)
 }
 
-// cover covers a volume, for the views that go into it.
+// cover covers a volume that views go into.
 func (c *containerMounts) cover(volume string, targets []*target) error {
 	inside, _ := strings.CutPrefix(volume, strings.TrimSuffix(c.realRoot, "/"))
 	var ways []string
 	for _, t := range targets {
-		// A link in the volume would be somebody else's to change.
+		// Others who have the volume could change a link in it.
 		direct, err := rootfs.OpenResolving(c.root, t.dir, unix.RESOLVE_NO_SYMLINKS)
 		if errors.Is(err, unix.ELOOP) {
-			return fmt.Errorf("%s in the container leads by a symbolic link into the volume on %s, where others may "+
-				"change it; mount the volume elsewhere, or take an image without the link", t.dir, inside)
+			return fmt.Errorf("%s in the container leads through a symbolic link into the volume on %s, where others may "+
+				"change it; mount the volume elsewhere, or use an image without the link", t.dir, inside)
 		}
 		if err != nil {
 			return err
@@ -168,19 +170,19 @@ func (c *containerMounts) cover(volume string, targets []*target) error {
 	}
 	c.log.WithFields(logrus.Fields{
 		"volume": inside, "size": c.coverSize,
-	}).Info("volume covered: new files beside what is in it are kept in memory, and gone with the container")
+	}).Info("volume covered: files that the container adds beside the existing ones stay in memory and end with it")
 	return nil
 }
 
-// isolate ends the propagation of mounts that did not ask for it: they would show what
-// the host mounts later.
+// isolate makes mounts private that config.json does not ask to propagate. Otherwise they
+// would show what the host mounts later.
 func (c *containerMounts) isolate() error {
 	receiving := c.receiving()
 	if len(receiving) == 0 {
 		return nil
 	}
 	if !c.bundle.AsksForPropagation() {
-		if err := view.SetPrivate(c.root); err != nil { // with those that others cover
+		if err := view.SetPrivate(c.root); err != nil { // also mounts under other mounts
 			return fmt.Errorf("ending the propagation of the container's mounts: %w", err)
 		}
 		receiving = nil
@@ -199,8 +201,8 @@ func (c *containerMounts) isolate() error {
 		return err
 	}
 	if left := c.receiving(); len(left) > 0 {
-		return fmt.Errorf("the mount on %s receives what the host mounts later, and another covers it; "+
-			"take one of them out", left[0])
+		return fmt.Errorf("the mount on %s receives what the host mounts later, and another mount covers it; "+
+			"remove one of them", left[0])
 	}
 	return nil
 }
@@ -209,24 +211,24 @@ func (c *containerMounts) receiving() []string {
 	return c.host.Receiving(c.bundle, c.state.Bundle, c.mountinfo, c.mounts, c.realRoot)
 }
 
-// detach takes off the mounts that the view takes the place of, and what
-// is mounted inside the store directory. To cover them is not enough: a process
-// with CAP_SYS_ADMIN could take the cover off.
+// detach detaches the mounts that the view replaces and the mounts inside the store
+// directory. It is not enough to cover them: a process with CAP_SYS_ADMIN could remove
+// the cover.
 func (c *containerMounts) detach() (detached bool, _ error) {
-	// Last mounted, first taken off; each once, so that nothing goes but what
-	// config.json has there.
+	// Detach in reverse order of mounting. Detach each mount once, so that only the
+	// mounts of config.json go.
 	positions := slices.Sorted(slices.Values(slices.Concat(c.inspected.mounts.replaced, c.inspected.mounts.admitted)))
 	for _, i := range slices.Backward(positions) {
 		m := c.bundle.Mounts[i]
 		f, err := rootfs.Open(c.root, m.Destination)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // went with the mount that it was on
+			continue // detached together with its parent mount
 		}
 		if err == nil {
 			err = view.Detach(f)
 			f.Close()
 		}
-		// One that another mount covers is found by CheckTarget.
+		// CheckTarget finds a mount that another mount covers.
 		if err != nil && !errors.Is(err, view.ErrNotMounted) {
 			return false, fmt.Errorf("taking the mount off %s: %w", m.Destination, err)
 		}

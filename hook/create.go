@@ -15,7 +15,7 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// start is one call of the hook to give a container its closure.
+// start is one call of the hook that gives a container its closure.
 type start struct {
 	*progress
 	config config.Config
@@ -25,14 +25,15 @@ type start struct {
 	began  time.Time
 }
 
-// engine is who has the hook called: as it was told, or as the bundle's place says.
+// engine is the engine that configured the hook: the one that the call names, or else the
+// one whose bundles have this path.
 func (s *start) engine() spec.Engine {
 	return cmp.Or(s.call.Engine, spec.EngineOfBundle(s.state.Bundle, s.state.ID))
 }
 
-// create gives a container its closure: the stages createRuntime, prestart and
-// createContainer. On an error it has removed what it made on the host; what it
-// attached goes with the container.
+// create gives a container its closure, at the stages createRuntime, prestart and
+// createContainer. On an error, it removes what it made on the host. The mounts that it
+// attached end with the container.
 func create(ctx context.Context, s *start) (Err error) {
 	defer func() {
 		if Err == nil {
@@ -76,8 +77,8 @@ func create(ctx context.Context, s *start) (Err error) {
 	return built.commit(ctx)
 }
 
-// attach attaches what was built, in the container's file systems. No lock is held
-// meanwhile: one of them may never answer.
+// attach attaches the view inside the container's file systems. It holds no lock, because
+// one of those file systems may never answer.
 func (b *built) attach() error {
 	b.at("attaching the view")
 	a := b.attachment()
@@ -88,17 +89,18 @@ func (b *built) attach() error {
 	return a.attach(b.call.Stage)
 }
 
-// isolateSandbox takes off what a pod's sandbox would show of the store. It gets no
-// view.
+// isolateSandbox removes mounts that would show the store to a pod's sandbox. The sandbox
+// gets no view.
 func (c *checked) isolateSandbox() error {
 	c.at("looking at what is mounted in the pod's sandbox")
-	// The PID namespace of a pod may be the host's. Its containers are refused then.
+	// A pod may have the host's PID namespace. In that case the hook refuses its
+	// containers, not its sandbox.
 	c.host.ProcessesAllowed = true
 	a := c.attachment()
 	return a.attach(c.call.Stage)
 }
 
-// attachment is one without a view.
+// attachment returns an attachment without a view.
 func (c *checked) attachment() attachment {
 	return attachment{
 		state: c.state, bundle: c.bundle, store: c.store, inspected: c.inspected, pidStart: c.pidStart,
@@ -106,7 +108,7 @@ func (c *checked) attachment() attachment {
 	}
 }
 
-// commit writes down that the container has its closure.
+// commit records that the container has its closure.
 func (b *built) commit(ctx context.Context) error {
 	b.at("writing the record")
 	r := b.claim.Record()
@@ -121,7 +123,7 @@ func (b *built) commit(ctx context.Context) error {
 	return nil
 }
 
-// asked says what a container asked for, for a message.
+// asked describes the container's request, for a message.
 func asked(store closure.Store, r *spec.Request) string {
 	if r.ClosureInfo != "" {
 		return "closure-info " + store.Path(r.ClosureInfo)

@@ -16,17 +16,17 @@ import (
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
-// checkDescriptors refuses a container that is handed a descriptor which shows the host:
-// a directory that leads to the host's root directory by `..`, whatever the process's own
-// root is, a file of Nix's state or a guarded disk.
+// checkDescriptors refuses a container that inherits a descriptor which shows the host: a
+// directory from which `..` leads to the host's root directory, whatever the process's
+// own root is; a file of Nix's state; or a guarded disk.
 //
-// Which are handed on, the runtime's command line and environment say. Where they are
-// not understood, each of the container's first process counts that has no
-// close-on-exec: runc and crun leave those that an engine has open without it until
-// after the hooks, and close them then.
+// The runtime's command line and environment say which descriptors it hands on. If they
+// are not understood, every descriptor of the container's first process without
+// close-on-exec counts. runc and crun leave an engine's descriptors without close-on-exec
+// until after the hooks, and close them then.
 func (c *containerMounts) checkDescriptors() error {
 	if c.state.Pid <= 0 {
-		return nil // gVisor: the container's descriptors are in another process, and not of this kernel
+		return nil // gVisor: the container's descriptors are in another process and not of this kernel
 	}
 	handed, known := handedOn(os.Getppid(), c.state.ID)
 	if known && handed == 0 {
@@ -62,11 +62,11 @@ func (c *containerMounts) checkDescriptors() error {
 // firstHanded is the first descriptor that can be handed on.
 const firstHanded = 3
 
-// mostHanded bounds a number of descriptors.
+// mostHanded bounds the number of descriptors.
 const mostHanded = 1 << 20
 
-// handedOn tells how many descriptors a runtime hands on to a container that it makes, as
-// runc and crun read --preserve-fds and LISTEN_FDS.
+// handedOn returns how many descriptors a runtime hands on to the container that it
+// creates. It reads --preserve-fds and LISTEN_FDS as runc and crun do.
 func handedOn(runtime int, id string) (count int, known bool) {
 	process := strconv.Itoa(runtime)
 	_, call, err := readCommandLine(process)
@@ -96,14 +96,14 @@ func handedOn(runtime int, id string) (count int, known bool) {
 	return count, true
 }
 
-// checkDescriptor looks at one descriptor. dir is the open directory fd of the process.
+// checkDescriptor checks one descriptor. dir is the open directory fd of the process.
 func (c *containerMounts) checkDescriptor(process, dir int, name string) error {
 	var first [1]byte
 	if _, err := unix.Readlinkat(dir, name, first[:]); err != nil {
 		return os.NewSyscallError("readlinkat", err)
 	}
 	if first[0] != '/' {
-		return nil // a pipe, a socket that has no name, or the like
+		return nil // a pipe, an unnamed socket or similar
 	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, 0); err != nil {
@@ -119,12 +119,12 @@ func (c *containerMounts) checkDescriptor(process, dir int, name string) error {
 	}
 	flags, err := strconv.ParseUint(fdinfo(info, "flags"), 8, 64)
 	if err != nil {
-		return fmt.Errorf("fdinfo is not understood: %w", err)
+		return fmt.Errorf("cannot parse fdinfo: %w", err)
 	}
 	if flags&unix.O_CLOEXEC != 0 {
 		return nil
 	}
-	if shows == "" && !c.mounts.Inside(c.realRoot, fdinfo(info, "mnt_id")) { // those are looked at with the others
+	if shows == "" && !c.mounts.Inside(c.realRoot, fdinfo(info, "mnt_id")) { // the container's own mounts are checked elsewhere
 		shows, err = c.leadsTo(dir, name)
 	}
 	if shows == "" || err != nil {
@@ -134,12 +134,12 @@ func (c *containerMounts) checkDescriptor(process, dir int, name string) error {
 		"close it, or do not hand it on (--preserve-fds)", shows)
 }
 
-// directoriesDeep bounds how far a directory may be from the root of its mounts.
+// directoriesDeep bounds the depth of a directory below the root of its mounts.
 const directoriesDeep = 1000
 
-// leadsTo returns what a directory leads to by `..` that must not show, or nothing. That
-// of a mount which is attached nowhere, as crun has those that it will attach, leads
-// nowhere.
+// leadsTo follows `..` from a directory, and returns what it reaches that must not show,
+// or nothing. A mount that is attached nowhere, such as crun's mounts before it attaches
+// them, leads nowhere.
 func (c *containerMounts) leadsTo(dir int, name string) (string, error) {
 	at, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hook joins what a container asked for (spec), what that is (closure)
-// and how it is shown (closure/view), once per stage of a container's life, and
-// remembers the container until it is gone.
+// Package hook gives containers their closures. It joins the annotations and mounts of a
+// container (spec), the closure that they name (closure) and the mount that shows it
+// (closure/view). The runtime calls it once for each stage of a container's life. It
+// remembers the container until the container is gone.
 //
-// Read it in this order: run.go (the stages, and how long each may take), create.go (the
-// main path, six steps), and the steps: locate.go (where the container's config.json is),
-// check.go and pids.go (what is asked for, and what the container would see besides),
-// claim.go (whose the container's ID is), pin.go (the closure, kept from the garbage
-// collector), view.go (what is made for it), attach.go, container_mounts.go and
-// descriptors.go (inside the container's mount namespace). Then precreate.go, bundle.go
-// and poststop.go (before and after) and report.go (how errors are said). What the host
-// remembers is in hook/state.
+// Read the files in this order: run.go has the stages and their deadlines. create.go has
+// the main path, in six steps. The steps are in locate.go (finds the container's
+// config.json), check.go and pids.go (what the container asks for, and what else it would
+// see), claim.go (claims the container ID), pin.go (resolves the closure and pins it
+// against the garbage collector), view.go (makes the view), and attach.go,
+// container_mounts.go and descriptors.go (work inside the container's mount namespace).
+// precreate.go, bundle.go and poststop.go are the stages before and after. report.go has
+// the form of errors and the log. The host's memory of containers is in hook/state.
 package hook

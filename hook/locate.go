@@ -20,29 +20,29 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// lostBundle is what crun (seen with 1.8.1, and in the source of 1.29.1) gives for the
-// bundle of a container that has a user namespace and devices: the devices are made in
-// another mount namespace, and on its way back crun loses its working directory, which
-// it takes for the bundle.
+// lostBundle is the bundle that crun (seen with 1.8.1, and in the source of 1.29.1)
+// reports for a container with a user namespace and devices. crun makes the devices in
+// another mount namespace. On its way back it loses its working directory, which it
+// reports as the bundle.
 const lostBundle = "/"
 
-// located is where the container's config.json is.
+// located is the place of the container's config.json.
 type located struct {
 	bundle string // absolute
 	config string // the file
-	// stated is the bundle that the runtime says; empty: the same.
+	// stated is the bundle that the runtime reports; empty: the same as bundle.
 	stated string
 }
 
-// locate finds the container's bundle and its config.json. They are what the state
-// says, except where the runtime has lost them. caller is the process that calls the
-// hook: the runtime.
+// locate finds the container's bundle and its config.json. It takes them from the state,
+// unless the runtime has lost them. caller is the PID of the process that calls the hook:
+// the runtime.
 //
-// Nothing that a container could have written is believed. The runtime's command line
-// is the engine's, and its copy of config.json is in a directory that only this user
-// can change. What is found belongs to the container of the state: the command line
-// has its ID, its process is a part of the same call of the runtime, and config.json
-// has its annotations.
+// locate trusts nothing that a container could have written. The engine wrote the
+// runtime's command line, and only this user can change the directory of the runtime's
+// copy of config.json. locate verifies that they belong to the container of the state:
+// the command line has its ID, its process belongs to the same call of the runtime, and
+// config.json has its annotations.
 func locate(call Call, state spec.State, caller int) (located, error) {
 	stated := located{bundle: state.Bundle, config: filepath.Join(state.Bundle, "config.json")}
 	if state.Bundle != lostBundle {
@@ -51,8 +51,8 @@ func locate(call Call, state spec.State, caller int) (located, error) {
 	found, err := locateByCaller(call, state, strconv.Itoa(caller))
 	if err != nil {
 		return stated, fmt.Errorf("the runtime says that the bundle is %s, as crun does for a container with "+
-			"a user namespace and devices, and it cannot be found out otherwise: %w; "+
-			"call the runtime with --bundle and an absolute path, or take another version of it", lostBundle, err)
+			"a user namespace and devices, and the hook cannot find it another way: %w; "+
+			"call the runtime with --bundle and an absolute path, or use another version of it", lostBundle, err)
 	}
 	return found, nil
 }
@@ -71,7 +71,7 @@ func locateByCaller(hook Call, state spec.State, caller string) (located, error)
 	case !filepath.IsAbs(call.Bundle):
 		return located{}, fmt.Errorf("--bundle on its command line is %q, not an absolute path", call.Bundle)
 	}
-	// Nothing of the container runs yet: its first process is a copy of the runtime's.
+	// Nothing of the container runs yet, so its first process is a copy of the runtime's.
 	its, err := os.ReadFile(proc.Dir + "/" + strconv.Itoa(state.Pid) + "/cmdline")
 	if err != nil {
 		return located{}, err
@@ -93,7 +93,7 @@ func locateByCaller(hook Call, state spec.State, caller string) (located, error)
 	return found, ownConfig(found.config, hook, state)
 }
 
-// readCommandLine returns a runtime's command line, as it is and as it is understood.
+// readCommandLine returns a runtime's command line, raw and parsed.
 func readCommandLine(process string) ([]byte, commandline.Arguments, error) {
 	line, err := os.ReadFile(proc.Dir + "/" + process + "/cmdline")
 	if err != nil {
@@ -109,7 +109,7 @@ func readEnvironment(process string) ([]string, error) {
 	return strings.Split(string(text), "\x00"), err
 }
 
-// crunRoot is the directory in which crun keeps its containers.
+// crunRoot returns the directory in which crun keeps its containers.
 func crunRoot(call commandline.Arguments, caller string) (string, error) {
 	if filepath.IsAbs(call.Root) {
 		return filepath.Clean(call.Root), nil
@@ -117,7 +117,7 @@ func crunRoot(call commandline.Arguments, caller string) (string, error) {
 	if call.Root != "" {
 		return "", fmt.Errorf("--root on its command line is %q, not an absolute path", call.Root)
 	}
-	// The runtime's own environment, and no image's.
+	// This is the runtime's own environment, not an image's.
 	environment, err := readEnvironment(caller)
 	if err != nil {
 		return "", err
@@ -130,19 +130,19 @@ func crunRoot(call commandline.Arguments, caller string) (string, error) {
 	return "/run/crun", nil
 }
 
-// ownedByUs refuses a directory that anybody but this user can change.
+// ownedByUs refuses a directory that anybody except this user can change.
 func ownedByUs(dir string) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {
 		return &os.PathError{Op: "lstat", Path: dir, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		return fmt.Errorf("%s can be changed by others than user %d, who runs the hook", dir, os.Geteuid())
+		return fmt.Errorf("%s can be changed by users other than user %d, who runs the hook", dir, os.Geteuid())
 	}
 	return nil
 }
 
-// ownConfig refuses a file that is not this user's, or not of the container.
+// ownConfig refuses a file that does not belong to this user or to the container.
 func ownConfig(path string, call Call, state spec.State) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -167,7 +167,7 @@ func ownConfig(path string, call Call, state spec.State) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	// The state's have those of the call already.
+	// The state's annotations already include those of the call.
 	if annotations, err = call.add(annotations); err != nil || !maps.Equal(annotations, state.Annotations) {
 		return fmt.Errorf("%s has other annotations than the OCI state", path)
 	}

@@ -140,7 +140,7 @@ func TestLocateRefuses(t *testing.T) {
 			"@/root/web/config.json is not a regular file that user 0 alone can change"},
 		{"a file that others can write", func(l *lost) { l.mode = 0o620 }, "is not a regular file that user 0 alone can change"},
 		{"a directory that others can write", func(l *lost) { l.dirMode = 0o777 },
-			"@/root/web can be changed by others than user 0, who runs the hook"},
+			"@/root/web can be changed by users other than user 0, who runs the hook"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -155,7 +155,7 @@ func TestLocateRefuses(t *testing.T) {
 				t.Errorf("%s\nwant in it\n%s", said, want)
 			}
 			if !strings.HasPrefix(said, "the runtime says that the bundle is /, ") ||
-				!strings.HasSuffix(said, "call the runtime with --bundle and an absolute path, or take another version of it") {
+				!strings.HasSuffix(said, "call the runtime with --bundle and an absolute path, or use another version of it") {
 				t.Error(said)
 			}
 		})

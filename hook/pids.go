@@ -20,16 +20,16 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// A process that sees another of the same user reads that one's file system by
-// /proc/PID/root, without any capability (proc_pid_root(5), ptrace(2)). So a container
-// in the host's PID namespace sees the host's store, and one in another container's
-// sees what that has.
+// A process that sees another process of the same user can read its file system by
+// /proc/PID/root, without any capability (proc_pid_root(5), ptrace(2)). So a container in
+// the host's PID namespace sees the host's store. A container in another container's PID
+// namespace sees that container's files.
 
 const whoSharesPIDs = "give the container a PID namespace of its own, or set shared-pid = true in the " +
 	"configuration if it may see that"
 
-// sharesPIDs tells whether a container has no PID namespace of its own. Where that is
-// the host's, it is an error, unless the configuration allows it.
+// sharesPIDs reports whether a container has no PID namespace of its own. It fails for
+// the host's PID namespace, unless the configuration allows it.
 func sharesPIDs(c config.Config, bundle spec.Config) (bool, error) {
 	if bundle.PIDs == spec.OwnPIDs {
 		return false, nil
@@ -50,19 +50,21 @@ func sharesPIDs(c config.Config, bundle spec.Config) (bool, error) {
 		isHosts = os.SameFile(own, joined)
 	}
 	if isHosts {
-		return true, errors.New("the container has the host's PID namespace, and sees the store by the host's " +
+		return true, errors.New("the container has the host's PID namespace, and sees the store through the host's " +
 			"processes (/proc/PID/root); " + whoSharesPIDs)
 	}
 	return true, nil
 }
 
-// checkNeighbours looks at the processes that a container sees which joins a PID
-// namespace: those in it, and those in PID namespaces below it, as a container engine in
-// another container makes them. Processes of containers with the same closure may be
-// there, and others that see nothing of the store, such as a pod's sandbox.
+// checkNeighbours checks the processes that a container sees if it joins a PID namespace.
+// These are the processes in that namespace and in the PID namespaces below it, as a
+// container engine in another container makes them. Allowed are processes of containers
+// with the same closure, and processes that see nothing of the store, such as a pod's
+// sandbox.
 //
-// Processes in the namespaces above see this container's, and not the other way round:
-// what they see is looked at when their own container starts, or is the host's.
+// Processes in the namespaces above see this container's processes, but not the other way
+// round. What they see is checked when their own container starts, or they are the
+// host's.
 func (p *pinned) checkNeighbours() error {
 	if !p.sharedPID || p.config.SharedPID {
 		return nil
@@ -87,20 +89,20 @@ func (p *pinned) checkNeighbours() error {
 			continue // no process
 		}
 		if err := n.check(process.Name()); err != nil {
-			return fmt.Errorf("the container joins a PID namespace with process %s in it, and would see by "+
-				"/proc/PID/root what that sees: %w; %s", process.Name(), err, whoSharesPIDs)
+			return fmt.Errorf("the container joins a PID namespace with process %s in it, and would see what "+
+				"it sees (/proc/PID/root): %w; %s", process.Name(), err, whoSharesPIDs)
 		}
 	}
 	return nil
 }
 
-// neighbours judges the processes that a container sees. It knows processes and mount
-// namespaces by descriptors: a number may be another process's at the next look, and the
-// inode number of a namespace another's once that is gone.
+// neighbours checks the processes that a container sees. It holds processes and mount
+// namespaces by descriptor: a PID may belong to another process at the next look, and the
+// inode number of a namespace to another namespace once the first is gone.
 type neighbours struct {
 	*pinned
 	own, joined os.FileInfo // PID namespaces
-	proc        *os.File    // /proc, for use in other mount namespaces
+	proc        *os.File    // /proc, used from other mount namespaces
 	judged      []*os.File  // mount namespaces
 }
 
@@ -118,11 +120,12 @@ func (p *pinned) neighbours() (_ *neighbours, Err error) {
 	if n.joined, err = os.Stat(p.bundle.PIDs); err != nil {
 		return nil, err
 	}
-	p.host.OwnPIDs = n.joined // a /proc of it shows what is judged here
+	p.host.OwnPIDs = n.joined // a /proc of this namespace shows what is checked here
 	if n.proc, err = os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 		return nil, err
 	}
-	// The container's own: what it shows now is the runtime's.
+	// The container's own namespace is not checked: what it shows now belongs to the
+	// runtime.
 	container := strconv.Itoa(p.state.Pid)
 	if p.call.Stage == "createContainer" {
 		container = "self"
@@ -141,7 +144,8 @@ func (n *neighbours) close() {
 	}
 }
 
-// check judges a process if the container sees it. One that ends meanwhile shows nothing.
+// check checks a process if the container sees it. A process that ends meanwhile shows
+// nothing.
 func (n *neighbours) check(process string) error {
 	seen, err := n.sees(process)
 	if err != nil || !seen {
@@ -171,7 +175,7 @@ func (n *neighbours) check(process string) error {
 	return n.judge(namespace, its)
 }
 
-// sees tells whether a process is in the PID namespace that the container joins, or in
+// sees reports whether a process is in the PID namespace that the container joins, or in
 // one below it.
 func (n *neighbours) sees(process string) (bool, error) {
 	path := "/proc/" + process + "/ns/pid"
@@ -183,7 +187,7 @@ func (n *neighbours) sees(process string) (bool, error) {
 		return n.seesHidden(process)
 	case err != nil:
 		return false, err
-	case os.SameFile(its, n.own): // as nearly all are
+	case os.SameFile(its, n.own): // the case of nearly all processes
 		return false, nil
 	}
 	namespace, err := os.Open(path)
@@ -202,15 +206,15 @@ func (n *neighbours) sees(process string) (bool, error) {
 	return false, errors.Join(err, namespace.Close())
 }
 
-// seesHidden is sees for a process that this one may not look at.
+// seesHidden is sees for a process whose namespaces this process may not inspect.
 //
-// In the user namespace of a rootless engine that is a process of another user, or of
-// this user outside of that namespace. The container's processes may not look at it
-// either: they are in this user namespace, or in one below it, and this process has
-// CAP_SYS_PTRACE there, with which it may look at all that they may look at.
+// In the user namespace of a rootless engine, this is a process of another user, or of
+// this user outside that namespace. The container's processes may not inspect it either:
+// they are in this user namespace or in one below it. This process has CAP_SYS_PTRACE
+// there, so it may inspect everything that they may inspect.
 //
-// Root of the host may look at every process, unless a security module says otherwise,
-// which need not say so to the container.
+// Root of the host may inspect every process, unless a security module denies it. The
+// module need not deny it to the container.
 func (n *neighbours) seesHidden(process string) (bool, error) {
 	text, err := proc.ReadFile("/proc/" + process + "/status")
 	if proc.IsGone(err) {
@@ -219,11 +223,12 @@ func (n *neighbours) seesHidden(process string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	// A number for each PID namespace from that of /proc down (proc_pid_status(5)).
+	// NSpid has one number for each PID namespace, from that of /proc down
+	// (proc_pid_status(5)).
 	_, numbers, ok := strings.Cut(string(text), "\nNSpid:")
 	numbers, _, _ = strings.Cut(numbers, "\n")
 	if ok && len(strings.Fields(numbers)) == 1 {
-		return false, nil // in this process's own
+		return false, nil // in this process's own PID namespace
 	}
 	may, err := mayLookAtProcesses()
 	if err != nil {
@@ -232,11 +237,11 @@ func (n *neighbours) seesHidden(process string) (bool, error) {
 	if n.config.Rootless && may {
 		return false, nil
 	}
-	return false, fmt.Errorf("/proc/%s/ns/pid: %w: whether the container sees the process cannot be told",
+	return false, fmt.Errorf("/proc/%s/ns/pid: %w: cannot tell whether the container sees the process",
 		process, fs.ErrPermission)
 }
 
-// mayLookAtProcesses tells whether this process has CAP_SYS_PTRACE.
+// mayLookAtProcesses reports whether this process has CAP_SYS_PTRACE.
 func mayLookAtProcesses() (bool, error) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -271,14 +276,14 @@ func (n *neighbours) judge(namespace *os.File, its os.FileInfo) error {
 		return err
 	} else if id != "" {
 		if r.Digest != n.resolution.Digest {
-			return fmt.Errorf("it is of container %s, which has another closure, and would see this one's", id)
+			return fmt.Errorf("it belongs to container %s, which has another closure and would see this one", id)
 		}
 		return nil
 	}
 	return mntns.Do(namespace, func() error {
-		// By this namespace's /proc: in the other, /proc is that of another PID namespace, or
-		// is none. The calling thread is at the root of the mount namespace, wherever the root
-		// directories of processes in it are.
+		// Use this namespace's /proc. In the other mount namespace, /proc belongs to
+		// another PID namespace or does not exist. The calling thread is at the root of
+		// the mount namespace, wherever the root directories of its processes are.
 		mounts, err := n.threadMounts()
 		if err != nil {
 			return err
@@ -291,7 +296,7 @@ func (n *neighbours) judge(namespace *os.File, its os.FileInfo) error {
 	})
 }
 
-// threadMounts are the mounts of the calling thread's mount namespace.
+// threadMounts returns the mounts of the calling thread's mount namespace.
 func (n *neighbours) threadMounts() (spec.Mounts, error) {
 	fd, err := unix.Openat(int(n.proc.Fd()), "thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -307,9 +312,9 @@ func (n *neighbours) threadMounts() (spec.Mounts, error) {
 }
 
 // recordOf returns the record of the container whose first process is in a mount
-// namespace; no ID: there is none. A record that cannot be read, or of which nobody can
-// tell whose it is, is no container's with a closure: its mounts are looked at then, and
-// a view is more than a container may see that has another.
+// namespace. id is empty if there is none. A damaged record, or one whose process cannot
+// be identified, does not count as a container with a closure. The caller then checks the
+// mounts, and refuses a view, because a container with another closure must not see it.
 func (n *neighbours) recordOf(namespace os.FileInfo) (id string, _ state.Record, _ error) {
 	ids, err := n.dir.IDs()
 	if err != nil {
@@ -324,7 +329,8 @@ func (n *neighbours) recordOf(namespace os.FileInfo) (id string, _ state.Record,
 		if err != nil || !os.SameFile(its, namespace) {
 			continue
 		}
-		// After that look: the number was the process's all the time.
+		// Check this after the namespace: it shows that the PID belonged to the process
+		// all the time.
 		if runs, err := r.ProcessRuns(); err == nil && runs {
 			return id, r, nil
 		}

@@ -17,14 +17,14 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// pinned is a container whose closure is valid and stays so.
+// pinned is a container whose closure is valid and stays valid.
 type pinned struct {
 	*claimed
 	pinner     pinner
 	resolution closure.Resolution
 }
 
-// pin finds the closure, and keeps it from Nix's garbage collector.
+// pin resolves the closure and protects it from Nix's garbage collector.
 func pin(ctx context.Context, c *claimed) (*pinned, error) {
 	p := pinner{
 		claimed: c,
@@ -39,7 +39,7 @@ func pin(ctx context.Context, c *claimed) (*pinned, error) {
 	return &pinned{c, p, resolution}, nil
 }
 
-// pinner finds the closure of one container and keeps it from Nix's garbage
+// pinner resolves the closure of one container and protects it from Nix's garbage
 // collector.
 type pinner struct {
 	*claimed
@@ -48,11 +48,11 @@ type pinner struct {
 	query closure.Query
 }
 
-// pin resolves the closure, and makes it one that the garbage collector leaves
-// alone. When it returns without an error, every path of the closure is valid and
-// stays so until the container's GC roots are removed.
+// pin resolves the closure and adds GC roots for it. If it returns without an error,
+// every path of the closure is valid and stays valid until the container's GC roots are
+// removed.
 //
-// What is not valid is fetched first, where the configuration says so.
+// It fetches invalid paths first, if the configuration allows fetching.
 func (p pinner) pin(ctx context.Context) (closure.Resolution, error) {
 	res, err := p.pinValid(ctx)
 	fetching, cancel := context.WithTimeout(ctx, time.Duration(p.config.SubstituteTimeout))
@@ -69,9 +69,9 @@ func (p pinner) pin(ctx context.Context) (closure.Resolution, error) {
 	return res, err
 }
 
-// fetches is how often a container's closure is fetched: a garbage collection that
-// looks for roots before the closure is valid, and for who fetches after that has
-// ended, takes it away at once.
+// fetches bounds the attempts to fetch a closure. A garbage collection can delete what
+// was just fetched: if it reads the roots before the closure is valid, and looks for
+// processes that fetch after the fetch has ended.
 const fetches = 3
 
 func (p pinner) pinValid(ctx context.Context) (closure.Resolution, error) {
@@ -95,8 +95,9 @@ func (p pinner) pinValid(ctx context.Context) (closure.Resolution, error) {
 	return res, p.reserve(ctx, res.Digest, res.Pins)
 }
 
-// resolveAllowed resolves the closure, and refuses one that may not be pinned: a
-// closure-info may list what it does not reference.
+// resolveAllowed resolves the closure and refuses one that must not be pinned. This check
+// comes after resolving, because a closure-info may list paths that it does not
+// reference.
 func (p pinner) resolveAllowed(ctx context.Context) (closure.Resolution, error) {
 	res, err := p.resolve(ctx)
 	if err != nil {
@@ -110,11 +111,12 @@ func (p pinner) resolveAllowed(ctx context.Context) (closure.Resolution, error) 
 	return res, nil
 }
 
-// pinByNix pins a closure where the garbage collector cannot be held off. Either
-// it runs, has read its roots and does not see a new one: then Nix itself tells
-// it, and the GC roots are for the next collection. Or Nix's state directory is
-// root's and this user is another: then only Nix can make the GC roots. In both
-// cases Nix says whether the paths are still valid.
+// pinByNix pins a closure with the help of Nix, for two cases in which the hook cannot
+// hold the garbage collector off. In the first, the collector runs, has read its roots
+// and ignores new ones: Nix itself tells it what to keep, and the GC roots protect
+// against the next collection. In the second, root owns Nix's state directory and this
+// user is not root: only Nix can make the GC roots. In both cases Nix confirms that the
+// paths are still valid.
 func (p pinner) pinByNix(ctx context.Context) (res closure.Resolution, err error) {
 	for range changes {
 		res, err = p.tryByNix(ctx)
@@ -125,8 +127,8 @@ func (p pinner) pinByNix(ctx context.Context) (res closure.Resolution, err error
 	return res, err
 }
 
-// changes is how often the closure is looked for anew where it is collected and
-// made again meanwhile.
+// changes bounds the attempts to resolve a closure that is collected and rebuilt
+// meanwhile.
 const changes = 5
 
 var errChanged = errors.New("the store changed meanwhile; start the container again")
@@ -137,8 +139,8 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 		return before, err
 	}
 	if i := slices.IndexFunc(before.Pins, isDerivation); i >= 0 {
-		// Realising a derivation would build it, so there is nothing to tell
-		// the collector with.
+		// Realising a derivation would build it, so Nix cannot tell the collector to keep
+		// it.
 		root := p.config.Store().Path(before.Pins[i])
 		if p.roots.Indirect {
 			return before, fmt.Errorf("%s: Nix does not let an ordinary user make a derivation itself a GC root; "+
@@ -151,8 +153,8 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 		return before, err
 	}
 	if err := p.nix().Realise(ctx, before.Pins, p.indirect()); err != nil {
-		// Collected since that look, Nix says that it will not build it. By now it
-		// may have come back.
+		// If a path was collected after the first resolve, Nix says that it will not
+		// build it. The path may be valid again by now.
 		if _, now := p.resolve(ctx); errors.Is(now, closure.ErrNotValid) {
 			err = now
 		} else if now == nil && ctx.Err() == nil {
@@ -167,8 +169,8 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 	return after, err
 }
 
-// fetch fetches what the container asks for. It is made a GC root first: it is
-// kept from the moment that it is there.
+// fetch fetches what the container asks for. It reserves the GC roots first, so that the
+// paths are protected from the moment they exist.
 func (p pinner) fetch(ctx context.Context) error {
 	names := slices.Clone(p.query.Roots)
 	if p.query.Info != "" {
@@ -199,7 +201,7 @@ func (p pinner) fetch(ctx context.Context) error {
 	return nil
 }
 
-// isTerminal tells whether somebody looks.
+// isTerminal reports whether f is a terminal, so that a person may read it.
 func isTerminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
@@ -209,7 +211,7 @@ func (p pinner) nix() closure.NixStore {
 	return closure.NixStore{Program: p.config.NixStore, Store: p.config.Store(), Cache: p.dir.CacheDir()}
 }
 
-// indirect is where Nix is to put links that are GC roots; empty: nowhere.
+// indirect is the directory in which Nix puts links that are GC roots; empty: no links.
 func (p pinner) indirect() string {
 	if !p.roots.Indirect {
 		return ""
@@ -233,7 +235,7 @@ func (p pinner) pinAfterCollecting(ctx context.Context) (closure.Resolution, err
 			continue
 		}
 		if err == nil {
-			// Held from here on, so that pin's own look succeeds.
+			// The lock is held from here on, so HoldCollector in pinValid succeeds.
 			defer lock.Close()
 			return p.pinValid(ctx)
 		}
@@ -241,7 +243,7 @@ func (p pinner) pinAfterCollecting(ctx context.Context) (closure.Resolution, err
 	}
 }
 
-// resolve answers from the memo, or asks the program that reads the database.
+// resolve answers from the memo, or runs the program that reads the database.
 func (p pinner) resolve(ctx context.Context) (closure.Resolution, error) {
 	if res, ok := p.memo.Remembered(p.query); ok {
 		if res.Paths > p.config.MaxPaths {
@@ -265,17 +267,16 @@ func (p pinner) resolver() (closure.Resolver, error) {
 	}, err
 }
 
-// load returns the store paths of the closure. A memo that was damaged is made
-// anew, and so is one that a sweep took: sweeps that begin when the record has the
-// digest leave it alone, so that those that began before are all there is to try
-// again for.
+// load returns the store paths of the closure. If the memo is damaged or a sweep removed
+// it, load makes it anew. A sweep that begins after the record has the digest keeps the
+// memo, so only sweeps that began earlier can make a retry necessary.
 func (p pinner) load(ctx context.Context, res closure.Resolution) (closure.Closure, error) {
 	for attempt := 1; ; attempt++ {
 		c, err := p.memo.Load(res.Digest)
 		if err == nil || attempt == loadAttempts {
 			return c, err
 		}
-		p.log.WithField("error", err.Error()).Warn("the memo is missing or damaged, and made anew")
+		p.log.WithField("error", err.Error()).Warn("the memo is missing or damaged; resolving the closure again")
 		if err := p.memo.Forget(p.query, res.Digest); err != nil {
 			return closure.Closure{}, err
 		}
@@ -284,7 +285,7 @@ func (p pinner) load(ctx context.Context, res closure.Resolution) (closure.Closu
 			return closure.Closure{}, err
 		}
 		if again.Digest != res.Digest {
-			return closure.Closure{}, errors.New("the closure is not what the memo said; start the container again")
+			return closure.Closure{}, errors.New("the closure differs from the memo; start the container again")
 		}
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// poststop forgets a container that is gone. It can be called any number of
-// times. It never fails, so that it never keeps a container from being removed:
-// what it could not do is in the log, and for the next sweep.
+// poststop removes the record of a container that is gone. It can be called any number of
+// times. It never fails, so it never blocks the removal of a container. It logs what it
+// could not do, and the next sweep retries it.
 func poststop(ctx context.Context, c config.Config, container spec.State, log *logrus.Entry) {
 	dir, err := state.Open(c)
 	if err != nil {
@@ -31,9 +31,9 @@ func poststop(ctx context.Context, c config.Config, container spec.State, log *l
 	case outcome == state.KeptOther:
 		log.WithFields(logrus.Fields{
 			"bundle": r.Bundle, "stated": container.Bundle,
-		}).Warn("record kept: it is of another container with this ID")
+		}).Warn("record kept: it belongs to another container with this ID")
 	case outcome == state.KeptRunning:
-		log.WithField("pid", r.Pid).Warn("record kept: the container runs")
+		log.WithField("pid", r.Pid).Warn("record kept: the container still runs")
 	}
 	swept, err := dir.SweepAfterEnd(ctx)
 	logSweep(log, swept, err)

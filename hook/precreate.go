@@ -8,9 +8,9 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// precreate copies a config.json from in to out, without the mounts that the
-// view replaces. It refuses a container with a mount that leaks the store, and
-// one whose annotations are not understood, before there is a container.
+// precreate copies a config.json from in to out, without the mounts that the view
+// replaces. It refuses a container before creation if a mount leaks the store or its
+// annotations are not understood.
 func precreate(call Call, in io.Reader, out io.Writer) error {
 	err := precreateTo(call, in, out)
 	if err != nil {
@@ -33,7 +33,7 @@ func precreateTo(call Call, in io.Reader, out io.Writer) error {
 		return &failure{"", "reading the annotations", err}
 	}
 	if spec.Annotated(annotations) {
-		// Engines write absolute sources: the bundle is not known at this stage.
+		// The bundle is not known at this stage, and engines write absolute sources.
 		c := Container{Engine: call.Engine, Bundle: "/", Annotations: annotations}
 		rewritten, err := rewrite(call.Config, "precreate", c, doing, text, nil)
 		if err != nil {

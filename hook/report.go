@@ -21,8 +21,8 @@ import (
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
-// failure is an error in the one form that every error has on standard error:
-// which container, what was being done, what went wrong and what to do.
+// failure is an error in the form that every error has on standard error: which
+// container, what was tried, what is wrong and what to do.
 type failure struct {
 	container string // empty: not known yet
 	doing     string
@@ -39,8 +39,8 @@ func (f *failure) Error() string {
 
 func (f *failure) Unwrap() error { return f.err }
 
-// oneLine keeps what came from an image or an annotation from looking like a
-// line of its own.
+// oneLine replaces characters that cannot be printed, so that text from an image or an
+// annotation cannot look like a line of its own.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !strconv.IsPrint(r) {
@@ -50,7 +50,7 @@ func oneLine(s string) string {
 	}, s)
 }
 
-// Failure is an error in the form that every error of this program has on standard
+// Failure returns an error in the form that every error of this program has on standard
 // error. container may be empty.
 func Failure(container, doing string, err error) error {
 	if f := (*failure)(nil); errors.As(err, &f) {
@@ -62,8 +62,8 @@ func Failure(container, doing string, err error) error {
 	return &failure{container, doing, err}
 }
 
-// LogFailure writes what Failure returned for a runtime to the log that the
-// configuration names.
+// LogFailure writes the result of Failure to the log that the configuration names. It is
+// for the runtime.
 func LogFailure(configPath string, err error) {
 	var f *failure
 	if errors.As(err, &f) {
@@ -71,12 +71,12 @@ func LogFailure(configPath string, err error) {
 	}
 }
 
-// LogCall writes to the log that a call of the hook was not understood: the container
-// does not start, and some runtimes show only that the hook failed.
+// LogCall logs that a call of the hook was not understood. The container does not start,
+// and some runtimes show only that the hook failed.
 func LogCall(call Call, err error) { logError(logFor(call.Config, call.Stage, ""), err) }
 
-// logFor returns the log that the configuration names, or the default one where
-// it cannot be read.
+// logFor returns the log that the configuration names, or the default log if the
+// configuration cannot be read.
 func logFor(configPath, stage, container string) *logrus.Entry {
 	c, err := config.Read(configPath)
 	if err != nil {
@@ -85,9 +85,9 @@ func logFor(configPath, stage, container string) *logrus.Entry {
 	return logOf(c, stage, container)
 }
 
-// logOf returns the log that a configuration names. An ordinary user's is in the
-// runtime directory: that is made for the first line, and where another user made
-// it, in /tmp, nothing is written that a link there could lead elsewhere.
+// logOf returns the log that a configuration names. An ordinary user's log is in the
+// runtime directory, which logOf makes if necessary. If another user made that directory,
+// in /tmp, nothing is logged: a link there could redirect the write.
 func logOf(c config.Config, stage, container string) *logrus.Entry {
 	if filepath.Dir(c.LogFile) == c.RuntimeDir && state.EnsurePrivate(c.RuntimeDir) != nil {
 		return logTo(io.Discard, stage, container)
@@ -95,7 +95,7 @@ func logOf(c config.Config, stage, container string) *logrus.Entry {
 	return newLog(c.LogFile, stage, container)
 }
 
-// logError writes a failure to the log, whole and in its parts.
+// logError logs a failure, as a whole and in its parts.
 func logError(log *logrus.Entry, err error) {
 	var f *failure
 	if errors.As(err, &f) {
@@ -104,8 +104,8 @@ func logError(log *logrus.Entry, err error) {
 	log.Error(err.Error())
 }
 
-// newLog returns the log of a stage: JSON lines in a file. Without a file,
-// containers start and stop all the same.
+// newLog returns the log of a stage: JSON lines in a file. If the file cannot be opened,
+// nothing is logged, and containers start and stop all the same.
 func newLog(path, stage, container string) *logrus.Entry {
 	to := io.Discard
 	if f, err := openLog(path, maxLog); err == nil {
@@ -122,8 +122,8 @@ func logTo(to io.Writer, stage, container string) *logrus.Entry {
 	return log.WithFields(logrus.Fields{"stage": stage, "container": container})
 }
 
-// utcFormatter writes JSON lines. Local time would read the time zone's file at each
-// start.
+// utcFormatter writes JSON lines with times in UTC. Local time would cost reading the
+// time zone file at each start.
 type utcFormatter struct{ logrus.JSONFormatter }
 
 func (f utcFormatter) Format(e *logrus.Entry) ([]byte, error) {
@@ -132,16 +132,16 @@ func (f utcFormatter) Format(e *logrus.Entry) ([]byte, error) {
 	return f.JSONFormatter.Format(e)
 }
 
-// maxLog bounds the log, in bytes, but for what hooks write that run already.
+// maxLog bounds the log, in bytes. Hooks that already run may write beyond it.
 const maxLog = 16 << 20
 
-// oldLog is added to the name of a log that has become too large.
+// oldLog is the suffix of a log that has become too large.
 const oldLog = ".1"
 
-// openLog opens a log to append to it. A log of more than most bytes is renamed
-// first, in place of the one that was renamed before.
+// openLog opens a log to append to it. It first renames a log of more than most bytes,
+// which replaces the log that was renamed before.
 //
-// Other hooks do the same at the same time. Their lines are in one of the two files.
+// Other hooks may do the same at the same time. Their lines are in one of the two files.
 func openLog(path string, most int64) (*os.File, error) {
 	f, err := appendTo(path)
 	if err != nil {
@@ -159,8 +159,8 @@ func openLog(path string, most int64) (*os.File, error) {
 	return fresh, nil
 }
 
-// appendTo opens a file to append to it. It does not follow another user's link:
-// everybody may put one into /tmp.
+// appendTo opens a file to append to it. It does not follow another user's link, because
+// anybody may put one into /tmp.
 func appendTo(path string) (*os.File, error) {
 	const flags = os.O_WRONLY | os.O_APPEND | os.O_CREATE
 	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
@@ -178,11 +178,11 @@ func ours(info fs.FileInfo) bool {
 	return ok && int(st.Uid) == os.Geteuid()
 }
 
-// renameLog renames the log that f is. It returns whether path is now for a new log,
-// renamed by this process or by another.
+// renameLog renames the log that f is. It reports whether path is free for a new log,
+// because this process or another renamed the old one.
 //
-// Only the holder of the lock on a log renames that log, and only if it still has its
-// name: no process renames a log that another has just begun. Where path is a link, the
+// A process renames a log only if it holds the lock on the log and the log still has its
+// name. So no process renames a log that another has just begun. If path is a link, the
 // log keeps growing.
 func renameLog(f *os.File, info fs.FileInfo, path string) bool {
 	fd := int(f.Fd())
@@ -202,7 +202,7 @@ func renameLog(f *os.File, info fs.FileInfo, path string) bool {
 	return now.Mode().IsRegular()
 }
 
-// logSwept says what a sweep removed, if anything was.
+// logSwept logs what a sweep removed, if anything.
 func logSwept(log *logrus.Entry, message string, swept state.Swept) {
 	if !swept.Empty() {
 		log.WithFields(logrus.Fields{
@@ -212,8 +212,8 @@ func logSwept(log *logrus.Entry, message string, swept state.Swept) {
 	}
 }
 
-// logSweep says what a sweep in passing did. What goes wrong keeps no container from
-// starting.
+// logSweep logs the result of a sweep at a start or end. An error there keeps no
+// container from starting.
 func logSweep(log *logrus.Entry, swept state.Swept, err error) {
 	logSwept(log, "swept", swept)
 	if err != nil {

@@ -19,15 +19,15 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// Stages are the stages of a container's life at which this program can be
-// called, in the order of their lives: names of the runtime specification, and
-// precreate, which is podman's and CRI-O's.
+// Stages are the stages of a container's life at which the hook can be called, in the
+// order of that life. The names are the runtime specification's, except precreate, which
+// podman and CRI-O add.
 var Stages = []string{"precreate", "prestart", "createRuntime", "createContainer", "poststop"}
 
 const (
-	// poststopTimeout bounds the end of a container, which may wait for others.
+	// poststopTimeout bounds poststop, which may wait for locks of other processes.
 	poststopTimeout = 10 * time.Second
-	// fetchMargin is for what comes before and after fetching.
+	// fetchMargin is the time for the work before and after fetching.
 	fetchMargin = 15 * time.Second
 )
 
@@ -35,15 +35,15 @@ const (
 type Call struct {
 	Stage  string
 	Config string // path of the configuration
-	// Engine is who has it called.
+	// Engine is the engine that configured the call.
 	Engine spec.Engine
-	// Annotations are added to what the container carries. They are of who wrote
-	// the call, such as a CDI specification's author.
+	// Annotations are added to the container's annotations. They come from the author of
+	// the call, for example the author of a CDI specification.
 	Annotations map[string]string
 }
 
-// add returns the container's annotations with those of the call. One that has
-// another value in each is an error: neither can be meant without the other.
+// add returns the container's annotations together with those of the call. A key with two
+// different values is an error: neither value alone can be what was meant.
 func (c Call) add(annotations map[string]string) (map[string]string, error) {
 	if len(c.Annotations) == 0 {
 		return annotations, nil
@@ -55,19 +55,19 @@ func (c Call) add(annotations map[string]string) (map[string]string, error) {
 	for _, key := range slices.Sorted(maps.Keys(c.Annotations)) {
 		if own, ok := all[key]; ok && own != c.Annotations[key] {
 			return annotations, fmt.Errorf("annotation %s: the container has %q, and the hook was called with %q, "+
-				"as for a device; ask for one of them", key, own, c.Annotations[key])
+				"as a device does; ask for one of them", key, own, c.Annotations[key])
 		}
 		all[key] = c.Annotations[key]
 	}
 	return all, nil
 }
 
-// Run does what there is to do for a container at a stage: in has the OCI state,
-// or for precreate the config.json, and out takes what precreate rewrote.
+// Run does the work of one stage for one container. in has the OCI state, or config.json
+// for precreate. precreate writes the rewritten config.json to out.
 //
-// A container without an annotation is left alone. For one with an annotation,
-// an error means that it must not start. An error has one line, which names the
-// container, and is in the log too.
+// Run does nothing for a container without an annotation. For a container with an
+// annotation, an error means that the container must not start. An error is one line that
+// names the container; Run writes it to the log too.
 func Run(call Call, in io.Reader, out io.Writer) error {
 	if call.Stage == "precreate" {
 		return precreate(call, in, out)
@@ -83,11 +83,11 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	log := logOf(c, call.Stage, container.ID)
 	switch {
 	case call.Stage == "createContainer" && c.Rootless:
-		// A user of that namespace may be an ordinary user of the host.
+		// Root of that namespace may be an ordinary user of the host.
 		err := &failure{container.ID, "looking at who runs the hook", errors.New("createContainer hooks run in the " +
 			"container's user namespace, where file owners cannot be trusted; register the hook as createRuntime")}
-		// Root's log is out of reach there. This one only helps to see why a container does
-		// not start: the hook never reads it.
+		// The container's user cannot write root's log. This line only helps to see why a
+		// container does not start: the hook never reads it.
 		logError(log, err)
 		return err
 	case call.Stage == "poststop":
@@ -108,8 +108,8 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// readState reads the OCI state, and adds the annotations of the call. asks is false for
-// a container that asks for nothing.
+// readState reads the OCI state and adds the annotations of the call. asks is false for a
+// container without annotations.
 func (c Call) readState(in io.Reader) (_ spec.State, asks bool, _ error) {
 	text, err := spec.ReadLimited(in, spec.MaxConfig)
 	if err != nil {
@@ -128,8 +128,8 @@ func (c Call) readState(in io.Reader) (_ spec.State, asks bool, _ error) {
 	return read, true, nil
 }
 
-// fail writes to the log what went wrong before the configuration was read, and returns
-// it in the form of every error.
+// fail logs an error that happens before the configuration is read, and returns it as a
+// failure.
 func (c Call) fail(container, doing string, err error) error {
 	err = &failure{container, doing, err}
 	logError(logFor(c.Config, c.Stage, container), err)
@@ -138,13 +138,13 @@ func (c Call) fail(container, doing string, err error) error {
 
 // createInTime is createWatched with the deadline of a start.
 func createInTime(s *start) error {
-	// What is made in the image must be open to the container's users, whatever
-	// the runtime's own mask is.
+	// The container's users must be able to enter the directories that the hook makes in
+	// the image, whatever the runtime's umask is.
 	syscall.Umask(0o022)
 	limit := startDeadline()
 	if s.config.Substitute {
-		// A kubelet waits for two minutes, of which fetching has 100 seconds if
-		// nobody says otherwise.
+		// A kubelet waits for two minutes. The default limit for fetching is 100 seconds
+		// of them.
 		limit = max(limit, time.Duration(s.config.SubstituteTimeout)+fetchMargin)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -152,9 +152,8 @@ func createInTime(s *start) error {
 	return createWatched(ctx, s)
 }
 
-// deadlineText is how long a start may take, but for what is fetched for it. It is
-// longer than any closure takes. The linker can set it (-X), for a test that does
-// not wait for so long.
+// deadlineText is the deadline of a start that fetches nothing. It is longer than any
+// closure takes. Tests set a shorter one with the linker (-X).
 var deadlineText = "100s"
 
 // startDeadline bounds a container's start.
@@ -167,14 +166,14 @@ func startDeadline() time.Duration {
 }
 
 const (
-	// grace is what a start has after the deadline to fail by itself, which gives
-	// the better message.
+	// grace is the time after the deadline in which a start may still fail by itself,
+	// because its own error says more.
 	grace = time.Second
-	// undoTimeout bounds the cleaning up of a start that hangs.
+	// undoTimeout bounds the cleanup of a start that hangs.
 	undoTimeout = state.LockTimeout + time.Second
 )
 
-// progress is what a start is doing, for whoever has to say where it failed.
+// progress is the current step of a start, for error messages.
 type progress struct {
 	step  atomic.Pointer[string]
 	owned atomic.Pointer[state.Claim] // nil: the ID is not claimed yet
@@ -190,16 +189,15 @@ func (p *progress) doing() string {
 	return "starting"
 }
 
-// createWatched is create with an end. System calls on a container's file systems do
-// not know of the context's deadline: where one of them hangs (a FUSE server or an
-// NFS server that does not answer), this process cleans up what it made on the host,
-// says what it was doing, and ends with status 1.
+// createWatched is create with a watchdog. System calls on a container's file systems
+// ignore the context's deadline. If one of them hangs (a FUSE or NFS server that does not
+// answer), the watchdog removes what the start made on the host, says which step hangs,
+// and ends this process with status 1.
 //
-// That ends a system call that waits for a FUSE server to read its request, or for
-// NFS. Where a FUSE server has read the request and does not answer, the kernel lets
-// nothing end the thread before the server is killed or its connection is aborted:
-// the host is clean and the message is out by then, but whoever waits for this
-// process waits on.
+// Ending the process interrupts a system call that waits for NFS, or for a FUSE server to
+// read its request. After a FUSE server has read the request, the kernel lets nothing end
+// the thread until the server is killed or its connection is aborted. By then the host is
+// clean and the message is written, but the caller of this process keeps waiting.
 func createWatched(ctx context.Context, s *start) error {
 	stop := context.AfterFunc(ctx, func() { s.expire(ctx) })
 	err := create(ctx, s)
@@ -210,7 +208,7 @@ func createWatched(ctx context.Context, s *start) error {
 	return err
 }
 
-// expire ends the process, unless the start returns.
+// expire ends the process, unless the start returns first.
 func (s *start) expire(ctx context.Context) {
 	time.Sleep(grace)
 	if !s.over.CompareAndSwap(false, true) {
@@ -218,7 +216,7 @@ func (s *start) expire(ctx context.Context) {
 	}
 	err := &failure{s.state.ID, s.doing(), errors.New(
 		"no answer before the deadline, " + time.Since(s.began).Round(time.Second).String() + " after the start; " +
-			"a file system of the container may hang: look at what its volumes and its root are mounted from")}
+			"a file system of the container may hang: check the sources of its volumes and of its root")}
 	undone := make(chan error, 1)
 	if own := s.owned.Load(); own != nil {
 		go func() { undone <- own.Undo(ctx) }()

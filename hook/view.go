@@ -17,13 +17,13 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// built is a container whose view is there to be attached.
+// built is a container whose view is ready to be attached.
 type built struct {
 	*pinned
 	view     view.View
 	stateDir view.View // nil: no registration is asked for
 	owner    view.Owner
-	why      string // it has this mode
+	why      string // the reason for the mode
 }
 
 func (b *built) close() {
@@ -35,7 +35,7 @@ func (b *built) close() {
 	}
 }
 
-// build makes the view, and the registration where one is asked for.
+// build makes the view, and the registration if the container asks for one.
 func build(ctx context.Context, p *pinned) (_ *built, Err error) {
 	b := &built{pinned: p}
 	defer func() {
@@ -50,7 +50,7 @@ func build(ctx context.Context, p *pinned) (_ *built, Err error) {
 	}
 	size := writableSize(p.config, p.bundle)
 	if p.request.Writable && p.request.Registration {
-		size /= 2 // for each
+		size /= 2 // half for the store, half for the state directory
 	}
 	p.at("making the view")
 	v := viewBuilder{p, size, b.owner}
@@ -71,7 +71,7 @@ func build(ctx context.Context, p *pinned) (_ *built, Err error) {
 	return b, err
 }
 
-// setMode writes down that the view has another mode than the record says.
+// setMode records that the view has another mode than the record says.
 func (c *claimed) setMode(ctx context.Context, mode spec.Mode) error {
 	doing := c.doing()
 	c.at("writing the record")
@@ -121,12 +121,12 @@ func (v viewBuilder) make(ctx context.Context, asked spec.Mode) (mode spec.Mode,
 	return "", "", nil, err
 }
 
-// layerAttempts is how often a layer is looked for that sweeps take away. Each sweep
-// can do so once, if it listed the use marks before this container's was there.
+// layerAttempts bounds the lookups of a layer that sweeps remove. Each sweep can remove
+// it once, if it listed the use marks before this container's mark existed.
 const layerAttempts = 5
 
-// overlay makes an overlay view. Where the closure is known and its layer is
-// there, nothing of this depends on the closure's size.
+// overlay makes an overlay view. If the closure is known and its layer exists, the time
+// does not depend on the closure's size.
 func (v viewBuilder) overlay(ctx context.Context) (view.View, error) {
 	if inside := v.host.MountsInStore(); len(inside) > 0 {
 		return nil, fmt.Errorf("%w: %s is a mount inside the store, "+
@@ -152,7 +152,7 @@ func (v viewBuilder) overlay(ctx context.Context) (view.View, error) {
 	return nil, err
 }
 
-// overlayOf makes an overlay view of a layer that it finds or makes.
+// overlayOf makes an overlay view with an existing layer, or with a new one.
 func (v viewBuilder) overlayOf(ctx context.Context, c closure.Closure) (view.View, error) {
 	layer, ok := view.OpenLayer(v.dir.Views, v.resolution.Digest, v.options, v.resolution.Since)
 	var err error
@@ -174,8 +174,8 @@ func (v viewBuilder) overlayOf(ctx context.Context, c closure.Closure) (view.Vie
 	return made, nil
 }
 
-// layer makes the layer, if there is room for it, unless the one that is there still
-// shows the store paths as they are.
+// layer returns the existing layer if it still shows the store paths as they are.
+// Otherwise it makes the layer, if there is room for it.
 func (v viewBuilder) layer(ctx context.Context, c closure.Closure) (view.Layer, error) {
 	layer, ok, err := view.FindLayer(v.dir.Views, v.store, c, v.options)
 	if ok || err != nil {
@@ -191,7 +191,7 @@ func (v viewBuilder) layer(ctx context.Context, c closure.Closure) (view.Layer, 
 	return view.EnsureLayer(ctx, v.dir.Views, v.store, c, v.options)
 }
 
-// makeRoom makes room for a layer, and says in the log what it removed.
+// makeRoom makes room for a layer and logs what it removed.
 func (v viewBuilder) makeRoom(ctx context.Context, need view.Cost) error {
 	swept, err := v.dir.MakeRoom(ctx, need)
 	logSwept(v.log, "removed to make room", swept)
@@ -211,8 +211,8 @@ func (v viewBuilder) bind(ctx context.Context) (view.View, error) {
 	return view.NewBind(v.store, c, v.options)
 }
 
-// makeStateDir makes a state directory with a copy of the closure's database. The
-// database is made once, by the program that reads the host's.
+// makeStateDir makes a state directory with a copy of the closure's database. The program
+// that reads the host's database makes the closure's database, once per closure.
 func makeStateDir(ctx context.Context, p *pinned, size int64, owner view.Owner) (view.View, error) {
 	db, err := openRegistration(ctx, p)
 	if err != nil {
@@ -222,8 +222,9 @@ func makeStateDir(ctx context.Context, p *pinned, size int64, owner view.Owner) 
 	return view.NewStateDir(p.store, db, p.options, size, owner)
 }
 
-// openRegistration opens the database, and has it made if there is none. An open
-// file outlives a sweep; one that a sweep takes before it is opened is made again.
+// openRegistration opens the database, and has it made if it does not exist. An open file
+// survives a sweep. If a sweep removes the database before it is opened, it is made
+// again.
 func openRegistration(ctx context.Context, p *pinned) (*os.File, error) {
 	name := closure.RegistrationName(p.resolution.Digest, p.query().Info)
 	db, err := p.dir.OpenRegistration(name, p.resolution.Since)
@@ -238,7 +239,7 @@ func openRegistration(ctx context.Context, p *pinned) (*os.File, error) {
 			return nil, err2
 		}
 		if made.Digest != p.resolution.Digest {
-			return nil, fmt.Errorf("the closure is not what the memo said; start the container again")
+			return nil, fmt.Errorf("the closure differs from the memo; start the container again")
 		}
 		if db, err = p.dir.OpenRegistration(name, made.Since); !errors.Is(err, fs.ErrNotExist) {
 			return db, err
@@ -249,8 +250,8 @@ func openRegistration(ctx context.Context, p *pinned) (*os.File, error) {
 
 func (p *pinned) query() closure.Query { return p.pinner.query }
 
-// containerOwner is the user that a container runs as, as this process numbers users:
-// what is writable in the container is that user's.
+// containerOwner is the user that the container runs as, in the numbers of this process's
+// user namespace. This user owns what is writable in the container.
 func containerOwner(stage string, pid int, bundle spec.Config) (view.Owner, error) {
 	inside := view.Owner{UID: int(bundle.UID), GID: int(bundle.GID)}
 	if stage == "createContainer" || pid <= 0 {
@@ -273,7 +274,7 @@ func containerOwner(stage string, pid int, bundle spec.Config) (view.Owner, erro
 	return view.Owner{UID: uid, GID: gid}, err
 }
 
-// outside is the number that an id of another user namespace has here.
+// outside maps an ID of another user namespace to its number here.
 func outside(idMap string, id int) (int, error) {
 	n, ok, err := idmap.Outside(idMap, id)
 	if err == nil && !ok {
@@ -283,14 +284,14 @@ func outside(idMap string, id int) (int, error) {
 	return n, err
 }
 
-// defaultWritableSize bounds what a container writes that has no memory limit, in
-// bytes; noLimit is a limit that is none, however a runtime writes it.
+// defaultWritableSize bounds the writes of a container without a memory limit, in bytes.
+// noLimit is the smallest limit that means no limit, however a runtime writes it.
 const (
 	defaultWritableSize = 1 << 30
 	noLimit             = 1 << 60
 )
 
-// writableSize bounds what a container may write to its store, in bytes.
+// writableSize bounds the container's writes to its store, in bytes.
 func writableSize(c config.Config, bundle spec.Config) int64 {
 	switch {
 	case c.WritableSize > 0:

@@ -144,9 +144,9 @@ func TestLostBundleAlone(t *testing.T) {
 		t.Fatalf("without --bundle, it ran: %s", out)
 	}
 	const want = "nix-closure: container alone: looking for the container's bundle: the runtime says that the bundle is /, " +
-		"as crun does for a container with a user namespace and devices, and it cannot be found out otherwise: " +
+		"as crun does for a container with a user namespace and devices, and the hook cannot find it another way: " +
 		`--bundle on its command line is "", not an absolute path; ` +
-		"call the runtime with --bundle and an absolute path, or take another version of it"
+		"call the runtime with --bundle and an absolute path, or use another version of it"
 	if got := lastError(t); got != want {
 		t.Errorf("the log says\n%s\nwant\n%s", got, want)
 	}

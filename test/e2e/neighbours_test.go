@@ -64,7 +64,7 @@ func TestNeighboursBelow(t *testing.T) {
 			t.Fatal(err)
 		}
 		stdout, _, err := c.run(store["env"]+"/bin/echo", "it runs")
-		want := fmt.Sprintf("with process %d in it, and would see by /proc/PID/root what that sees: the host's store",
+		want := fmt.Sprintf("with process %d in it, and would see what it sees (/proc/PID/root): the host's store",
 			sleeping.Pid)
 		if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, want) {
 			t.Errorf("%s: %v %q %s, want %s", runtime, err, stdout, said, want)
@@ -142,7 +142,7 @@ func TestRootlessNeighbours(t *testing.T) {
 				said = l.Msg
 			}
 		}
-		want := "it is of container " + id + ", which has another closure"
+		want := "it belongs to container " + id + ", which has another closure"
 		if err == nil || stdout != "" || !strings.Contains(said, want) {
 			t.Errorf("%s: %v %q %s, want %s", runtime, err, stdout, said, want)
 		}

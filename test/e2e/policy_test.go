@@ -41,7 +41,7 @@ func TestPolicy(t *testing.T) {
 			whose + "; add it there, or ask for another" + doubt
 	}
 	ignored := func(key string) string {
-		return "; annotation " + key + " was not believed, because an image or a user may have set it"
+		return "; annotation " + key + " was ignored, because an image or a user may have set it"
 	}
 	const nobodys = "a container without a Kubernetes namespace"
 	teamA, teamB := `namespace "team-a"`, `namespace "team-b"`

@@ -644,7 +644,7 @@ func TestStateDirectoryInImage(t *testing.T) {
 		return tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target}
 	}
 	nix, nixStore, nixVar, state := directory("nix/"), directory("nix/store/"), directory("nix/var/"), directory("nix/var/nix/")
-	const elsewhere = "/nix/store in the container leads elsewhere than to what was attached there; symbolic links in the image make it a part of another place that something is attached to, or something changes the container's root while it starts"
+	const elsewhere = "/nix/store in the container does not lead to what was attached there; symbolic links in the image put it inside another attached directory, or another process changes the container's root while it starts"
 	for i, c := range []struct {
 		name  string
 		files []tar.Header

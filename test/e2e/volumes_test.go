@@ -319,7 +319,7 @@ func TestSharedPIDs(t *testing.T) {
 		t.Cleanup(func() { remove(t, whole) })
 		c.flags = []string{"--pid", "container:" + whole}
 		stdout, _, err = c.run(store["env"]+"/bin/echo", "it runs")
-		if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, "and would see by /proc/PID/root what that sees") {
+		if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, "and would see what it sees (/proc/PID/root)") {
 			t.Errorf("%s: one with the store: %v %q %s", runtime, err, stdout, said)
 		}
 		for _, id := range []string{same, id, whole} {
