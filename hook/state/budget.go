@@ -18,24 +18,23 @@ import (
 	"github.com/nix-closure/nix-closure/closure/view"
 )
 
-// share is the part of its file system that the runtime directory may take where the
-// configuration does not say: one in share. /run is the whole host's.
+// share is the default limit of the runtime directory: one part in share of its file
+// system. /run belongs to the whole host.
 const share = 4
 
-// kept is something in the runtime directory that makes later starts faster.
+// kept is an entry of the runtime directory that makes later starts faster.
 type kept struct {
 	dir  *os.Root // nil: the cache
 	name string
 	cost view.Cost
-	last time.Time // it was used
+	last time.Time // last use
 }
 
-// MakeRoom makes room for what is going to be made in the runtime directory: of what
-// no container uses, it removes what was not used for the longest time, until all
-// that is left and need are within the limits of the configuration. Where they are
-// not even then, it fails.
+// MakeRoom makes room for a new entry of the runtime directory. It removes unused
+// entries, the longest unused first, until the rest and need are within the limits of the
+// configuration. If even that is not enough, it fails.
 //
-// Only who makes something calls it: to start a container with what is there costs
+// Only a process that makes an entry calls it: a start that uses existing entries costs
 // nothing more.
 func (d *Dir) MakeRoom(ctx context.Context, need view.Cost) (Swept, error) {
 	limit, err := d.limit()
@@ -66,7 +65,7 @@ func (d *Dir) MakeRoom(ctx context.Context, need view.Cost) (Swept, error) {
 		return s.swept, nil
 	}
 	used := total.Sub(need)
-	err = fmt.Errorf("no room in %s: what is in use takes %d inodes and %d bytes, "+
+	err = fmt.Errorf("no room in %s: entries in use take %d inodes and %d bytes, "+
 		"this needs %d and %d more, and the limits are %s and %s; "+
 		"raise runtime-inodes or runtime-size in the configuration, or end containers",
 		d.path, used.Inodes, used.Bytes, need.Inodes, need.Bytes, limited(limit.Inodes), limited(limit.Bytes))
@@ -80,7 +79,7 @@ func limited(n int64) string {
 	return fmt.Sprint(n)
 }
 
-// limit is what the runtime directory may take of its file system.
+// limit returns how much the runtime directory may take of its file system.
 func (d *Dir) limit() (view.Cost, error) {
 	limit := view.Cost{Inodes: d.config.RuntimeInodes, Bytes: int64(d.config.RuntimeSize)}
 	if limit.Inodes > 0 && limit.Bytes > 0 {
@@ -110,8 +109,8 @@ func part(whole uint64) int64 {
 	return int64(whole / share)
 }
 
-// inventory sums up what is in views, registrations and closures, and returns what of
-// it no container uses.
+// inventory sums up the cost of views, registrations and closures, and returns the
+// entries that no container uses.
 func (s *sweeper) inventory() (total view.Cost, unused []kept, _ error) {
 	for _, dir := range []*os.Root{s.dir.Views, s.dir.Registrations, s.dir.Closures} {
 		all, err := names(dir)
@@ -147,7 +146,7 @@ func (s *sweeper) inventory() (total view.Cost, unused []kept, _ error) {
 	return total, unused, ignoreMissing(err)
 }
 
-// cost is what something in the runtime directory takes of its file system.
+// cost returns what an entry of the runtime directory takes of its file system.
 func (s *sweeper) cost(dir *os.Root, name string) (view.Cost, error) {
 	st, err := dir.Lstat(name)
 	if err != nil {
@@ -159,7 +158,7 @@ func (s *sweeper) cost(dir *os.Root, name string) (view.Cost, error) {
 	return view.Cost{Inodes: 1, Bytes: view.InodeBytes + st.Size()}, nil
 }
 
-// makeRoom removes something that was seen to be unused, if it still is.
+// makeRoom removes an entry that was found unused, if it still is unused.
 func (s *sweeper) makeRoom(k kept) (removed bool, err error) {
 	switch k.dir {
 	case nil:

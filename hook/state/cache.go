@@ -17,13 +17,13 @@ import (
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
-// CacheDir is the directory in which Nix notes what substituters have, while it
-// fetches for a container. Nix makes what is in it. Who fetches has a shared lock on
-// the directory (flock), and a sweep an exclusive one: SQLite, whose file is in it,
-// does not work on where that is taken away.
+// CacheDir is the directory in which Nix caches what substituters have, while it fetches
+// for a container. Nix makes the files in it. A process that fetches holds a shared lock
+// on the directory (flock), and a sweep an exclusive one, because SQLite fails if its
+// file is removed during use.
 func (d *Dir) CacheDir() string { return d.path + "/cache" }
 
-// HoldCache makes the directory and keeps sweeps from it until release.
+// HoldCache makes the directory and keeps sweeps away from it until release.
 func (d *Dir) HoldCache() (release func(), _ error) {
 	path := d.CacheDir()
 	for range 100 {
@@ -32,7 +32,7 @@ func (d *Dir) HoldCache() (release func(), _ error) {
 		}
 		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // a sweep came in between
+			continue // a sweep removed it in between
 		}
 		if err != nil {
 			return nil, err
@@ -46,11 +46,10 @@ func (d *Dir) HoldCache() (release func(), _ error) {
 		f.Close()
 		time.Sleep(10 * time.Millisecond)
 	}
-	return nil, fmt.Errorf("%s: a sweep that does not end has its lock; end it, or remove the directory", path)
+	return nil, fmt.Errorf("%s: a sweep that does not end holds its lock; kill it, or remove the directory", path)
 }
 
-// cache removes what Nix noted of substituters, if nobody fetches and nobody fetched
-// for some time.
+// cache removes Nix's cache, if no process fetches and none fetched for the time unused.
 func (s *sweeper) cache(context.Context) error {
 	use, err := s.dir.cacheUse()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -63,8 +62,7 @@ func (s *sweeper) cache(context.Context) error {
 	return err
 }
 
-// cacheUse is what the cache takes of its file system, and when anything in it was last
-// written.
+// cacheUse is the space that the cache takes, and when it was last written.
 type cacheUse struct {
 	cost view.Cost
 	last time.Time
@@ -92,7 +90,7 @@ func (u *cacheUse) add(_ string, e fs.DirEntry, err error) error {
 	return nil
 }
 
-// removeCache removes the cache, unless somebody fetches.
+// removeCache removes the cache, unless a process fetches.
 func (s *sweeper) removeCache() (removed bool, _ error) {
 	path := s.dir.CacheDir()
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)

@@ -10,21 +10,21 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// Claim is a container ID that this process's container has: its record says so.
+// Claim is the ownership of a container ID by this start, on record.
 type Claim struct {
 	dir *Dir
-	// first is the record as it was written first. It never changes, so that Undo may be
-	// called from another goroutine.
+	// first is the record as first written. It never changes, so that another goroutine
+	// may call Undo.
 	first  Record
 	record Record
 }
 
 var errSecondClosure = errors.New("the container has a closure already")
 
-// Claim makes the first record of a container, in one step with the look at an
-// older one: of two containers with one ID that start at the same time, of two
-// engines, one fails. What a container that has ended left is removed. attached says
-// that this container has its closure already; there is no claim then.
+// Claim writes the first record of a container. It checks for an older record in the same
+// step, so that of two containers with one ID that start at the same time, in two
+// engines, one fails. It removes what an ended container with this ID left. attached
+// means that this container already has its closure; the claim is nil then.
 func (d *Dir) Claim(ctx context.Context, r Record) (_ *Claim, attached bool, _ error) {
 	lock, err := d.lockID(ctx, r.ID)
 	if err != nil {
@@ -39,7 +39,8 @@ func (d *Dir) Claim(ctx context.Context, r Record) (_ *Claim, attached bool, _ e
 	if ok {
 		attached, err := d.judge(old, r)
 		if errors.Is(err, errSecondClosure) {
-			// The container does not start, and not every runtime calls poststop then.
+			// This container does not start, and not every runtime calls poststop in that
+			// case.
 			err = errors.Join(err, d.forget(old))
 		}
 		if attached || err != nil {
@@ -55,8 +56,9 @@ func (d *Dir) Claim(ctx context.Context, r Record) (_ *Claim, attached bool, _ e
 	return &Claim{dir: d, first: r, record: r}, false, nil
 }
 
-// judge tells whether a container with an older record of its ID has its closure
-// already. An error says that the record is another container's that runs, or may.
+// judge reports whether the container of an older record with the same ID already has its
+// closure. An error means that the record belongs to another container that runs, or may
+// run.
 func (d *Dir) judge(old, r Record) (attached bool, _ error) {
 	cannotTell := func(err error) error {
 		return fmt.Errorf("cannot tell whether the container with this ID that has process %d (bundle %s) still runs: "+
@@ -68,7 +70,7 @@ func (d *Dir) judge(old, r Record) (attached bool, _ error) {
 		return false, cannotTell(err)
 	}
 	if old.sameContainer(r) {
-		attached := runs && old.Attached // if not, a hook was killed
+		attached := runs && old.Attached // false: a hook was killed
 		if attached && old.Request != r.Request {
 			return false, fmt.Errorf("%w: another call of the hook asked for %s, and this one asks for %s; "+
 				"give one container one closure, by one annotation or one device",
@@ -90,16 +92,16 @@ func (d *Dir) judge(old, r Record) (attached bool, _ error) {
 	return false, nil
 }
 
-// errNotOwn says that the record of a start is gone, or another's.
+// errNotOwn says that the record of a start is gone or belongs to another container.
 var errNotOwn = errors.New("the container's record was removed or replaced meanwhile: " +
 	"its process has ended; start it again")
 
-// Record is the record as it was written last.
+// Record returns the record as last written.
 func (c *Claim) Record() Record { return c.record }
 
-// lock takes the lock of the ID, where the record is still this start's. A sweep
-// removes it when the container's process has ended, and then the ID may be
-// another's.
+// lock takes the lock of the ID, and verifies that the record is still this start's. A
+// sweep removes the record when the container's process has ended; after that another
+// container may have the ID.
 func (c *Claim) lock(ctx context.Context) (idLock, error) {
 	lock, err := c.dir.lockID(ctx, c.record.ID)
 	if err != nil {
@@ -116,9 +118,9 @@ func (c *Claim) lock(ctx context.Context) (idLock, error) {
 	return lock, nil
 }
 
-// Reserve writes the record with what the container is going to use, and then makes it safe
-// from sweeps and from Nix's garbage collector, before any of it is looked for. pins
-// become the container's GC roots.
+// Reserve records what the container is going to use, and then protects it from sweeps
+// and from Nix's garbage collector. Call it before any of it is looked up. pins become
+// the container's GC roots.
 func (c *Claim) Reserve(ctx context.Context, r Record, pins []closure.BaseName) error {
 	lock, err := c.lock(ctx)
 	if err != nil {
@@ -141,7 +143,7 @@ func (c *Claim) Reserve(ctx context.Context, r Record, pins []closure.BaseName) 
 	return c.dir.GCRoots().Add(c.dir.store, r.ID, pins)
 }
 
-// Update writes the record anew, and gives up what only the old one uses.
+// Update replaces the record, and drops the marks of what only the old record uses.
 func (c *Claim) Update(ctx context.Context, r Record) error {
 	lock, err := c.lock(ctx)
 	if err != nil {
@@ -151,7 +153,7 @@ func (c *Claim) Update(ctx context.Context, r Record) error {
 	return c.rewrite(r)
 }
 
-// rewrite is Update for who holds the lock of the ID.
+// rewrite is Update for a caller that holds the lock of the ID.
 func (c *Claim) rewrite(r Record) error {
 	old := c.record
 	if err := c.dir.writeRecord(r); err != nil {
@@ -168,8 +170,8 @@ func (c *Claim) rewrite(r Record) error {
 	return errors.Join(errs...)
 }
 
-// Undo removes what a start made on the host. Where the ID is another container's
-// by now, that one keeps what it has. The start's context may be over.
+// Undo removes what a start made on the host. If another container has the ID by now,
+// that container keeps its state. Undo works even if ctx is over.
 func (c *Claim) Undo(ctx context.Context) error {
 	lock, err := c.dir.lockID(context.WithoutCancel(ctx), c.first.ID)
 	if err != nil {
@@ -181,7 +183,7 @@ func (c *Claim) Undo(ctx context.Context) error {
 		return err
 	}
 	if !ok {
-		now = c.first // a sweep has it; what was made since is nobody else's
+		now = c.first // a sweep removed the record; what was made since belongs to this start
 	}
 	if !now.sameContainer(c.first) {
 		return nil

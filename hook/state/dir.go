@@ -13,30 +13,29 @@ import (
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
-// Dir is the runtime directory with what is in it. Nothing in it needs to
-// outlive a boot.
+// Dir is the runtime directory and its contents. Nothing in it needs to survive a reboot.
 type Dir struct {
 	Closures      *os.Root // the memo, see closure.Memo
 	Views         *os.Root // <layer>: see view.Layer
 	Registrations *os.Root // <name>: see closure.RegistrationName
-	// In views and registrations, an empty file <name>@<id> says that the
-	// container uses what is named so.
+	// In Views and Registrations, an empty file <name>@<id> marks that the container uses
+	// name.
 
 	config     config.Config
 	store      closure.Store
 	path       string   // absolute
 	containers *os.Root // <id>.json: records
 
-	// roots is, for an ordinary user, gcroots: links that are indirect GC roots,
-	// in a directory for each container. Nil for who owns Nix's state directory.
+	// roots is the directory gcroots, for an ordinary user. It has a directory for each
+	// container, with links that are indirect GC roots. It is nil for the owner of Nix's
+	// state directory.
 	roots *os.Root
 }
 
-// Open makes the runtime directory that the configuration names, and
-// refuses one that another user could change: what is in it decides what
-// containers see.
+// Open makes the runtime directory that the configuration names. It refuses a directory
+// that another user could change, because its contents decide what containers see.
 //
-// Close it when it is not needed any more.
+// The caller closes the Dir.
 func Open(c config.Config) (_ *Dir, Err error) {
 	if err := EnsurePrivate(c.RuntimeDir); err != nil {
 		return nil, err
@@ -54,7 +53,7 @@ func Open(c config.Config) (_ *Dir, Err error) {
 		{"containers", &d.containers}, {"closures", &d.Closures},
 		{"views", &d.Views}, {"registrations", &d.Registrations},
 	}
-	// An ordinary user's own installation of Nix has GC roots as root's has.
+	// An ordinary user's own installation of Nix keeps GC roots as root's does.
 	if c.Rootless && !c.Store().Ours() {
 		subs = append(subs, struct {
 			name string
@@ -82,7 +81,7 @@ func Open(c config.Config) (_ *Dir, Err error) {
 	return &d, nil
 }
 
-// Close releases what was opened. The names of what is in the directory stay valid.
+// Close closes the open directories. Their names stay valid.
 func (d *Dir) Close() {
 	for _, dir := range []*os.Root{d.containers, d.Closures, d.Views, d.Registrations, d.roots} {
 		if dir != nil {
@@ -91,11 +90,12 @@ func (d *Dir) Close() {
 	}
 }
 
-// EnsurePrivate makes a directory, or makes sure that one is this user's alone.
+// EnsurePrivate makes a directory, or verifies that only this user can access an existing
+// one.
 //
-// Who else may write in the directory above, /tmp perhaps, can put something
-// there before this user does, but cannot take away what is this user's: what is
-// seen to be private stays.
+// Other users may be able to write to the directory above, for example /tmp. They can put
+// something there first, but they cannot remove what this user owns. So a directory that
+// is private stays private.
 func EnsurePrivate(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -112,12 +112,12 @@ func EnsurePrivate(path string) error {
 
 func checkPrivate(path string, info fs.FileInfo) error {
 	if info.Mode()&fs.ModeSymlink != 0 {
-		return fmt.Errorf("%s is a symbolic link; name where it leads as runtime-dir in the configuration, "+
+		return fmt.Errorf("%s is a symbolic link; set runtime-dir in the configuration to its target, "+
 			"or remove it", path)
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
-		return fmt.Errorf("%s: its owner cannot be found out", path)
+		return fmt.Errorf("%s: cannot find out its owner", path)
 	}
 	if int(st.Uid) != os.Geteuid() {
 		return fmt.Errorf("%s belongs to user %d, not to user %d who runs the hook; remove it",
@@ -125,14 +125,14 @@ func checkPrivate(path string, info fs.FileInfo) error {
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return fmt.Errorf("%s can be entered or written by others (mode %04o); "+
-			"`chmod 0700 %s`, after a look at who wrote in it",
+			"check who wrote in it, then `chmod 0700 %s`",
 			path, info.Mode().Perm(), path)
 	}
 	return nil
 }
 
-// OpenRegistration opens a registration that was made since a time, in nanoseconds
-// since 1970: one from before may be of paths that were collected and came back.
+// OpenRegistration opens a registration that was made since a time, in nanoseconds since
+// 1970. An older one may describe paths that were collected and registered again.
 func (d *Dir) OpenRegistration(name string, since int64) (*os.File, error) {
 	f, err := d.Registrations.Open(name)
 	if err != nil {
@@ -149,9 +149,9 @@ func (d *Dir) OpenRegistration(name string, since int64) (*os.File, error) {
 	return f, nil
 }
 
-var errStale = errors.New("is from before the closure's paths were last registered")
+var errStale = errors.New("is older than the last registration of the closure's paths")
 
-// GCRoots is where the GC roots of containers are.
+// GCRoots returns the place of the containers' GC roots.
 func (d *Dir) GCRoots() closure.GCRoots {
 	if d.roots != nil {
 		return closure.GCRoots{Dir: d.roots.Name(), Indirect: true}
@@ -159,7 +159,7 @@ func (d *Dir) GCRoots() closure.GCRoots {
 	return d.store.GCRoots()
 }
 
-// names are those in a directory.
+// names returns the names in a directory.
 func names(dir *os.Root) ([]string, error) {
 	f, err := dir.Open(".")
 	if err != nil {

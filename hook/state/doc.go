@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package state is the host's memory of containers: what it keeps of each while it
-// lives, in the runtime directory, and what goes when it is gone. It knows nothing of
-// stages, mounts in containers or logs; what it did it returns.
+// Package state is the host's memory of containers. It keeps what belongs to a container
+// in the runtime directory while the container lives, and removes it afterwards. It knows
+// nothing of stages, mounts in containers or logs. It returns what it did, and the caller
+// logs it.
 //
-// Read it in this order: dir.go (the directory), record.go (what is remembered of one
+// Read the files in this order: dir.go (the directory), record.go (the record of one
 // container), lock.go (one process at a time for a container ID), claim.go (a start),
 // refs.go (the marks of what a container uses), end.go (an end), sweep.go and unused.go
-// (what goes by itself), budget.go (how much there may be) and cache.go (what Nix notes
-// while it fetches).
+// (removal of what nothing uses), budget.go (the limits of the directory) and cache.go
+// (the cache of Nix while it fetches).
 package state

@@ -14,20 +14,21 @@ import (
 type Outcome int
 
 const (
-	// NoRecord says that there is none, and so nothing else.
+	// NoRecord means that there is no record, and so nothing else of the container.
 	NoRecord Outcome = iota
-	// Forgotten says that the record is removed, and what was kept with it.
+	// Forgotten means that the record was removed, with everything that belongs to it.
 	Forgotten
-	// KeptOther says that the record is of another container with this ID, and stays.
+	// KeptOther means that the record stays, because it belongs to another container with
+	// this ID.
 	KeptOther
-	// KeptRunning says that the container runs, and its record stays.
+	// KeptRunning means that the record stays, because the container runs.
 	KeptRunning
 )
 
-// End forgets a container that is gone, unless the record is another's: of a
-// container with the same ID, of another engine or namespace, or of this one, which
-// was started again. What cannot be told is kept, and is an error. The record that
-// is kept or was removed is returned too.
+// End removes the record of a container that is gone. It keeps the record if that belongs
+// to another container with the same ID, of another engine or namespace, or if this
+// container was started again. If it cannot tell, it keeps the record and returns an
+// error. It also returns the record that it kept or removed.
 func (d *Dir) End(ctx context.Context, id, bundle string) (Outcome, Record, error) {
 	d.waitForEnd(ctx, id)
 	lock, err := d.lockID(ctx, id)
@@ -40,12 +41,12 @@ func (d *Dir) End(ctx context.Context, id, bundle string) (Outcome, Record, erro
 		return KeptOther, r, keptRecord(err, d.recordFile(id))
 	}
 	if !ok {
-		return NoRecord, r, nil // there is a record as long as there is anything else
+		return NoRecord, r, nil // the record is removed last, so nothing else is left
 	}
 	if r.Bundle != "" && !samefile.Paths(r.Bundle, bundle) && (r.Stated == "" || r.Stated != bundle) {
 		return KeptOther, r, nil
 	}
-	// Where the runtime calls this, it has ended the other processes too, also of a
+	// When the runtime calls poststop, it has ended the other processes too, even in a
 	// container without a PID namespace.
 	runs, err := r.ProcessRuns()
 	if err != nil {
@@ -57,13 +58,14 @@ func (d *Dir) End(ctx context.Context, id, bundle string) (Outcome, Record, erro
 	return Forgotten, r, d.forget(r)
 }
 
-// keptRecord says that nobody can tell whether a record is of a container that runs.
+// keptRecord wraps an error that makes it impossible to tell whether the record's
+// container runs.
 func keptRecord(err error, file string) error {
 	return fmt.Errorf("record kept: %w; remove %s when no container with this ID runs", err, file)
 }
 
-// waitForEnd gives a container's process, which was killed, a moment to end: not
-// every runtime does.
+// waitForEnd waits briefly for a container's process that was killed to end, because not
+// every runtime waits for it.
 func (d *Dir) waitForEnd(ctx context.Context, id string) {
 	for range 300 {
 		if r, ok, err := d.Record(id); !ok || err != nil || r.Pid <= 0 || ctx.Err() != nil {

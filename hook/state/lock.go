@@ -15,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// idLock is the lock of one container ID, held until release: an open file
-// description of the file `locks` with a lock on one byte of it
-// (fcntl(2), F_OFD_SETLK, Linux 3.15). The byte's offset is a hash of the ID, so
-// nothing is made per ID. Two IDs with one hash wait for each other; that is
-// harmless, because the lock is held for a few system calls only.
+// idLock is the lock of one container ID, held until release. It is an open file
+// description of the file `locks`, with a lock on one byte (fcntl(2), F_OFD_SETLK, Linux
+// 3.15). The offset of the byte is a hash of the ID, so nothing is made per ID. Two IDs
+// with the same hash wait for each other, which is harmless because the lock is held for
+// a few system calls only.
 //
-// While it is held, nobody else changes what the runtime directory has of this ID:
-// its record, its GC roots and its use marks. Hold it for nothing that can wait for
-// others, and never while anything in a container's file systems is touched.
+// While a process holds it, no other process changes what the runtime directory has for
+// this ID: its record, its GC roots and its use marks. Never hold it during anything that
+// can wait for other processes, and never while touching a container's file systems.
 type idLock int
 
 // LockTimeout bounds every wait for the lock of a container ID.
@@ -32,7 +32,7 @@ const LockTimeout = 5 * time.Second
 // errLocked says that another process has the lock.
 var errLocked = errors.New("another process has the lock of this container ID")
 
-// lockOffset is where in the file the byte of an ID is.
+// lockOffset is the offset of an ID's byte in the file.
 func lockOffset(id string) int64 {
 	hash := fnv.New64a()
 	_, _ = hash.Write([]byte(id))
@@ -41,8 +41,8 @@ func lockOffset(id string) int64 {
 
 func (d *Dir) locksFile() string { return d.path + "/locks" }
 
-// tryLockID takes the lock of an ID, or fails at once with errLocked. Each call has
-// an open file description of its own, so it excludes other goroutines as well.
+// tryLockID takes the lock of an ID, or fails at once with errLocked. Each call opens its
+// own file description, so it excludes other goroutines too.
 func (d *Dir) tryLockID(id string) (idLock, error) {
 	path := d.locksFile()
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
@@ -80,14 +80,14 @@ func (d *Dir) lockID(ctx context.Context, id string) (idLock, error) {
 		select {
 		case <-ctx.Done():
 			return noLock, fmt.Errorf("waiting for the lock of the container ID in %s: %w%s; "+
-				"let that process go on, or kill it",
+				"let that process continue, or kill it",
 				d.locksFile(), ctx.Err(), d.holder(id))
 		case <-time.After(pause):
 		}
 	}
 }
 
-// noLock is the lock of who needs none.
+// noLock stands for a lock that is not needed.
 const noLock idLock = -1
 
 func (l idLock) release() {
@@ -96,15 +96,15 @@ func (l idLock) release() {
 	}
 }
 
-// holder says which process has the lock of an ID, for a message. /proc/locks does
-// not name the process of such a lock, /proc/PID/fdinfo does. Only this program's
-// processes take it.
+// holder names the process that holds the lock of an ID, for a message. /proc/locks does
+// not name the process of such a lock; /proc/PID/fdinfo does. Only processes of this
+// program take the lock.
 func (d *Dir) holder(id string) string {
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return ""
 	}
-	locked := fmt.Sprintf(" %d %[1]d", lockOffset(id)) // from and to
+	locked := fmt.Sprintf(" %d %[1]d", lockOffset(id)) // first and last byte
 	for _, p := range processes {
 		comm, err := os.ReadFile("/proc/" + p.Name() + "/comm")
 		if err != nil || !strings.HasPrefix(string(comm), "nix-closure") {

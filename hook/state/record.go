@@ -20,14 +20,15 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// Record is what the host remembers of one container, in
-// containers/<id>.json of the runtime directory. It is written before anything
-// is attached, so that a hook that is killed leaves nothing unknown.
+// Record is what the host remembers of one container, in containers/<id>.json of the
+// runtime directory. It is written before anything is attached, so that a killed hook
+// leaves nothing that the host does not know of.
 type Record struct {
 	ID     string `json:"id"`
 	Bundle string `json:"bundle"`
-	// Stated is what the runtime said in place of Bundle, and may say when the container
-	// ends; empty: the same. The bundle may be lost to the runtime.
+	// Stated is the bundle that the runtime reported in place of Bundle, because it had
+	// lost the real one. The runtime may report it again when the container ends. Empty:
+	// the same as Bundle.
 	Stated   string `json:"stated,omitempty"`
 	Pid      int    `json:"pid"`
 	PidStart uint64 `json:"pidStart"` // clock ticks since boot (proc_pid_stat(5), starttime)
@@ -38,24 +39,25 @@ type Record struct {
 	ClosureInfo  closure.BaseName   `json:"closureInfo,omitempty"`
 	Mode         spec.Mode          `json:"mode"`
 	Writable     bool               `json:"writable,omitempty"`
-	Request      string             `json:"request"`                // all that was asked for
+	Request      string             `json:"request"`                // the whole request
 	Digest       string             `json:"digest"`                 // empty: not resolved yet
 	View         string             `json:"view,omitempty"`         // name in views/; empty: none
 	Registration string             `json:"registration,omitempty"` // name in registrations/; empty: none
 	GCRoots      string             `json:"gcRoots"`                // directory
 	Created      time.Time          `json:"created"`
-	Attached     bool               `json:"attached"` // all of it
+	Attached     bool               `json:"attached"` // all views are attached
 }
 
-// sameContainer tells whether two records are of one container.
+// sameContainer reports whether two records belong to one container.
 func (r Record) sameContainer(other Record) bool {
 	return r.ID == other.ID && r.Bundle == other.Bundle && r.Pid == other.Pid && r.PidStart == other.PidStart
 }
 
 func (d *Dir) recordFile(id string) string { return d.containers.Name() + "/" + id + ".json" }
 
-// writeRecord writes a record that a reader sees whole or not at all. Hold the lock
-// of its ID. It is not synced: nothing in the runtime directory outlives a boot.
+// writeRecord writes a record atomically: a reader sees all of it or nothing. Hold the
+// lock of its ID. It is not synced, because nothing in the runtime directory survives a
+// reboot.
 func (d *Dir) writeRecord(r Record) error {
 	text, err := json.Marshal(r)
 	if err != nil {
@@ -65,16 +67,16 @@ func (d *Dir) writeRecord(r Record) error {
 	return atomicfile.WriteBy(d.recordFile(r.ID), temporary, append(text, '\n'))
 }
 
-// temporaryRecord is the name under which a record is written. The lock of the ID
-// keeps others from writing it, and from sweeping it.
+// temporaryRecord is the temporary name of a record that is being written. The lock of
+// the ID protects it from other writers and from sweeps.
 func temporaryRecord(id string) string { return "." + id + ".json" }
 
-// errDamaged says that a record cannot be understood, so that nobody knows what it
-// is of.
+// errDamaged says that a record cannot be understood, so that nobody knows which
+// container it belongs to.
 var errDamaged = errors.New("damaged record")
 
-// Record returns the record of a container; ok is false where there is none.
-// For a damaged one it fails with errDamaged.
+// Record returns the record of a container; ok is false if there is none. For a damaged
+// record it fails with errDamaged.
 func (d *Dir) Record(id string) (_ Record, ok bool, _ error) {
 	path := d.recordFile(id)
 	text, err := proc.ReadFile(path)
@@ -87,18 +89,18 @@ func (d *Dir) Record(id string) (_ Record, ok bool, _ error) {
 	var r Record
 	err = json.Unmarshal(text, &r)
 	if err == nil && !bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
-		err = errors.New("not a JSON object") // null is no error for the decoder
+		err = errors.New("not a JSON object") // the decoder accepts null
 	}
 	if err != nil {
 		return Record{}, false, fmt.Errorf("%w %s: %w", errDamaged, path, err)
 	}
-	r.ID = id // the file's name is what locks, GC roots and use marks go by
+	r.ID = id // locks, GC roots and use marks are named after the file
 	return r, true, nil
 }
 
-// forget removes what is kept for a container: its GC roots first, so that a
-// record is there as long as anything else is. What the container used of views
-// and registrations counts from now on as unused. Hold the lock of its ID.
+// forget removes everything that is kept for a container. It removes the record last, so
+// that a record exists as long as anything else does. The views and registrations that
+// the container used count as unused from now on. Hold the lock of its ID.
 func (d *Dir) forget(r Record) error {
 	err := errors.Join(
 		d.GCRoots().Remove(r.ID),
@@ -114,16 +116,16 @@ func (d *Dir) forget(r Record) error {
 	return nil
 }
 
-// live tells whether a container may still run. An error says that nobody can tell:
-// then keep what the record is of.
+// live reports whether a container may still run. An error means that it cannot tell: the
+// caller must keep what the record protects.
 func (r Record) live() (bool, error) {
 	if r.Pid >= 0 {
 		if runs, err := r.ProcessRuns(); runs || err != nil || !r.SharedPID {
 			return runs, err
 		}
 	}
-	// gVisor says no process, and without a PID namespace others than the first may
-	// run. The bundle goes with the container.
+	// gVisor reports no process, and without a PID namespace other processes than the
+	// first may run. The bundle exists as long as the container does.
 	_, err := os.Stat(r.Bundle)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -131,8 +133,8 @@ func (r Record) live() (bool, error) {
 	return err == nil, err
 }
 
-// ProcessRuns tells whether the process of the record is still the same and
-// running. An error says that nobody can tell.
+// ProcessRuns reports whether the record's process still runs and is the same process. An
+// error means that it cannot tell.
 func (r Record) ProcessRuns() (bool, error) {
 	start, err := proc.StartTime(r.Pid)
 	if proc.IsGone(err) {
@@ -141,7 +143,7 @@ func (r Record) ProcessRuns() (bool, error) {
 	return err == nil && start == r.PidStart, err
 }
 
-// IDs are the ids of containers that have a record.
+// IDs returns the IDs of containers that have a record.
 func (d *Dir) IDs() ([]string, error) {
 	all, err := names(d.containers)
 	if err != nil {

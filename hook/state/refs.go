@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// separator is between a name and the id of the container that uses it. Neither
-// has it in it.
+// separator is between a name and the ID of the container that uses it. Neither contains
+// it.
 const separator = "@"
 
-// addRef says that a container uses name in dir, from before it is looked for until
-// dropRef. That order, and not a lock, is what keeps sweeps away from it: see
+// addRef marks that a container uses name in dir. Call it before looking for name; the
+// mark stays until dropRef. That order, and not a lock, protects name from sweeps: see
 // sweeper. Hold the lock of the ID.
 func (d *Dir) addRef(dir *os.Root, name, id string) error {
 	path := dir.Name() + "/" + name + separator + id
@@ -26,7 +26,8 @@ func (d *Dir) addRef(dir *os.Root, name, id string) error {
 	return unix.Close(fd)
 }
 
-// dropRef ends what addRef began. It leaves on name when that was. Hold the lock of the ID.
+// dropRef removes the mark that addRef made, and sets the access time of name to now.
+// Hold the lock of the ID.
 func (d *Dir) dropRef(dir *os.Root, name, id string) error {
 	if name == "" {
 		return nil
@@ -43,5 +44,5 @@ func (d *Dir) dropRef(dir *os.Root, name, id string) error {
 	return nil
 }
 
-// parseRef takes the name of a file apart that addRef made.
+// parseRef splits the file name of a mark.
 func parseRef(file string) (name, id string, ok bool) { return strings.Cut(file, separator) }

@@ -18,26 +18,27 @@ import (
 
 // Swept is what a sweep removed, or would remove.
 type Swept struct {
-	// Records are the ids of containers whose process is gone. Their GC roots go
+	// Records are the IDs of containers whose process is gone. Their GC roots are removed
 	// with the record.
 	Records []string `json:"records"`
-	// GCRoots are ids that have GC roots from before this boot and no record.
+	// GCRoots are IDs with GC roots of an earlier boot and without a record.
 	GCRoots []string `json:"gcRoots"`
-	// Views, Registrations and Closures are names in these directories: no
-	// container uses what has them.
+	// Views, Registrations and Closures are names in these directories that no container
+	// uses.
 	Views         []string `json:"views"`
 	Registrations []string `json:"registrations"`
 	Closures      []string `json:"closures"`
-	// Cache are names in the directory for what Nix notes of substituters.
+	// Cache are names in the directory in which Nix caches what substituters have.
 	Cache []string `json:"cache"`
 }
 
-// Empty tells whether nothing was removed.
+// Empty reports whether nothing was removed.
 func (s Swept) Empty() bool {
 	return len(s.Records)+len(s.GCRoots)+len(s.Views)+len(s.Registrations)+len(s.Closures)+len(s.Cache) == 0
 }
 
-// nothingSwept has no list that is nil: in JSON, what is empty is a list too.
+// nothingSwept returns a Swept without nil lists, so that JSON has empty lists and no
+// null.
 func nothingSwept() Swept {
 	return Swept{
 		Records: []string{}, GCRoots: []string{}, Views: []string{}, Registrations: []string{}, Closures: []string{},
@@ -45,85 +46,85 @@ func nothingSwept() Swept {
 	}
 }
 
-// Limits of a sweep that a container's start or end does in passing.
+// Limits of the sweep that runs during a container's start or end.
 const (
 	// some: entries of a directory checked after an end.
 	// few: records checked before a start. A start leaves at most one stale record, so
 	// this bounds the backlog.
 	some, few = 64, 8
-	// UnusedFor is how long a view or a registration stays when no container
-	// uses it.
+	// UnusedFor is how long an unused view or registration stays.
 	UnusedFor = time.Hour
 )
 
-// rememberedFor is how many times as long what is remembered of a closure stays:
-// it is small, and looked up at each start. The kernel may note once a day only
-// that a file was read (relatime).
+// rememberedFor is the factor by which a memo of a closure stays longer than UnusedFor. A
+// memo is small, and each start looks it up. With relatime, the kernel may record only
+// once a day that a file was read.
 const rememberedFor = 48
 
-// remembered is how long what is remembered of a closure stays.
+// remembered returns how long an unused memo stays.
 func remembered(unused time.Duration) time.Duration {
 	return min(unused, math.MaxInt64/rememberedFor) * rememberedFor
 }
 
-// Sweep removes what no container needs: records whose process is gone, with
-// their GC roots; GC roots of an earlier boot; and what was unused for some time.
-// Of a container that is being prepared or runs, it removes nothing, and it waits
-// for none: what another process is busy with is left for the next sweep. What it
-// cannot judge it keeps, and says so in the error. Also after an error, it says what
-// it removed.
+// Sweep removes what no container needs: records whose process is gone, together with
+// their GC roots; GC roots of an earlier boot; and everything that was unused for the
+// time unused. It removes nothing of a container that is being prepared or running. It
+// waits for no other process: what another process has locked is left for the next sweep.
+// It keeps what it cannot judge, and reports that in the error. After an error too, it
+// returns what it removed.
 func (d *Dir) Sweep(ctx context.Context, unused time.Duration, dryRun bool) (Swept, error) {
 	s := sweeper{dir: d, unused: unused, dryRun: dryRun, swept: nothingSwept()}
 	err := s.sweep(ctx)
 	return s.swept, err
 }
 
-// SweepBeforeStart is Sweep for a container's start, which somebody waits for: it looks
-// at a few records alone, others the next time. Their GC roots go with them.
+// SweepBeforeStart is Sweep for a container's start, which must be fast. It checks a few
+// records and their GC roots, and others at the next start.
 func (d *Dir) SweepBeforeStart(ctx context.Context) (Swept, error) {
 	s := sweeper{dir: d, unused: UnusedFor, most: few}
 	err := s.records(ctx)
 	return s.swept, err
 }
 
-// SweepAfterEnd is Sweep for a container's end, in bounded time: it looks at some of
-// what there is, others the next time.
+// SweepAfterEnd is Sweep for a container's end, in bounded time. It checks some entries
+// of each directory, and others at the next end.
 func (d *Dir) SweepAfterEnd(ctx context.Context) (Swept, error) {
 	s := sweeper{dir: d, unused: UnusedFor, most: some}
 	err := s.sweep(ctx)
 	return s.swept, err
 }
 
-// sweeper removes what no container needs, while others start and end.
+// sweeper removes what no container needs, while containers start and end.
 //
-// What is kept per container (its record, its GC roots, its use marks) is removed
-// with the lock of the container's ID, taken without waiting, after a second look.
+// State of one container (its record, its GC roots, its use marks) is removed under the
+// lock of the container's ID. The lock is taken without waiting, and the state is checked
+// again under it.
 //
-// What containers share is protected by the order of steps, as in Dekker's
-// algorithm. A start writes its record, then its use mark, and only then looks for
-// the view. A sweep renames a view that nobody marks, so that nobody finds it any
-// more, and only then looks at the marks once more; it removes the view if there is
-// still none. Each writes before it reads, and the kernel orders what is done in one
-// directory. So at least one sees the other: either the start does not find the
-// view, and makes one, or the sweep sees the mark, and gives the view its name back,
-// or leaves it under its other name until nobody marks it. A start that loses the
-// view between looking at it and mounting it looks for it again.
+// Shared state is protected by the order of steps, as in Dekker's algorithm. A start
+// writes its record, then its use mark, and only then looks for the view. A sweep renames
+// an unmarked view, so that no start finds it any more, and only then checks the marks
+// again. If there is still no mark, it removes the view. Each side writes before it
+// reads, and the kernel orders the operations in one directory, so at least one side sees
+// the other. Either the start does not find the view, and makes one. Or the sweep sees
+// the mark, and gives the view its name back, or leaves it under its new name until
+// nobody marks it. A start that loses the view between finding and mounting it looks for
+// it again.
 //
-// A registration is unlinked if nobody marks it. It needs no such care: a start that
-// has it open keeps it, and one that does not find it has it made.
+// A registration without a mark is unlinked. It needs no such order: a start that has it
+// open keeps it, and a start that does not find it has it made again.
 type sweeper struct {
 	dir       *Dir
 	unused    time.Duration
 	dryRun    bool
-	most      int // entries of a directory that are looked at; 0: all
+	most      int // entries to check per directory; 0: all
 	swept     Swept
-	ended     []string // views and registrations whose use ends with a record
-	moved     int      // views that were taken out of the way
+	ended     []string // views and registrations of removed records
+	moved     int      // views that were renamed
 	preparing map[string]bool
 }
 
-// sweep goes on after an error: what is in the way of one thing is not in the
-// way of the next.
+// sweep continues after an error, because an error in one part does not concern the next
+// part.
 func (s *sweeper) sweep(ctx context.Context) error {
 	var errs []error
 	parts := []func(context.Context) error{s.records, s.gcRoots, s.views, s.registrations, s.closures, s.cache}
@@ -136,8 +137,8 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// part returns all of a list, or as many as are to be looked at, from another
-// place each time.
+// part returns the whole list, or, if most is set, at most that many entries from a
+// random start.
 func (s *sweeper) part(names []string) []string {
 	if s.most == 0 || len(names) <= s.most {
 		return names
@@ -174,8 +175,8 @@ func (s *sweeper) records(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// gone tells whether there is a record of a container that is gone. An error says
-// that nobody can tell, and what to do.
+// gone reports whether there is a record of a container that is gone. The error says that
+// it cannot tell, and what to do.
 func (s *sweeper) gone(id string) (r Record, gone bool, _ error) {
 	r, ok, err := s.dir.Record(id)
 	if err == nil && ok {
@@ -189,8 +190,8 @@ func (s *sweeper) gone(id string) (r Record, gone bool, _ error) {
 	return r, gone, err
 }
 
-// record removes a record, and what is kept with it, if the container is still gone
-// when nobody else can change that.
+// record removes a record and everything that belongs to it, if the container is still
+// gone under the lock of its ID.
 func (s *sweeper) record(id string) (_ Record, removed bool, _ error) {
 	lock, err := s.lock(id)
 	if errors.Is(err, errLocked) {
@@ -210,7 +211,7 @@ func (s *sweeper) record(id string) (_ Record, removed bool, _ error) {
 	return r, err == nil, err
 }
 
-// lock takes the lock of an ID, without waiting. A dry run needs none, and makes no
+// lock takes the lock of an ID without waiting. A dry run needs no lock, and makes no
 // file for it.
 func (s *sweeper) lock(id string) (idLock, error) {
 	if s.dryRun {
@@ -236,8 +237,9 @@ func (s *sweeper) temporaryRecord(name string) error {
 	return s.remove(s.dir.containers, name)
 }
 
-// temporary removes a file that atomicfile.Write did not finish, or that another
-// process did not finish that has a lock on it meanwhile.
+// temporary removes a file that atomicfile.Write or another process began and did not
+// finish. A process that still writes the file holds a lock on it, and then the file
+// stays.
 func (s *sweeper) temporary(dir *os.Root, name string) error {
 	if !strings.HasPrefix(name, ".") || !old(dir, name, s.unused) {
 		return nil
@@ -269,9 +271,9 @@ func (s *sweeper) remove(dir *os.Root, name string) error {
 	return nil
 }
 
-// gcRoots removes the GC roots of containers of an earlier boot, whose records
-// went with it. What was made since may be another runtime directory's, or its
-// record was removed by hand.
+// gcRoots removes the GC roots of an earlier boot, because the records were lost with
+// that boot. Newer GC roots stay: they may belong to another runtime directory, or
+// somebody removed their record by hand.
 func (s *sweeper) gcRoots(ctx context.Context) error {
 	roots := s.dir.GCRoots()
 	dir, err := os.OpenRoot(roots.Dir)
@@ -305,8 +307,8 @@ func (s *sweeper) gcRoots(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// unknown removes name in a directory, which is an ID's, if that is of nobody, and
-// is when nobody else can change that.
+// unknown removes name, which belongs to an ID, from a directory, if ofNobody says that
+// nobody owns it, before and after taking the lock of the ID.
 func (s *sweeper) unknown(
 	id string, ofNobody func(id string) (bool, error), dir *os.Root, name string,
 ) (removed bool, _ error) {
@@ -328,8 +330,8 @@ func (s *sweeper) unknown(
 	return err == nil, err
 }
 
-// known tells whether a container has a record. In a dry run, what would be removed
-// is none. An error says that nobody can tell.
+// known reports whether a container has a record. In a dry run, a record that would be
+// removed does not count. An error means that it cannot tell.
 func (s *sweeper) known(id string) (bool, error) {
 	_, err := s.dir.containers.Lstat(id + ".json")
 	if errors.Is(err, fs.ErrNotExist) {

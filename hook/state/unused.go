@@ -18,8 +18,8 @@ import (
 	"github.com/nix-closure/nix-closure/closure/view"
 )
 
-// users returns the names in a directory that a container uses, and the others,
-// which may not. What a container without a record is said to use, it does not.
+// users returns the names in a directory that containers use, and the other names, which
+// may be unused. A use mark of a container without a record does not count.
 func (s *sweeper) users(dir *os.Root) (used map[string]bool, others []string, _ error) {
 	all, err := names(dir)
 	if err != nil {
@@ -48,20 +48,22 @@ func (s *sweeper) users(dir *os.Root) (used map[string]bool, others []string, _ 
 	return used, others, errors.Join(errs...)
 }
 
-// unusedLong tells whether a view or a registration that nobody uses was not used
-// for some time. Of one whose use ends now it says so in a dry run too.
+// unusedLong reports whether an unmarked view or registration was unused for the time
+// unused. One whose use ends in this sweep does not count: its access time is now, and a
+// dry run must say the same.
 func (s *sweeper) unusedLong(dir *os.Root, name string) bool {
 	return (s.unused <= 0 || !slices.Contains(s.ended, name)) && old(dir, name, s.unused)
 }
 
-// old tells whether a file was neither made nor used for some time. What cannot be
-// looked at is not old.
+// old reports whether a file was neither made nor used for the time unused. A file that
+// cannot be inspected is not old.
 func old(dir *os.Root, name string, unused time.Duration) bool {
 	last, err := lastUse(dir, name)
 	return err == nil && time.Since(last) >= unused
 }
 
-// lastUse is when a file was last made or used, as far as the file system notes it.
+// lastUse returns when a file was last made or used, as far as the file system records
+// it.
 func lastUse(dir *os.Root, name string) (time.Time, error) {
 	st, err := dir.Lstat(name)
 	if err != nil {
@@ -74,13 +76,13 @@ func lastUse(dir *os.Root, name string) (time.Time, error) {
 	return last, nil
 }
 
-// layerOf is the name of the layer that something in views is, was or becomes.
+// layerOf returns the name of the layer that an entry of views is, was or will be.
 func layerOf(name string) string {
 	layer, _, _ := strings.Cut(name, ".")
 	return layer
 }
 
-// isLayer tells whether a start would find something in views.
+// isLayer reports whether a start would find an entry of views.
 func isLayer(name string) bool { return name == layerOf(name) }
 
 func (s *sweeper) views(ctx context.Context) error {
@@ -98,7 +100,7 @@ func (s *sweeper) views(ctx context.Context) error {
 			continue
 		}
 		if s.most > 0 && s.moved > 0 {
-			break // to remove one takes long: the next one the next time
+			break // removing one view takes long; the next sweep removes the next
 		}
 		removed, err := s.view(name)
 		if errs = append(errs, err); removed {
@@ -108,8 +110,8 @@ func (s *sweeper) views(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// view removes a view that nobody was seen to use: a layer, one that is stale, or a
-// half made one that nobody finishes.
+// view removes a view without a mark: a layer, a stale layer, or a half-made layer that
+// nobody finishes.
 func (s *sweeper) view(name string) (removed bool, _ error) {
 	dir := s.dir.Views
 	if view.IsHalf(name) {
@@ -124,8 +126,8 @@ func (s *sweeper) view(name string) (removed bool, _ error) {
 	}
 	moved := name
 	if isLayer(name) || view.IsHalf(name) {
-		// What is half removed must not be found under its name, and what is
-		// half made not be finished by another.
+		// A start must not find a half-removed view under its name, and another process
+		// must not finish a half-made one.
 		moved = layerOf(name) + ".stale." + crand.Text()
 		if err := dir.Rename(name, moved); err != nil {
 			return false, ignoreMissing(err)
@@ -133,8 +135,9 @@ func (s *sweeper) view(name string) (removed bool, _ error) {
 	}
 	s.moved++
 	if !view.IsHalf(name) {
-		// The second look, see sweeper. What was stale before the first look
-		// cannot have been found since, but another view of its name can.
+		// This is the second check of the marks, see sweeper. No start can have found a
+		// view that was stale before the first check, but a start can have found another
+		// view with its name.
 		used, _, err := s.users(dir)
 		if err != nil || used[layerOf(name)] {
 			return false, errors.Join(err, s.giveBack(moved, name))
@@ -143,15 +146,16 @@ func (s *sweeper) view(name string) (removed bool, _ error) {
 	return true, s.remove(dir, moved)
 }
 
-// giveBack gives a view that was taken out of the way its name back. If there is
-// another by now, it stays stale, and a later sweep removes it.
+// giveBack gives a renamed view its name back. If there is another view with this name by
+// now, the renamed one stays stale, and a later sweep removes it.
 func (s *sweeper) giveBack(moved, name string) error {
 	if moved == name {
 		return nil
 	}
 	dir := s.dir.Views.Name() + "/"
 	err := unix.Renameat2(unix.AT_FDCWD, dir+moved, unix.AT_FDCWD, dir+name, unix.RENAME_NOREPLACE)
-	// EINVAL: the file system cannot (Linux 3.15; some file systems later).
+	// EINVAL: the file system does not support the flag (Linux 3.15; later for some file
+	// systems).
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
@@ -175,8 +179,8 @@ func (s *sweeper) registrations(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// registration removes a registration that nobody was seen to use, or a part of one
-// that nobody finishes.
+// registration removes a registration without a mark, or a part of one that nobody
+// finishes.
 func (s *sweeper) registration(name string) (removed bool, _ error) {
 	removed, err := s.file(s.dir.Registrations, name)
 	if removed {
@@ -185,8 +189,8 @@ func (s *sweeper) registration(name string) (removed bool, _ error) {
 	return removed, err
 }
 
-// closures removes what is remembered of closures. Nothing that runs needs it:
-// it makes the next start faster. One that is being prepared does.
+// closures removes old memos of closures. No running container needs them; they only make
+// the next start faster. A container that is being prepared needs its memo.
 func (s *sweeper) closures(context.Context) error {
 	dir := s.dir.Closures
 	all, err := names(dir)
@@ -203,8 +207,8 @@ func (s *sweeper) closures(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// closure removes what is remembered of a closure, unless a container is being
-// prepared that needs it, or it is being written.
+// closure removes the memo of a closure, unless a container that is being prepared needs
+// it, or a process is writing it.
 func (s *sweeper) closure(name string) (removed bool, _ error) {
 	if s.preparing == nil {
 		var err error
@@ -222,8 +226,8 @@ func (s *sweeper) closure(name string) (removed bool, _ error) {
 	return removed, err
 }
 
-// preparing are the names in closures that containers need that are being prepared.
-// It is not looked at again: a start whose record is younger has it made anew.
+// preparing returns the names in closures that containers in preparation need. It is read
+// once per sweep: a start whose record is newer makes its memo again.
 func (d *Dir) preparing() (map[string]bool, error) {
 	ids, err := d.IDs()
 	if err != nil {
@@ -232,7 +236,7 @@ func (d *Dir) preparing() (map[string]bool, error) {
 	memo := closure.Memo{Dir: d.Closures, Store: d.store}
 	needed := map[string]bool{}
 	for _, id := range ids {
-		// What cannot be read prepares nothing: no start has such a record.
+		// A damaged record prepares nothing, because no start has one.
 		r, ok, err := d.Record(id)
 		if err != nil || !ok || r.Attached {
 			continue

@@ -195,7 +195,7 @@ func badInputs(t *testing.T) []badInput {
 					t.Fatal(err)
 				}
 			},
-			want: "opening the runtime directory: /run/open can be entered or written by others (mode 0755); `chmod 0700 /run/open`, after a look at who wrote in it"},
+			want: "opening the runtime directory: /run/open can be entered or written by others (mode 0755); check who wrote in it, then `chmod 0700 /run/open`"},
 		{name: "a runtime directory of another user", annotations: roots(env), config: "runtime-dir = \"/run/theirs\"\n",
 			prepare: func(t *testing.T) {
 				if err := os.MkdirAll("/run/theirs", 0o700); err != nil {

@@ -67,7 +67,7 @@ func TestNoRoom(t *testing.T) {
 	writeConfig(t, "runtime-inodes = 18\n")
 	trees := buildTrees(t, []string{"first", "second"}, "--out-link", t.TempDir()+"/full")
 	first := hold(t, "first", "runc", trees[0], with(roots(trees[0].root), "nix-closure/mode", "overlay"))
-	const why = "an overlay cannot show the closure here: no room in /run/nix-closure: what is in use takes "
+	const why = "an overlay cannot show the closure here: no room in /run/nix-closure: entries in use take "
 	for _, runtime := range runtimes {
 		second := newBundle(t, roots(trees[1].root), trees[1].check("true"), "createRuntime", "poststop")
 		id, out, stderr, err := second.run(t, runtime)

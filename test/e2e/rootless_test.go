@@ -725,7 +725,7 @@ func TestRootlessWithoutLogin(t *testing.T) {
 	must(t, "install", "--owner", carol.name, "--mode", "0600", "/dev/null", diary)
 	must(t, "install", "--directory", "--owner", carol.name, "--mode", "0700", private)
 	must(t, "install", "--directory", "--owner", mallory.name, "--mode", "0777", open)
-	isLink := carol.own + " is a symbolic link; name where it leads as runtime-dir in the configuration, or remove it"
+	isLink := carol.own + " is a symbolic link; set runtime-dir in the configuration to its target, or remove it"
 	for _, c := range []struct {
 		name, script, want string
 	}{
