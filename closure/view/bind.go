@@ -13,9 +13,8 @@ import (
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
-// bind is a closure as a tmpfs with a mount for each store path. It needs no
-// privilege over the initial user namespace, and files are opened as fast as on
-// the host.
+// bind is a closure as a tmpfs with one mount for each store path. It needs no privilege
+// over the initial user namespace. Files open as fast as on the host.
 type bind struct {
 	store    closure.Store
 	closure  closure.Closure
@@ -24,7 +23,7 @@ type bind struct {
 	tmpfs    *os.File
 }
 
-// NewBind makes the tmpfs. The store paths are mounted by Attach.
+// NewBind makes the tmpfs. Attach mounts the store paths.
 func NewBind(store closure.Store, c closure.Closure, o Options) (_ View, Err error) {
 	storeDir, err := os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -35,9 +34,9 @@ func NewBind(store closure.Store, c closure.Closure, o Options) (_ View, Err err
 			storeDir.Close()
 		}
 	}()
-	// It holds directories, empty files and symbolic links; without nr_inodes, a
-	// host with little memory may have too few. To be read-only is for seal to do when
-	// it is full.
+	// The tmpfs holds directories, empty files and symbolic links. Without nr_inodes, a
+	// host with little memory may allow too few of them. seal makes the tmpfs read-only
+	// once it is complete.
 	tmpfs, err := newTmpfs(o.mode(), option{"nr_inodes", fmt.Sprint(2*len(c.Names) + 16)})
 	if err != nil {
 		return nil, err
@@ -47,16 +46,16 @@ func NewBind(store closure.Store, c closure.Closure, o Options) (_ View, Err err
 
 func (b *bind) Close() error { return errors.Join(b.storeDir.Close(), b.tmpfs.Close()) }
 
-// Check finds nothing: a mount shows what is mounted.
+// Check does nothing: a mount always shows what is mounted.
 func (b *bind) Check(closure.Store, closure.Closure) error { return nil }
 
-// Shows compares with the root of the tmpfs.
+// Shows compares dir with the root of the tmpfs.
 func (b *bind) Shows(dir *os.File) (bool, error) { return samefile.Open(dir, b.tmpfs) }
 
-// Attach mounts the tmpfs, and on it the store paths, one after the other by
-// descriptor. A mount can be cloned only in its own mount namespace, so the store
-// directory is opened again in the target's, where the host's files are in sight
-// until the runtime changes the root directory; it must be the same directory.
+// Attach mounts the tmpfs, and the store paths on it, one after the other by descriptor.
+// A mount can be cloned only in its own mount namespace. So Attach opens the store
+// directory again in the target's namespace, where the host's files are visible until the
+// runtime changes the root directory. It must be the same directory.
 func (b *bind) Attach(target *os.File) error {
 	storeDir, err := os.OpenFile(b.store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -71,8 +70,8 @@ func (b *bind) Attach(target *os.File) error {
 	if err := moveMount(int(b.tmpfs.Fd()), target, ""); err != nil {
 		return err
 	}
-	// On a shared mount it is shared by now, and the store paths, which are
-	// writable until seal, would show wherever that mount has a peer.
+	// On a shared mount, the tmpfs is shared by now. The store paths are writable until
+	// seal, and would show wherever that mount has a peer.
 	if err := setPrivate(b.tmpfs); err != nil {
 		return err
 	}

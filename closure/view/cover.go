@@ -14,22 +14,22 @@ import (
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
-// mostCovered bounds the names of a volume that a cover mounts.
+// mostCovered bounds the number of names that a cover mounts.
 const mostCovered = 10_000
 
-// Cover mounts a tmpfs over a volume, in the mount namespace of the calling thread, in
-// which everything of the volume is mounted in its place. ways are paths, relative to
-// the volume, of directories that views go to: these and the directories on the way to
-// them are the tmpfs's own.
+// Cover mounts a tmpfs over a volume, in the mount namespace of the calling thread, and
+// mounts everything of the volume in its place on the tmpfs. ways are paths of
+// directories that views go to, relative to the volume. These directories and their
+// parents belong to the tmpfs.
 //
-// It guarantees, against everybody who can write to the volume by another mount of it,
-// that what is attached to these directories stays there: a mount goes with the
-// directory that it is on, and whoever renames that takes the mount away in every mount
-// namespace (rename(2) refuses mount points of the caller's own only, since Linux 3.19).
+// It guarantees that mounts on these directories stay there, against everybody who can
+// write to the volume through another mount. Without the cover, a mount moves with the
+// directory that it is on: whoever renames the directory moves the mount in every mount
+// namespace (since Linux 3.19, rename(2) refuses only mount points of the caller's own
+// namespace).
 //
-// volume is an open directory, the root of the mount that is covered. What the container
-// makes beside the volume's own names, from then on, is in memory and not in the volume:
-// size bytes at most.
+// volume is an open directory, the root of the mount to cover. Names that the container
+// adds beside the volume's own are in memory and not in the volume: at most size bytes.
 func Cover(volume *os.File, ways []string, size int64, o Options) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(volume.Fd()), &st); err != nil {
@@ -66,11 +66,11 @@ func Cover(volume *os.File, ways []string, size int64, o Options) error {
 	return nil
 }
 
-// cover counts the names that it has mounted.
+// cover counts down the names that it may still mount.
 type cover struct{ left int }
 
-// fill mounts what is in the directory from onto the same names in to. Directories on
-// the ways are made, and filled in turn.
+// fill mounts every name of the directory from on the same name in to. It makes the
+// directories on the ways, and fills them in turn.
 func (c *cover) fill(to, from int, ways []string) error {
 	inside := map[string][]string{}
 	for _, way := range ways {
@@ -82,7 +82,7 @@ func (c *cover) fill(to, from int, ways []string) error {
 		return err
 	}
 	if c.left -= len(names); err != nil || c.left < 0 {
-		return fmt.Errorf("a volume that the view goes to has more than %d names beside it; "+
+		return fmt.Errorf("the volume that the view goes into has more than %d other names; "+
 			"mount it elsewhere", mostCovered)
 	}
 	for _, name := range names {
@@ -101,7 +101,7 @@ func (c *cover) fill(to, from int, ways []string) error {
 	return nil
 }
 
-// descend makes a directory that is on the way, like the volume's.
+// descend makes a directory on a way, with the mode and owner that it has in the volume.
 func (c *cover) descend(to, from int, name string, ways []string) error {
 	flags := unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	in, err := unix.Openat(from, name, flags, 0)
@@ -123,7 +123,7 @@ func (c *cover) descend(to, from int, name string, ways []string) error {
 		return os.NewSyscallError("fchmodat", err)
 	}
 	if slices.Contains(ways, "") {
-		return nil // the view goes here, and what is here is not seen
+		return nil // the view goes here and hides the contents
 	}
 	out, err := unix.Openat(to, name, flags, 0)
 	if err != nil {
@@ -133,8 +133,8 @@ func (c *cover) descend(to, from int, name string, ways []string) error {
 	return c.fill(out, in, ways)
 }
 
-// mount mounts one name of the volume, with what is mounted below it. A symbolic link
-// is copied.
+// mount mounts one name of the volume, with everything mounted below it. It copies a
+// symbolic link.
 func (c *cover) mount(to, from int, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(from, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package view makes a closure a mount. It knows the kernel: mounts by file
-// descriptor, overlay, extended attributes. It must not know containers,
-// runtimes or annotations, nor where a closure came from.
+// Package view shows a closure as a mount. It knows the kernel: mounts by file
+// descriptor, overlay, extended attributes. It must not know containers, runtimes or
+// annotations, nor the source of a closure.
 //
-// There are two views (view.go). overlay.go shows a closure by one mount: an overlay of
-// a layer (layer.go, and what it costs in cost.go) that says which store paths there
-// are, over the store directory. bind.go shows it by a mount per store path.
-// writable.go is an overlay with an upper layer in memory, statedir.go a Nix state
-// directory that goes beside a view, and cover.go covers a volume that a view goes
+// There are two kinds of view (view.go). overlay.go shows a closure with one mount: an
+// overlay over the store directory with a layer that lists the visible store paths
+// (layer.go; its cost is in cost.go). bind.go shows it with one mount per store path.
+// writable.go adds an upper layer in memory to an overlay. statedir.go makes a Nix state
+// directory that is attached beside a view. cover.go covers a volume that a view goes
 // into. mount.go has the system calls.
 package view

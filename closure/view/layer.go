@@ -19,29 +19,28 @@ import (
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
-// The extended attributes with which overlay finds a file of a lower layer under
-// another name (Documentation/filesystems/overlayfs.rst: "Opaque directories",
-// "redirect_dir", "Metadata only copy up"). Only a process with CAP_SYS_ADMIN in
-// the initial user namespace may set them, and so only root is believed.
+// The extended attributes by which overlay finds a file of a lower layer under another
+// name (Documentation/filesystems/overlayfs.rst: "Opaque directories", "redirect_dir",
+// "Metadata only copy up"). Only a process with CAP_SYS_ADMIN in the initial user
+// namespace may set them, so the kernel trusts only root's layers.
 const (
 	xattrOpaque   = "trusted.overlay.opaque"
 	xattrRedirect = "trusted.overlay.redirect"
 	xattrMetacopy = "trusted.overlay.metacopy"
 )
 
-// shown is the one directory of a layer. An overlay's root shows the whole store
-// beside it; only what is below shown is ever attached.
+// shown is the only directory of a layer. The root of an overlay shows the whole store
+// beside it, so only what is below shown is ever attached.
 const shown = "store"
 
-// Layer is the upper-most layer of an overlay: a directory that is opaque, and
-// in it, for each store path, an entry that redirects to the store path of that
-// name in the layer below. What is not in it does not exist in the view, neither
-// now nor when it is added to the store.
+// Layer is the topmost layer of an overlay: an opaque directory with one entry for each
+// store path. An entry redirects to the store path of the same name in the layer below. A
+// name without an entry does not exist in the view, even if the store gets it later.
 type Layer struct {
 	path string
 }
 
-// LayerName is the name of a closure's layer.
+// LayerName returns the name of a closure's layer.
 func LayerName(digest string, o Options) string {
 	if !o.Listed {
 		digest += "-unlisted"
@@ -52,8 +51,8 @@ func LayerName(digest string, o Options) string {
 	return digest
 }
 
-// OpenLayer returns a layer that EnsureLayer made or found to be up to date since
-// a time, in nanoseconds since 1970, or ok is false.
+// OpenLayer returns a layer that EnsureLayer made or found up to date since a time, in
+// nanoseconds since 1970. Otherwise ok is false.
 func OpenLayer(views *os.Root, digest string, o Options, since int64) (_ Layer, ok bool) {
 	name := LayerName(digest, o)
 	st, err := views.Lstat(name)
@@ -63,8 +62,8 @@ func OpenLayer(views *os.Root, digest string, o Options, since int64) (_ Layer, 
 	return Layer{filepath.Join(views.Name(), name)}, true
 }
 
-// FindLayer returns the layer of a closure if there is one that shows the store
-// paths as they are, or ok is false. It looks at each of them.
+// FindLayer returns the layer of a closure if it exists and shows the store paths as they
+// are. Otherwise ok is false. It checks every store path.
 func FindLayer(views *os.Root, store closure.Store, c closure.Closure, o Options) (_ Layer, ok bool, _ error) {
 	storeDir, err := openStore(store)
 	if err != nil {
@@ -78,19 +77,19 @@ func openStore(store closure.Store) (*os.File, error) {
 	return os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
-// builderTimeout is how long a process waits for another that makes the same layer.
-// Most layers take milliseconds.
+// builderTimeout is how long a process waits for another process that makes the same
+// layer. Most layers take milliseconds.
 var builderTimeout = 5 * time.Second
 
-// half is at the end of the name of a layer that is being made. Who makes it has a
-// lock on the directory (flock): without one, nobody finishes it.
+// half is the suffix of a layer that is being made. Its maker holds a lock on the
+// directory (flock). Without a lock, nobody finishes the layer.
 const half = ".new"
 
-// EnsureLayer makes the layer of a closure, or takes the one that is there if it
-// still shows the store paths as they are. Many processes may do so at once:
-// one makes it, aside, and renames it, and the others wait for it. They do not wait
-// for long: a process that was stopped must not keep others from starting, so each
-// makes the layer itself then, and the first that is done renames it.
+// EnsureLayer makes the layer of a closure, or returns the existing layer if it still
+// shows the store paths as they are. Many processes may call it at once: one makes the
+// layer under a temporary name and renames it, and the others wait. They do not wait
+// long, because a stopped process must not keep others from starting. After the timeout
+// each process makes the layer itself, and the first to finish renames its own.
 func EnsureLayer(
 	ctx context.Context, views *os.Root, store closure.Store, c closure.Closure, o Options,
 ) (Layer, error) {
@@ -107,7 +106,7 @@ func EnsureLayer(
 	aside := name + half
 	work, err := lockedDir(ctx, views, aside, name)
 	if errors.Is(err, errBuilding) {
-		// Nobody else has this name.
+		// No other process uses this name.
 		aside = name + "." + rand.Text() + half
 		work, err = lockedDir(ctx, views, aside, name)
 	}
@@ -138,7 +137,7 @@ func EnsureLayer(
 
 func layerIn(views *os.Root, name string) Layer { return Layer{filepath.Join(views.Name(), name)} }
 
-// publish gives a layer that was made aside its name.
+// publish renames a finished layer from its temporary name to its own.
 func publish(views *os.Root, storeDir *os.File, aside string, c closure.Closure, o Options) error {
 	name := LayerName(c.Digest(), o)
 	for range publishAttempts {
@@ -146,10 +145,10 @@ func publish(views *os.Root, storeDir *os.File, aside string, c closure.Closure,
 		if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTEMPTY) {
 			return err
 		}
-		// What is there was made by another meanwhile; or it shows the paths as
-		// they were: they were collected and came back different, or someone
-		// changed an attribute. Containers that run may use it, so it is moved
-		// out of the way, which an overlay does not notice.
+		// The name is taken. Either another process made the layer meanwhile, or the
+		// existing layer shows the paths as they were before: they were collected and
+		// came back different, or someone changed an attribute. Running containers may
+		// use the old layer, so it is renamed, which an overlay does not notice.
 		if _, ok, err := currentLayer(views, storeDir, c, o); ok || err != nil {
 			return errors.Join(err, views.RemoveAll(aside))
 		}
@@ -157,13 +156,13 @@ func publish(views *os.Root, storeDir *os.File, aside string, c closure.Closure,
 			return err
 		}
 	}
-	return fmt.Errorf("%s: others replace it all the time", filepath.Join(views.Name(), name))
+	return fmt.Errorf("%s: other processes keep replacing it", filepath.Join(views.Name(), name))
 }
 
-// publishAttempts is more often than others come first.
+// publishAttempts bounds the attempts. Other processes do not come first that often.
 const publishAttempts = 10
 
-// currentLayer returns the layer that is there, if it is up to date.
+// currentLayer returns the existing layer, if it is up to date.
 func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Options) (Layer, bool, error) {
 	began := time.Now()
 	l, ok := OpenLayer(views, c.Digest(), o, 0)
@@ -174,7 +173,7 @@ func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Option
 	if ok && err == nil {
 		err = views.Chtimes(LayerName(c.Digest(), o), began, began)
 		if errors.Is(err, fs.ErrNotExist) {
-			return Layer{}, false, nil // a sweep took it just now
+			return Layer{}, false, nil // a sweep has just removed it
 		}
 	}
 	return l, ok, err
@@ -183,10 +182,10 @@ func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Option
 // errBuilding says that another process makes the layer.
 var errBuilding = errors.New("another process makes the layer")
 
-// lockedDir returns the directory aside in views, made if it is missing, empty
-// and locked by this process alone; or, if the process that had the lock
-// finished it while this one waited, the same directory under its name. After
-// builderTimeout it fails with errBuilding.
+// lockedDir returns the directory aside in views, empty and locked by this process alone.
+// It makes the directory if it is missing. If the process that held the lock finished the
+// layer while this one waited, lockedDir returns that same directory, which has its final
+// name by then. After builderTimeout it fails with errBuilding.
 func lockedDir(ctx context.Context, views *os.Root, aside, name string) (_ *os.File, Err error) {
 	waited, cancel := context.WithTimeout(ctx, builderTimeout)
 	defer cancel()
@@ -208,7 +207,7 @@ func lockedDir(ctx context.Context, views *os.Root, aside, name string) (_ *os.F
 		case samefile.At(dir, views.Name()+"/"+name):
 			return dir, nil
 		case samefile.At(dir, views.Name()+"/"+aside):
-			// What a killed process left in it goes.
+			// Remove what a killed process left in it.
 			if err = errors.Join(views.RemoveAll(aside+"/"+shown), views.RemoveAll(aside+"/"+sizeLink)); err == nil {
 				return dir, nil
 			}
@@ -220,7 +219,7 @@ func lockedDir(ctx context.Context, views *os.Root, aside, name string) (_ *os.F
 	}
 }
 
-// waitFlock waits for the lock of a directory, or fails with errBuilding.
+// waitFlock waits for the lock of a directory. It fails with errBuilding when ctx ends.
 func waitFlock(ctx context.Context, dir *os.File) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -238,7 +237,7 @@ func waitFlock(ctx context.Context, dir *os.File) error {
 	}
 }
 
-// flockHolder says which process has the lock of a directory, for a message.
+// flockHolder names the process that holds the lock of a directory, for a message.
 func flockHolder(dir *os.File) string {
 	var st unix.Stat_t
 	locks, err := os.ReadFile("/proc/locks")
@@ -255,12 +254,12 @@ func flockHolder(dir *os.File) string {
 	return ""
 }
 
-// IsHalf tells whether a name in views is of a layer that is being made.
+// IsHalf reports whether a name in views belongs to a layer that is being made.
 func IsHalf(name string) bool { return strings.HasSuffix(name, half) }
 
-// LockAbandoned takes the lock of a layer that is being made, if nobody has it:
-// whoever made it was killed. Until release, nobody goes on with it; if it has another
-// name by then, nobody ever does.
+// LockAbandoned takes the lock of a half-made layer, if no process holds it because its
+// maker was killed. Until release, no process continues the layer. If the caller renames
+// it before release, no process ever does.
 func LockAbandoned(views *os.Root, name string) (release func(), ok bool) {
 	if !IsHalf(name) {
 		return nil, false
@@ -279,7 +278,7 @@ func LockAbandoned(views *os.Root, name string) (release func(), ok bool) {
 // fill makes the layer's directory tree in work, which is empty.
 func fill(work, storeDir *os.File, store closure.Store, c closure.Closure, o Options) error {
 	dirfd := int(work.Fd())
-	// First, so that it counts while it is being made.
+	// Write the cost first, so that the layer counts while it is being made.
 	cost, err := layerCost(dirfd, c)
 	if err != nil {
 		return err
@@ -313,7 +312,7 @@ func fill(work, storeDir *os.File, store closure.Store, c closure.Closure, o Opt
 	return setTimes(fd, "", unix.Timespec{Sec: 1})
 }
 
-// linksDir is where Nix keeps hard links of files that are the same.
+// linksDir is the directory in which Nix keeps hard links of identical files.
 const linksDir = ".links"
 
 func (o Options) makeLinks(storeDir int) error {
@@ -326,7 +325,7 @@ func (o Options) makeLinks(storeDir int) error {
 	return setTimes(storeDir, linksDir, unix.Timespec{Sec: 1})
 }
 
-// setXattr sets an attribute, and says what it means that it may not.
+// setXattr sets an attribute. If that is not permitted, the error explains why.
 func setXattr(fd int, name, value string) error {
 	err := unix.Fsetxattr(fd, name, []byte(value), 0)
 	if errors.Is(err, unix.EPERM) {
@@ -339,8 +338,8 @@ func setXattr(fd int, name, value string) error {
 	return os.NewSyscallError("fsetxattr "+name, err)
 }
 
-// fillPath makes the entry of one store path, with the attributes that the store
-// path has: those of a layer's entry are what the overlay shows.
+// fillPath makes the entry of one store path. The entry gets the attributes of the store
+// path, because the overlay shows the attributes of the entry.
 func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
 	name, dirfd := string(base), int(dir.Fd())
 	st, err := statPath(storeDir, base)
@@ -372,7 +371,8 @@ func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
 			return err
 		}
 	}
-	// Absolute: below the root of the lower layers, which is the store directory.
+	// The redirect is absolute: it starts at the root of the lower layers, which is the
+	// store directory.
 	if err := setXattr(fd, xattrRedirect, "/"+name); err != nil {
 		return err
 	}
@@ -387,11 +387,12 @@ func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
 	return setTimes(fd, "", st.Mtim)
 }
 
-// ErrMissing says that a store path that is registered has no file.
+// ErrMissing says that a registered store path has no file.
 var ErrMissing = errors.New("is registered, but not in the store; " +
 	"`nix-store --verify --check-contents --repair` mends the store")
 
-// statPath looks at a store path: a directory, a regular file or a symlink.
+// statPath returns the stat of a store path, which must be a directory, a regular file or
+// a symbolic link.
 func statPath(storeDir *os.File, base closure.BaseName) (st unix.Stat_t, _ error) {
 	err := unix.Fstatat(int(storeDir.Fd()), string(base), &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
@@ -407,8 +408,7 @@ func statPath(storeDir *os.File, base closure.BaseName) (st unix.Stat_t, _ error
 	return st, errors.New("neither a directory nor a regular file nor a symbolic link")
 }
 
-// copySymlink makes the same symbolic link in another directory, with the same
-// owner and time.
+// copySymlink copies a symbolic link to another directory, with its owner and time.
 func copySymlink(to, from int, name string, st *unix.Stat_t) error {
 	target, err := readlink(from, name)
 	if err != nil {
@@ -418,7 +418,7 @@ func copySymlink(to, from int, name string, st *unix.Stat_t) error {
 		return os.NewSyscallError("symlinkat", err)
 	}
 	err = unix.Fchownat(to, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
-	// EINVAL: the user namespace has no name for the owner.
+	// EINVAL: the user namespace has no mapping for the owner.
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return os.NewSyscallError("fchownat", err)
 	}
@@ -434,7 +434,7 @@ func readlink(dir int, name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// setTimes sets both times of name in a directory, or, where it is empty, of the
+// setTimes sets both times of name in a directory. If name is empty, it sets those of the
 // open file itself (utimensat(2) with AT_EMPTY_PATH, Linux 5.8).
 func setTimes(fd int, name string, t unix.Timespec) error {
 	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_EMPTY_PATH
@@ -444,8 +444,8 @@ func setTimes(fd int, name string, t unix.Timespec) error {
 	return nil
 }
 
-// upToDate tells whether a layer's entries have the attributes that the store
-// paths have now.
+// upToDate reports whether the entries of a layer have the current attributes of the
+// store paths.
 func upToDate(layer string, storeDir *os.File, c closure.Closure) (bool, error) {
 	dir, err := os.OpenFile(layer, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {

@@ -11,33 +11,31 @@ import (
 
 // View is a closure that can be attached to a directory.
 type View interface {
-	// Attach mounts the view on target, an open directory in the mount
-	// namespace of the calling thread. It is nosuid and nodev and, unless it is
-	// said to be writable, read-only, and mounts do not propagate into it or out
-	// of it. After an error something
-	// may be attached that is not the whole closure: the container must not
-	// start.
+	// Attach mounts the view on target, an open directory in the mount namespace of the
+	// calling thread. The mount is nosuid and nodev, and read-only unless the view is
+	// documented as writable. Mounts do not propagate into it or out of it. After an
+	// error, a part of the closure may be attached: the container must not start.
 	Attach(target *os.File) error
-	// Shows tells whether an open directory is the root of the view as Attach
-	// attached it.
+	// Shows reports whether an open directory is the root of the view as Attach attached
+	// it.
 	Shows(dir *os.File) (bool, error)
-	// Check looks whether the view shows what the closure has, where the kernel may not
-	// do what it was asked for: then it fails with ErrUnsupported.
+	// Check verifies that the view shows what the closure has, in case the kernel ignored
+	// what it was asked for. It fails with ErrUnsupported then.
 	Check(store closure.Store, c closure.Closure) error
-	// Close releases what was opened to make the view. What is attached stays.
+	// Close closes the files that were opened to make the view. Attached mounts stay.
 	Close() error
 }
 
-// Options say how a view looks.
+// Options describe the appearance of a view.
 type Options struct {
-	// Label is the SELinux label of everything in the view, for a confined
-	// container; empty: as the store has it. Only an overlay can.
+	// Label is the SELinux label of everything in the view, for a confined container;
+	// empty: the labels of the store. Only an overlay can set it.
 	Label string
-	// Listed: whether the store directory can be listed, and not only entered.
-	// It holds against processes without CAP_DAC_OVERRIDE over the host's root.
+	// Listed: whether the store directory can be listed, and not only entered. The
+	// restriction holds against processes without CAP_DAC_OVERRIDE over the host's root.
 	Listed bool
-	// Links: whether there is an empty directory .links, which is no store path.
-	// Nix cannot open a read-only store without it.
+	// Links: whether the view has an empty directory .links, which is not a store path.
+	// Without it Nix cannot open a read-only store.
 	Links bool
 }
 
@@ -49,11 +47,10 @@ func (o Options) labelled(options ...option) []option {
 	return options
 }
 
-// Owner is a user and a group, as the user namespace of the calling thread
-// numbers them.
+// Owner is a user and a group, in the numbers of the calling thread's user namespace.
 type Owner struct{ UID, GID int }
 
-// mode is the mode of a view's store directory.
+// mode returns the mode of a view's store directory.
 func (o Options) mode() uint32 {
 	if o.Listed {
 		return 0o555
@@ -61,6 +58,6 @@ func (o Options) mode() uint32 {
 	return 0o111
 }
 
-// ErrUnsupported is wrapped by errors that say that this kernel, these
-// privileges or this store cannot have an overlay view; a bind view may work.
+// ErrUnsupported is wrapped by errors that mean that an overlay view is impossible with
+// this kernel, these privileges or this store. A bind view may work.
 var ErrUnsupported = errors.New("an overlay cannot show the closure here")

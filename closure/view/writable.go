@@ -12,8 +12,8 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// writable is an overlay with an upper layer in memory: what the container adds,
-// changes or removes is there, and gone with the container.
+// writable is an overlay with an upper layer in memory. What the container adds, changes
+// or removes is in that layer, and ends with the container.
 type writable struct {
 	overlay
 	store   closure.Store
@@ -24,13 +24,13 @@ type writable struct {
 	owner   Owner
 }
 
-// NewWritable is NewOverlay with an upper layer, a tmpfs of a size in bytes of
-// which the store directory belongs to owner. Neither the layers nor the host's
-// store can be reached for writing: the kernel copies a file up before it lets
-// anybody write to it. The memory is the container's, whose processes write it.
+// NewWritable is NewOverlay with an upper layer: a tmpfs of size bytes, whose store
+// directory owner owns. The container cannot write to the layers or to the host's store,
+// because the kernel copies a file up before anybody can write to it. The memory counts
+// for the container, whose processes write it.
 //
-// It is made by Attach: the kernel takes a layer only where it is mounted, and
-// the tmpfs is mounted nowhere but, for a moment, on the target.
+// Attach makes the overlay: the kernel accepts an upper layer only if it is mounted, and
+// the tmpfs is mounted nowhere except, for a moment, on the target.
 func NewWritable(store closure.Store, c closure.Closure, l Layer, o Options, size int64, owner Owner) View {
 	return &writable{
 		overlay: overlay{writable: true}, store: store, closure: c, layer: l, options: o, size: size, owner: owner,
@@ -43,9 +43,9 @@ const (
 	work  = "work"
 )
 
-// Attach makes the overlay and attaches the layer's opaque directory. The
-// runtime directory and the store directory are found by name in the target's
-// mount namespace, which is the host's but for what the runtime mounted in the
+// Attach makes the overlay and attaches the layer's opaque directory. It finds the
+// runtime directory and the store directory by name in the target's mount namespace. That
+// namespace shows the host's files, except for what the runtime mounted in the
 // container's root.
 func (w *writable) Attach(target *os.File) (Err error) {
 	tmpfs, err := newSizedTmpfs(w.size, 0, 0o700, Options{})
@@ -69,16 +69,16 @@ func (w *writable) Attach(target *os.File) (Err error) {
 	if err := errors.Join(err, Detach(tmpfs)); err != nil {
 		return err
 	}
-	// The kernel does without what the upper layer's file system cannot do, and
-	// only says so in its log.
+	// The kernel drops features that the upper layer's file system does not support, and
+	// reports that only in its log.
 	if err := w.Check(w.store, w.closure); err != nil {
 		return err
 	}
 	return w.overlay.Attach(target)
 }
 
-// fill makes what overlay needs, and a store directory as Nix has it, but for
-// its owner. It covers the layer's, and merges with what is in that.
+// fill makes the directories that overlay needs, and a store directory with Nix's mode,
+// owned by owner. This directory covers the layer's and merges with its entries.
 func (w *writable) fill(tmpfs *os.File) error {
 	dir := int(tmpfs.Fd())
 	store := upper + "/" + shown
@@ -100,7 +100,7 @@ func (w *writable) fill(tmpfs *os.File) error {
 	return setTimes(dir, store, unix.Timespec{Sec: 1})
 }
 
-// Close releases what was opened, if Attach was called.
+// Close closes the open files, if Attach was called.
 func (w *writable) Close() error {
 	if w.mount == nil {
 		return nil

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Nix-closure-hook is the OCI hook. It is on every container's start path, so it
-// links no database, command line framework or protocol.
+// Nix-closure-hook is the OCI hook. It runs at every container's start, so it links no
+// database, command line framework or protocol.
 package main
 
 import (
@@ -19,19 +19,20 @@ import (
 const usage = `Usage: nix-closure-hook [--config FILE] [--engine NAME] [--annotation KEY=VALUE]... STAGE
 
 An OCI hook: gives a container with a nix-closure annotation exactly its closure
-in /nix/store, or keeps it from starting. Called by podman, CRI-O or an OCI
-runtime, which writes the container's state (for precreate: its config.json) to
-standard input.
+in /nix/store, or keeps it from starting. podman, CRI-O or an OCI runtime calls it,
+and writes the container's state (for precreate: its config.json) to standard
+input.
 
 STAGE is one of %s.
 
   --config FILE            the configuration, instead of %s
-  --engine NAME            who calls it, and so which annotations of pods are
-                           believed: podman, docker, containerd or cri-o
+  --engine NAME            the engine that calls the hook: podman, docker,
+                           containerd or cri-o; it decides which pod annotations
+                           are trusted
   --annotation KEY=VALUE   add to the container's annotations; may be repeated
   --version                print the version
 
-By hand, to see whether annotations and mounts are accepted:
+To check by hand whether annotations and mounts are accepted:
   echo '{"annotations":{"nix-closure/roots":"/nix/store/..."},"root":{"path":"rootfs"}}' |
       nix-closure-hook precreate
 `
@@ -56,14 +57,14 @@ func main() {
 	if err := hook.Run(call, os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		if call.Stage == "poststop" {
-			return // a container's removal never fails for this
+			return // this must not make a container's removal fail
 		}
 		os.Exit(1)
 	}
 }
 
-// parse reads the command line. Package flag costs more at start than the three
-// options are worth.
+// parse reads the command line. Package flag would cost more at start than three options
+// are worth.
 func parse(args []string) (hook.Call, error) {
 	call := hook.Call{Config: config.Path}
 	for len(args) > 1 {

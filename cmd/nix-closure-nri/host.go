@@ -12,15 +12,15 @@ import (
 	"github.com/nix-closure/nix-closure/internal/mntns"
 )
 
-// reexecInHostMountNamespace starts this program anew in the mount namespace of the host's first
-// process, where it must be installed under the same name. In that of a container
-// the sources of mounts are not what they are for the engine.
+// reexecInHostMountNamespace executes this program again in the mount namespace of the
+// host's process 1, where it must be installed under the same name. In a container's
+// mount namespace, the sources of mounts differ from what the engine sees.
 //
 // It needs the host's PID namespace, and CAP_SYS_ADMIN, CAP_SYS_CHROOT and
 // CAP_SYS_PTRACE (setns(2)).
 func reexecInHostMountNamespace() error {
 	if os.Getpid() == 1 {
-		return errors.New("this process is the first of its PID namespace, so that the host's is not in sight; " +
+		return errors.New("this process is process 1 of its PID namespace, so it cannot see the host's process 1; " +
 			"give the pod the host's PID namespace (hostPID: true)")
 	}
 	if same, err := mntns.Same("self", "1"); err != nil || same {

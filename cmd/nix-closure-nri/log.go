@@ -8,8 +8,8 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// nriLog puts what NRI's library logs into the log of this program, except its lines about
-// each step.
+// nriLog passes the warnings and errors of NRI's library to the log of this program. It
+// drops the library's lines about each step.
 type nriLog struct{ log *logrus.Logger }
 
 func (l nriLog) Debugf(context.Context, string, ...any) {}

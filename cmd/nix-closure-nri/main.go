@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Nix-closure-nri is an NRI plugin for containerd and CRI-O: it adds
-// nix-closure-hook to the containers that ask for a closure.
+// Nix-closure-nri is an NRI plugin for containerd and CRI-O. It adds nix-closure-hook to
+// containers that ask for a closure.
 package main
 
 import (
@@ -25,11 +25,11 @@ import (
 
 const usage = `Usage: nix-closure-nri [OPTION]...
 
-An NRI plugin for containerd and CRI-O: adds nix-closure-hook to the containers
-that have a nix-closure annotation, and takes out of their mounts what the closure
-takes the place of. A container with a mount that leaks the store is refused.
+An NRI plugin for containerd and CRI-O. It adds nix-closure-hook to containers that
+have a nix-closure annotation, and removes the mounts that the closure replaces. It
+refuses a container with a mount that leaks the store.
 
-It runs until SIGTERM, and connects again when the engine restarts.
+It runs until SIGTERM, and reconnects when the engine restarts.
 
 `
 
@@ -54,13 +54,13 @@ func run() int {
 	f.StringVar(&o.config, "config", config.Path, "the configuration, which the hook reads too")
 	f.StringVar(&o.hook, "hook", "", "absolute path of nix-closure-hook on the host (default: beside this program)")
 	f.StringVar(&o.socket, "socket", "/var/run/nri/nri.sock", "the engine's NRI socket")
-	f.StringVar(&o.name, "name", "nix-closure", "the plugin's name, as required_plugins has it")
-	f.StringVar(&o.index, "index", "90", "the plugin's place among others, two digits")
+	f.StringVar(&o.name, "name", "nix-closure", "the plugin's name, as in required_plugins")
+	f.StringVar(&o.index, "index", "90", "the plugin's position among plugins, two digits")
 	f.StringVar(&o.http, "http", "", "loopback address and port for /healthz and /metrics (default: none)")
 	f.StringVar(&o.gvisor, "gvisor", "runsc,gvisor", "runtime handlers that are gVisor, "+
-		"which takes the hook at another stage")
-	f.BoolVar(&o.host, "host", false, "run in the host's mount namespace: "+
-		"for a container with the host's PID namespace")
+		"which calls the hook at another stage")
+	f.BoolVar(&o.host, "host", false, "join the host's mount namespace, "+
+		"when run in a container with the host's PID namespace")
 	showVersion := f.Bool("version", false, "print the version")
 	f.Usage = func() {
 		_, _ = fmt.Fprint(f.Output(), usage)
@@ -123,9 +123,9 @@ func (o options) start() error {
 	return p.stay(ctx, o)
 }
 
-// stay connects, and again whenever the connection ends. To try costs next to nothing,
-// and an engine that is back and does not require the plugin starts containers without
-// it: so it is tried often.
+// stay connects to the engine, and reconnects whenever the connection ends. It retries
+// often: a try costs almost nothing, and an engine that has restarted and does not
+// require the plugin starts containers without it.
 func (p *plugin) stay(ctx context.Context, o options) error {
 	const shortest, longest = 50 * time.Millisecond, time.Second
 	pause := shortest

@@ -28,7 +28,7 @@ func newMetrics() *metrics {
 	}
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		seen:     counter("containers_seen_total", "Containers that the engine told of."),
+		seen:     counter("containers_seen_total", "Containers that the engine reported."),
 		adjusted: counter("containers_adjusted_total", "Containers that got the hook."),
 		refused:  counter("containers_refused_total", "Containers that were refused."),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -55,8 +55,8 @@ func (m *metrics) count(adjusted bool, err error, took time.Duration) {
 	}
 }
 
-// serve answers /healthz, which is well while the engine is connected, and
-// /metrics, on a loopback address: what is said there is for nobody outside.
+// serve answers /healthz, which is ok while the engine is connected, and /metrics. It
+// listens on a loopback address only, because the metrics are not for other hosts.
 func (p *plugin) serve(ctx context.Context, address string) (*http.Server, error) {
 	if at, err := netip.ParseAddrPort(address); err != nil || !at.Addr().IsLoopback() {
 		return nil, fmt.Errorf("--http %q: not a loopback address and a port, like 127.0.0.1:9440", address)
@@ -77,7 +77,7 @@ func (p *plugin) serve(ctx context.Context, address string) (*http.Server, error
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			p.log.WithField("error", err.Error()).Error("serving")
+			p.log.WithField("error", err.Error()).Error("HTTP server stopped")
 		}
 	}()
 	return server, nil

@@ -22,7 +22,7 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// plugin answers the engine.
+// plugin answers the engine's requests.
 type plugin struct {
 	config, hook string
 	gvisor       []string // runtime handlers
@@ -33,8 +33,7 @@ type plugin struct {
 	isCRIO       atomic.Bool // whether the engine is CRI-O, and not containerd
 }
 
-// Configure is told which engine this is. It asks for every event that there is a
-// method for.
+// Configure learns which engine this is. It subscribes to every event that has a method.
 //
 //nolint:unparam // NRI's interface
 func (p *plugin) Configure(_ context.Context, _, runtime, _ string) (api.EventMask, error) {
@@ -42,7 +41,7 @@ func (p *plugin) Configure(_ context.Context, _, runtime, _ string) (api.EventMa
 	return 0, nil
 }
 
-// engine is the one that the plugin is connected to.
+// engine is the engine that the plugin is connected to.
 func (p *plugin) engine() spec.Engine {
 	if p.isCRIO.Load() {
 		return spec.CRIO
@@ -50,13 +49,13 @@ func (p *plugin) engine() spec.Engine {
 	return spec.Containerd
 }
 
-// After the request's time, two seconds if nobody says otherwise, an engine makes the
-// container without the plugin. An answer takes some milliseconds, but for a mount
-// whose source is on a file system that does not answer: then the plugin refuses,
-// before the engine goes on.
+// answerTime bounds an answer. After the request timeout, two seconds by default, the
+// engine creates the container without the plugin. An answer takes some milliseconds,
+// unless the file system of a mount's source does not respond. In that case the plugin
+// refuses the container before the engine goes on.
 const answerTime = time.Second
 
-// watched is a connection that says when it has ended.
+// watched is a connection that calls end when reading fails.
 type watched struct {
 	net.Conn
 	end func() // may be called more than once
@@ -108,9 +107,9 @@ func (p *plugin) connect(ctx context.Context, o options) error {
 
 var errClosed = errors.New("the engine closed the connection")
 
-// Synchronize is told of all that is there when the plugin connects, before it is
-// asked about any container. What was started while it was away may run without the
-// closure that it asks for.
+// Synchronize learns of all existing containers when the plugin connects, before any
+// request about a container. Containers that started while the plugin was away may run
+// without the closure that they ask for.
 //
 //nolint:unparam // NRI's interface
 func (p *plugin) Synchronize(
@@ -129,27 +128,27 @@ func (p *plugin) Synchronize(
 		}
 		missing, err := hook.MissingView(p.config, p.engine(), c.GetId(), annotations)
 		if err != nil {
-			p.log.WithField("error", err.Error()).Error("looking for what has no closure")
+			p.log.WithField("error", err.Error()).Error("cannot check whether a running container has its closure")
 		}
 		if missing {
 			without++
 			p.log.WithFields(logrus.Fields{
 				"pod": pod.GetName(), "namespace": pod.GetNamespace(), "container": c.GetName(), "id": c.GetId(),
-			}).Warn("runs without the closure that it asks for: it was started while there was no plugin; remove it")
+			}).Warn("container runs without the closure that it asks for: it started while no plugin was connected; remove it")
 		}
 	}
 	p.metrics.without.Set(without)
 	p.connected.Store(true)
 	p.log.WithField("containers", len(containers)).Info("connected")
-	// The service manager, where there is one, is told (sd_notify(3)).
+	// Notify the service manager, if there is one (sd_notify(3)).
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		p.log.WithField("error", err.Error()).Warn("telling the service manager")
+		p.log.WithField("error", err.Error()).Warn("cannot notify the service manager")
 	}
 	return nil, nil
 }
 
-// CreateContainer says how a container is to be made. An error keeps the engine
-// from making it.
+// CreateContainer returns the adjustments for a new container. An error keeps the engine
+// from creating it.
 //
 //nolint:unparam // NRI's interface
 func (p *plugin) CreateContainer(
@@ -172,8 +171,8 @@ func (p *plugin) CreateContainer(
 	return a, nil, nil
 }
 
-// inTime calls f for a container of the pod, and waits for it as long as there is time to
-// answer.
+// inTime calls f for a container of the pod, and waits for the result while there is time
+// to answer.
 func (p *plugin) inTime(
 	ctx context.Context, pod *api.PodSandbox, f func() (*api.ContainerAdjustment, error),
 ) (*api.ContainerAdjustment, error) {
@@ -199,14 +198,15 @@ func (p *plugin) inTime(
 	case got := <-done:
 		return got.a, got.err
 	case <-time.After(limit):
-		return nil, fmt.Errorf("no answer in %v, for the file system of a mount's source does not answer, "+
-			"or this host is too busy", limit)
+		return nil, fmt.Errorf("no answer in %v: the file system of a mount's source does not answer, "+
+			"or this host is too busy; check the volumes", limit)
 	}
 }
 
-// annotationsOf is what a container asks for. What the engine passes on to the
-// container need not have what the pod's author wrote. Which container this is, the
-// engine says outside of the annotations, and that counts.
+// annotationsOf returns the annotations of a container. An engine may not pass the
+// annotations of the pod's author on to the container, so annotationsOf adds those. The
+// engine also reports the container's name and namespace outside the annotations, and
+// those override annotations.
 func annotationsOf(engine spec.Engine, pod *api.PodSandbox, c *api.Container) map[string]string {
 	annotations := maps.Clone(c.GetAnnotations())
 	if annotations == nil {
@@ -241,7 +241,7 @@ func (p *plugin) adjust(
 	}
 	isGVisor := slices.Contains(p.gvisor, pod.GetRuntimeHandler())
 	if isGVisor && (request.Mode == spec.ModeOverlay || request.Writable) {
-		// Of what the hook says, gVisor shows nothing.
+		// Refuse here, because gVisor does not show the hook's message.
 		return nil, errors.New("gVisor calls hooks in a user namespace, where the kernel makes no overlay that " +
 			"shows the closure; ask for mode bind or auto, and not for a writable store")
 	}
@@ -249,8 +249,8 @@ func (p *plugin) adjust(
 	for _, i := range replaced {
 		a.RemoveMount(mounts[i].Destination)
 	}
-	// The hook is to see what was looked at here: not all that an engine tells a
-	// plugin of is in config.json too.
+	// The hook must see the annotations that were checked here, but config.json does not
+	// have all of those that an engine passes to a plugin.
 	for key, value := range annotations {
 		if spec.Matters(key) {
 			a.AddAnnotation(key, value)

@@ -8,15 +8,15 @@ import (
 	"github.com/nix-closure/nix-closure/internal/commandline"
 )
 
-// arguments is what this program understands of a runtime's command line. The
-// command line itself is passed on as it is.
+// arguments is the part of a runtime's command line that this program understands. The
+// command line itself is passed on unchanged.
 type arguments struct{ commandline.Arguments }
 
 func parse(args []string) arguments { return arguments{commandline.Parse(args)} }
 
-// configFiles are the files that a runtime could take for the config.json, when the
-// command line is in doubt: the one in the current directory, and any that is named
-// by an argument, by what follows a `=`, or by what follows the letter for it.
+// configFiles returns the files that a runtime could take for config.json, if the command
+// line is in doubt: the one in the current directory, and every file named by an
+// argument, by the text after a `=`, or by the text after an option letter.
 func configFiles(args []string) []string {
 	const inBundle = "/config.json"
 	files := []string{"." + inBundle}
@@ -30,7 +30,7 @@ func configFiles(args []string) []string {
 		if inline {
 			files = append(files, value+inBundle)
 		}
-		if strings.HasPrefix(arg, "--conf") { // crun takes the beginning of a name for the name
+		if strings.HasPrefix(arg, "--conf") { // crun accepts abbreviated option names
 			if inline {
 				next = value
 			}

@@ -13,17 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// defaultPath is where a runtime is that is on no PATH.
+// defaultPath lists the directories of runtimes that are not on PATH.
 var defaultPath = []string{
 	"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin",
 }
 
 // choose returns the absolute path of the runtime for a command line.
 //
-// A container is made by the runtime that the configuration names, or not at all.
-// Commands on an existing container go to the runtime that created it: the other does
-// not know the container, and would remove what the first keeps of it. The creator also
-// stops a running container when the configuration cannot be read or names no runtime.
+// Only the runtime that the configuration names creates a container. Commands on an
+// existing container go to the runtime that created it: the other runtime does not know
+// the container, and would remove the first one's state. If the configuration cannot be
+// read or names no runtime, the runtime that created a container can still stop it.
 func (a arguments) choose(args []string, configured string) (string, error) {
 	if a.Makes {
 		return lookupRuntime(configured)
@@ -40,8 +40,8 @@ func (a arguments) choose(args []string, configured string) (string, error) {
 	return program, err
 }
 
-// madeBy returns runc or crun, if it is seen which of them keeps a container that one
-// of the arguments is the id of.
+// madeBy returns runc or crun, if one of the arguments is the ID of a container that this
+// runtime keeps.
 func (a arguments) madeBy(args []string) string {
 	for _, id := range args {
 		if id == "" || strings.HasPrefix(id, "-") || strings.HasPrefix(id, ".") || strings.Contains(id, "/") {
@@ -60,9 +60,9 @@ func (a arguments) madeBy(args []string) string {
 	return ""
 }
 
-// lookupRuntime returns the absolute path of the runtime with a name: by PATH, which is the
-// engine's and by which the engine would have found it, and then in the usual
-// places. This program itself is not taken for it, whatever it is called.
+// lookupRuntime returns the absolute path of the runtime with a name. It searches PATH
+// first, because the engine would have found the runtime there, and then the usual
+// places. It never returns this program itself, whatever its name is.
 func lookupRuntime(name string) (string, error) {
 	if filepath.IsAbs(name) {
 		if err := runnable(name); err != nil {
@@ -85,7 +85,7 @@ func lookupRuntime(name string) (string, error) {
 	return "", fmt.Errorf("runtime = %q: neither on PATH nor in the usual places; name it by its absolute path", name)
 }
 
-// runnable tells why a path is not another program's.
+// runnable returns an error if a path is not an executable file of another program.
 func runnable(path string) error {
 	st, err := os.Stat(path)
 	if err != nil {

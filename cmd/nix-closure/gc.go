@@ -20,24 +20,25 @@ func gcCommand(configPath *string) *cobra.Command {
 	var unused time.Duration
 	c := &cobra.Command{
 		Use:   "gc",
-		Short: "Remove what containers left that are gone",
-		Long: `Remove what containers left that are gone: records whose process has ended,
-with their GC roots, and views and registrations that no container uses. Nothing
-of a container that runs or is being prepared is removed, and nothing of the
-store: that is for nix-collect-garbage, which may take what had such a GC root.
+		Short: "Remove what ended containers left behind",
+		Long: `Remove what ended containers left behind: records whose process has ended, with
+their GC roots, and views and registrations that no container uses. It removes
+nothing of a container that runs or is being prepared. It removes nothing from
+the store: nix-collect-garbage does that, and may then delete paths that such a
+GC root protected.
 
-The hook does the same, some at a time, when containers start and end. By hand it
-is of use after many were killed, or to see what there is. It prints what it
-removes, a line each.`,
+The hook does the same in small steps when containers start and end. Run it by
+hand after many containers were killed, or to see what there is. It prints one
+line for each thing that it removes.`,
 		Example: `  nix-closure gc --dry-run
   nix-closure gc --unused-for 0s       # also what was used a moment ago
   nix-closure gc --json | jq '.records | length'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if unused < 0 {
-				return errors.New("--unused-for is less than nothing")
+				return errors.New("--unused-for is negative; give 0s or more")
 			}
-			// Also after an error, what was removed is said.
+			// Print what was removed, even after an error.
 			swept, err := sweep(cmd.Context(), *configPath, unused, dryRun)
 			if asJSON {
 				return errors.Join(err, json.NewEncoder(cmd.OutOrStdout()).Encode(swept))
@@ -60,8 +61,8 @@ removes, a line each.`,
 	}
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be removed, and remove nothing")
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with a list for each kind")
-	c.Flags().DurationVar(&unused, "unused-for", state.UnusedFor, "how long views and registrations stay that no "+
-		"container uses")
+	c.Flags().DurationVar(&unused, "unused-for", state.UnusedFor, "how long unused views and "+
+		"registrations stay")
 	return c
 }
 

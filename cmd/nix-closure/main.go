@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Nix-closure is the operator's command line. The hook calls it to read Nix's
+// Nix-closure is the command line tool of the operator. The hook calls it to read Nix's
 // database.
 package main
 
@@ -27,13 +27,14 @@ func run() int {
 	var configPath string
 	root := &cobra.Command{
 		Use:   "nix-closure",
-		Short: "Look after what containers with a nix-closure annotation see",
-		Long: `Look after what containers with a nix-closure annotation see.
+		Short: "Resolve closures for containers and clean up after them",
+		Long: `Resolve closures for containers with a nix-closure annotation, and clean up
+after them.
 
-The containers themselves are served by nix-closure-hook.
+nix-closure-hook serves the containers themselves.
 
-Exit status: 0, or 1 after an error, which is one line on standard error; 3 where
-that is a store path that is not valid.`,
+Exit status: 0; 1 after an error, which is one line on standard error; 3 if the
+error is a store path that is not valid.`,
 		Version:           version.Version,
 		SilenceUsage:      true,
 		SilenceErrors:     true,

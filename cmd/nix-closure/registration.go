@@ -18,8 +18,8 @@ import (
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
-// ensureRegistration makes the registration of a closure, if there is none or it
-// is out of date.
+// ensureRegistration makes the registration of a closure, if it is missing or out of
+// date.
 func ensureRegistration(
 	ctx context.Context, c config.Config, dir *state.Dir,
 	q closure.Query, res closure.Resolution, resolved closure.Closure,
@@ -53,15 +53,16 @@ func ensureRegistration(
 	if err := nixdb.WriteRegistration(ctx, dir.Registrations.Name()+"/"+temporary, c.Store(), infos); err != nil {
 		return err
 	}
-	// What changed since is newer than the file.
+	// The file gets the time at which reading began, so that later changes are newer than
+	// the file.
 	if err := dir.Registrations.Chtimes(temporary, began, began); err != nil {
 		return err
 	}
 	return dir.Registrations.Rename(temporary, name)
 }
 
-// registrationCost is about what the registration of a closure takes: a page for each
-// table and index, and the rows.
+// registrationCost estimates the cost of a closure's registration: a page for each table
+// and index, and the rows.
 func registrationCost(infos []closure.PathInfo) view.Cost {
 	const pages, row, reference = 64 << 10, 1 << 10, 64
 	cost := view.Cost{Inodes: 1, Bytes: view.InodeBytes + pages}
@@ -71,8 +72,8 @@ func registrationCost(infos []closure.PathInfo) view.Cost {
 	return cost
 }
 
-// pathInfos returns the registration of a closure: of what the closure-info lists that
-// was asked for, as that says; of everything else, as Nix does.
+// pathInfos returns the registration of a closure. If the query has a closure-info, paths
+// that it lists get the values from there. All other paths get Nix's values.
 func pathInfos(
 	ctx context.Context, c config.Config, q closure.Query, resolved closure.Closure,
 ) ([]closure.PathInfo, error) {
@@ -103,7 +104,8 @@ func pathInfos(
 	return closure.Restrict(resolved, all)
 }
 
-// nixInfos is what Nix's database says or, if that cannot be read, Nix's own program.
+// nixInfos returns the values from Nix's database, or from Nix's own program if the
+// database cannot be read.
 func nixInfos(ctx context.Context, c config.Config, resolved closure.Closure) ([]closure.PathInfo, error) {
 	if snapshot, err := nixdb.Open(ctx, c.Store()); err == nil {
 		defer func() { _ = snapshot.Close() }()

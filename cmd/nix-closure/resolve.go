@@ -25,11 +25,11 @@ func resolveCommand(configPath *string) *cobra.Command {
 		Use:   "resolve [--closure-info] STORE-PATH...",
 		Short: "Print the closure of store paths, as a container that asks for them sees it",
 		Long: `Print the closure of store paths, as a container that asks for them sees it:
-a store path a line, sorted.
+one store path per line, sorted.
 
-The closure is remembered, so that the first container with these roots starts
-as fast as the second. With --registration, so is the Nix database of it that a
-container with nix-closure/registration=true gets.`,
+The result is kept in the runtime directory, so that the first container with
+these roots starts as fast as the second. With --registration, the Nix database
+for a container with nix-closure/registration=true is kept too.`,
 		Example: `  nix-closure resolve /nix/store/…-hello-2.12
   nix-closure resolve --closure-info /nix/store/…-closure-info
   nix-closure resolve --json "$(readlink -f result)" | jq .paths`,
@@ -39,9 +39,9 @@ container with nix-closure/registration=true gets.`,
 		},
 	}
 	c.Flags().BoolVar(&o.info, "closure-info", false, "the first store path is the output of nixpkgs' closureInfo; "+
-		"others are added")
-	c.Flags().BoolVar(&o.registration, "registration", false, "make the registration too")
-	c.Flags().BoolVar(&o.asJSON, "json", false, "print the digest, the number of paths and what pins them")
+		"further store paths are added")
+	c.Flags().BoolVar(&o.registration, "registration", false, "make the registration as well")
+	c.Flags().BoolVar(&o.asJSON, "json", false, "print the digest, the number of paths and the paths to pin")
 	return c
 }
 
@@ -74,8 +74,8 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 	if err != nil {
 		return err
 	}
-	// What is remembered of closures takes room too. Where what is in use takes
-	// all of it, this is not the place to say so.
+	// The memo takes room too. If entries in use take all of it, this command is not the
+	// place to report that.
 	_, _ = dir.MakeRoom(ctx, view.Cost{})
 	if o.registration {
 		if err := ensureRegistration(ctx, c, dir, q, res, resolved); err != nil {
@@ -93,7 +93,7 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 	return nil
 }
 
-// askAndLoad is ask, and the closure. A sweep may take what is remembered of it
+// askAndLoad is ask, and loads the closure. It asks again if a sweep removes the memo
 // before it is loaded.
 func askAndLoad(
 	ctx context.Context, c config.Config, memo closure.Memo, q closure.Query,
@@ -111,7 +111,7 @@ func askAndLoad(
 	}
 }
 
-// ask asks Nix's database, or, where it cannot be read, Nix's own program.
+// ask asks Nix's database, or Nix's own program if the database cannot be read.
 func ask(ctx context.Context, c config.Config, memo closure.Memo, q closure.Query) (closure.Resolution, error) {
 	snapshot, unreadable := nixdb.Open(ctx, c.Store())
 	if unreadable == nil {
@@ -126,7 +126,7 @@ func ask(ctx context.Context, c config.Config, memo closure.Memo, q closure.Quer
 	var notValid *closure.NotValidError
 	var tooLarge *closure.TooLargeError
 	if err != nil && !errors.As(err, &notValid) && !errors.As(err, &tooLarge) {
-		err = fmt.Errorf("%w; nor does nix-store answer: %w", unreadable, err)
+		err = fmt.Errorf("%w; nix-store cannot answer either: %w", unreadable, err)
 	}
 	return res, err
 }

@@ -180,7 +180,7 @@ func badInputs(t *testing.T) []badInput {
 		// The host.
 		{name: "no database", annotations: roots(env), config: "state-dir = \"/nix/var/elsewhere\"\nnix-store = \"/nowhere/nix-store\"\n",
 			prepare: func(t *testing.T) { makeState(t, "/nix/var/elsewhere") },
-			want:    "resolving " + env + ": stat /nix/var/elsewhere/db/db.sqlite: no such file or directory; nor does nix-store answer: /nowhere/nix-store: fork/exec /nowhere/nix-store: no such file or directory"},
+			want:    "resolving " + env + ": stat /nix/var/elsewhere/db/db.sqlite: no such file or directory; nix-store cannot answer either: /nowhere/nix-store: fork/exec /nowhere/nix-store: no such file or directory"},
 		{name: "a database that is none", annotations: roots(env), config: "state-dir = \"/nix/var/broken\"\nnix-store = \"/bin/false\"\n",
 			prepare: func(t *testing.T) {
 				makeState(t, "/nix/var/broken")
@@ -188,7 +188,7 @@ func badInputs(t *testing.T) []badInput {
 					t.Fatal(err)
 				}
 			},
-			want: "resolving " + env + ": reading /nix/var/broken/db/db.sqlite: file is not a database (26); nor does nix-store answer: /bin/false: exit status 1"},
+			want: "resolving " + env + ": reading /nix/var/broken/db/db.sqlite: file is not a database (26); nix-store cannot answer either: /bin/false: exit status 1"},
 		{name: "a runtime directory that others can write", annotations: roots(env), config: "runtime-dir = \"/run/open\"\n",
 			prepare: func(t *testing.T) {
 				if err := os.MkdirAll("/run/open", 0o755); err != nil {
