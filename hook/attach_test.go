@@ -14,8 +14,8 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// The container's process is known by its start too, also a sandbox's: its number may be
-// another process's meanwhile.
+// The container's process, also a sandbox's, is identified by its start time too, because
+// another process may have its PID meanwhile.
 func TestAttachToAnEndedProcess(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("makes a mount namespace")
@@ -37,7 +37,7 @@ func TestAttachToAnEndedProcess(t *testing.T) {
 			},
 			bundle: spec.Config{Root: "/no/root"}, pidStart: c.start, inspected: &inspected{host: &spec.Host{}},
 		}
-		// The thread joins another namespace, and goes with its goroutine.
+		// The thread joins another namespace and ends with its goroutine.
 		failed := make(chan error)
 		go func() { failed <- sandbox.isolateSandbox() }()
 		if err := <-failed; err == nil || strings.Contains(err.Error(), "has ended meanwhile") != c.ended {

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// installation is a bundle, and a hook, for Install.
+// installation is a bundle and a hook for AddHooks.
 type installation struct {
 	host
 	bundle, file, program string
@@ -30,7 +30,7 @@ func newInstallation(t *testing.T) installation {
 	return i
 }
 
-// configOf is the text of a config.json.
+// configOf returns the text of a config.json.
 func (i installation) configOf(annotations, mounts, hooks string) string {
 	return fmt.Sprintf(`{"root":{"path":"r"},"large":18446744073709551615,"annotations":{%s},"mounts":[%s],"hooks":{%s}}`, annotations, mounts, hooks)
 }
@@ -39,8 +39,8 @@ func (i installation) roots() string {
 	return fmt.Sprintf(`"nix-closure/roots":%q`, i.store.Path(named("hello")))
 }
 
-// installed is what Install is to make of configOf, with the hooks of a stage, the
-// stage's name and a colon before them.
+// installed is the text that AddHooks must make of configOf: with the hooks of a stage,
+// the stage's name and a colon before them.
 func (i installation) installed(annotations, mounts string, others ...string) string {
 	own := func(stage string) string {
 		entries := fmt.Sprintf(`{"path":%q,"args":["nix-closure-hook",%q],"env":["LC_ALL=C"]}`, i.program, stage)
@@ -55,7 +55,8 @@ func (i installation) installed(annotations, mounts string, others ...string) st
 		annotations, own("createRuntime"), own("poststop"), mounts) + "\n"
 }
 
-// identity is what changes when a file is written or replaced.
+// identity is the part of a file's stat that changes when the file is written or
+// replaced.
 func identity(t *testing.T, path string) unix.Stat_t {
 	t.Helper()
 	var st unix.Stat_t
@@ -64,7 +65,7 @@ func identity(t *testing.T, path string) unix.Stat_t {
 	return st
 }
 
-// only fails if there is more in the bundle than its config.json.
+// only fails if the bundle has more than its config.json.
 func (i installation) only(t *testing.T) {
 	t.Helper()
 	entries, err := os.ReadDir(i.bundle)
@@ -109,7 +110,7 @@ func TestAddHooks(t *testing.T) {
 		if before.Ino == after.Ino {
 			t.Errorf("%s: written to in its place", c.name)
 		}
-		// Create after a create that failed.
+		// A create after a failed create.
 		must(t, AddHooks(i.config, "web", i.bundle, i.program))
 		if again, err := os.ReadFile(i.file); err != nil || !bytes.Equal(again, text) {
 			t.Errorf("%s: a second time:\n%s%v", c.name, again, err)
@@ -123,7 +124,8 @@ func TestAddHooks(t *testing.T) {
 	}
 }
 
-// A container that asks for nothing is left alone, whatever state the host is in.
+// AddHooks changes nothing for a container that asks for nothing, whatever state the host
+// is in.
 func TestAddHooksNothing(t *testing.T) {
 	i := newInstallation(t)
 	for name, in := range map[string]string{
@@ -139,7 +141,7 @@ func TestAddHooksNothing(t *testing.T) {
 		}
 		i.only(t)
 	}
-	// What no runtime can read is for the runtime to say.
+	// The runtime reports a config.json that no runtime can read.
 	loop := i.dir + "/loop"
 	must(t, os.Symlink("loop", loop), os.Mkdir(i.dir+"/empty", 0o755), os.MkdirAll(i.dir+"/odd/config.json", 0o755))
 	for _, bundle := range []string{i.dir + "/nowhere", i.file, loop, i.dir + "/empty", i.dir + "/odd", i.dir + "/" + strings.Repeat("x", 300), strings.Repeat("/x", 3000)} {
@@ -149,7 +151,7 @@ func TestAddHooksNothing(t *testing.T) {
 	}
 }
 
-// A pod's sandbox gets no closure, and the hook, which looks at its mounts.
+// A pod's sandbox gets no closure, but it gets the hook, which checks its mounts.
 func TestAddHooksSandbox(t *testing.T) {
 	i := newInstallation(t)
 	sandbox := i.roots() + `,"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"web"`
@@ -164,7 +166,7 @@ func TestAddHooksSandbox(t *testing.T) {
 	}
 }
 
-// A container that is refused has its config.json as it was, and nothing beside it.
+// For a refused container, config.json is unchanged and nothing is beside it.
 func TestAddHooksRefuses(t *testing.T) {
 	i := newInstallation(t)
 	broken := i.dir + "/broken.toml"
@@ -202,7 +204,7 @@ func TestAddHooksRefuses(t *testing.T) {
 			t.Errorf("%s: not refused", c.name)
 			continue
 		}
-		// Where the caller has not named the container yet, it does.
+		// Failure adds the container's name if the error lacks it.
 		err = Failure("web", "", err)
 		if want := "nix-closure: container web: " + c.want; !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s:\n%v\nwant\n%s", c.name, err, want)
@@ -212,7 +214,7 @@ func TestAddHooksRefuses(t *testing.T) {
 		}
 		i.only(t)
 	}
-	// What is read of a pipe is gone from it.
+	// Data read from a pipe is gone for the runtime.
 	must(t, os.Remove(i.file), unix.Mkfifo(i.file, 0o600))
 	if err := AddHooks(i.config, "web", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "config.json: not a regular file") {
 		t.Errorf("a pipe: %v", err)
@@ -224,7 +226,7 @@ func TestAddHooksRefuses(t *testing.T) {
 	}
 }
 
-// The bundle is what the kernel takes it for, as it is for the runtime.
+// The bundle path is resolved by the kernel, as the runtime does.
 func TestAddHooksPaths(t *testing.T) {
 	i := newInstallation(t)
 	good := i.configOf(i.roots(), "", "")
@@ -241,7 +243,8 @@ func TestAddHooksPaths(t *testing.T) {
 		{i.dir + "/link", i.file},
 		{"../link/.", i.file},
 		{fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), i.file},
-		// Not the bundle, as a path is cleaned, but the directory that below is in.
+		// This is not the bundle of the cleaned path, but the directory that contains
+		// below.
 		{i.bundle + "/inside/..", i.dir + "/elsewhere/config.json"},
 		{"../link/inside/..", i.dir + "/elsewhere/config.json"},
 		{"", i.dir + "/elsewhere/config.json"},
@@ -264,7 +267,7 @@ func TestAddHooksPaths(t *testing.T) {
 			}
 		}
 	}
-	// What a link leads to may be of another container too.
+	// The target of a link may belong to another container too.
 	must(t, os.Rename(i.file, i.dir+"/shared.json"), os.WriteFile(i.dir+"/shared.json", []byte(good), 0o640), os.Symlink("../shared.json", i.file))
 	must(t, AddHooks(i.config, "web", i.bundle, i.program))
 	if st, err := os.Lstat(i.file); err != nil || st.Mode() != 0o600 {
@@ -278,14 +281,14 @@ func TestAddHooksPaths(t *testing.T) {
 	}
 }
 
-// A user that may not give the file its owner leaves it as it is, and no temporary
-// file.
+// If the user may not set the owner of the file, the file stays unchanged and no
+// temporary file is left.
 func TestAddHooksOfAnother(t *testing.T) {
 	i := newInstallation(t)
 	must(t, os.WriteFile(i.file, []byte(i.configOf(i.roots(), "", "")), 0o644), os.Chmod(i.config, 0o644),
 		os.Chmod(i.dir, 0o755), os.Chmod(filepath.Dir(i.dir), 0o755), os.Chown(i.bundle, 65534, 0))
 	before := identity(t, i.file)
-	// Of this thread alone, with the power over files.
+	// This changes the user of this thread only, including its file access.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	_, err := unix.SetfsuidRetUid(65534)
@@ -302,7 +305,7 @@ func TestAddHooksOfAnother(t *testing.T) {
 	i.only(t)
 }
 
-// Who reads the file at any time sees the old one or the new one.
+// A reader sees the old file or the new file at any time.
 func TestAddHooksIsAtomic(t *testing.T) {
 	i := newInstallation(t)
 	pad := fmt.Sprintf(`,"pad":%q`, strings.Repeat("x", 1<<16))

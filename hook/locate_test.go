@@ -12,11 +12,11 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// lost is a container whose runtime says that its bundle is /. Of its strings, @ is
+// lost is a container whose runtime reports / as its bundle. In its strings, @ stands for
 // the test's directory.
 type lost struct {
 	line    string // the runtime's command line
-	its     string // that of the container's process; empty: the same
+	its     string // the command line of the container's process; empty: the same
 	environ string
 	config  string // in @/root/web
 	mode    os.FileMode
@@ -30,7 +30,7 @@ func newLost() lost {
 	return lost{line: lostLine, config: `{"annotations":{"nix-closure/roots":"a"}}`, mode: 0o700, dirMode: 0o755}
 }
 
-// locate makes the processes 7, the runtime, and 8, and has the container located.
+// locate makes the processes 7 (the runtime) and 8, and calls locate for the container.
 func (l lost) locate(t *testing.T, dir string) (located, error) {
 	t.Helper()
 	processes, before := dir+"/proc", proc.Dir
@@ -58,7 +58,7 @@ func (l lost) locate(t *testing.T, dir string) (located, error) {
 	}, 7)
 }
 
-// Where crun has lost the bundle, its own copy of config.json counts.
+// If crun has lost the bundle, its own copy of config.json counts.
 func TestLocate(t *testing.T) {
 	dir := t.TempDir()
 	want := located{bundle: dir + "/bundle", config: dir + "/root/web/config.json", stated: "/"}
@@ -81,7 +81,7 @@ func TestLocate(t *testing.T) {
 	if got, err := l.locate(t, dir); err != nil || got != want {
 		t.Errorf("without --root: %+v, %v, want %+v", got, err, want)
 	}
-	// What is not lost is believed, and nothing is looked at.
+	// A bundle that is not lost is trusted, and nothing is checked.
 	for _, bundle := range []string{"/b", "/b/../c", "//"} {
 		got, err := locate(Call{}, spec.State{ID: "web", Pid: 1 << 30, Bundle: bundle}, 1<<30)
 		if err != nil && bundle != "//" || got.bundle != bundle || got.config != filepath.Join(bundle, "config.json") {
@@ -90,8 +90,7 @@ func TestLocate(t *testing.T) {
 	}
 }
 
-// The annotations that the hook was called with are in the state, and not in
-// config.json.
+// The annotations of the call are in the state, but not in config.json.
 func TestLocateWithAnnotations(t *testing.T) {
 	dir := t.TempDir()
 	l := newLost()
@@ -110,7 +109,8 @@ func TestLocateWithAnnotations(t *testing.T) {
 	}
 }
 
-// What may be another container's, or may have been written by one, is refused.
+// Files that may belong to another container, or that a container may have written, are
+// refused.
 func TestLocateRefuses(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -162,7 +162,7 @@ func TestLocateRefuses(t *testing.T) {
 	}
 }
 
-// A link in the runtime's directory leads nowhere.
+// A link in the runtime's directory is not followed.
 func TestLocateLink(t *testing.T) {
 	dir := t.TempDir()
 	l := newLost()

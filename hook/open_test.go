@@ -18,7 +18,7 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// descriptors are how many files this process has open.
+// descriptors returns how many files this process has open.
 func descriptors(t *testing.T) int {
 	t.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
@@ -26,11 +26,10 @@ func descriptors(t *testing.T) int {
 	return len(all)
 }
 
-// A process that lives long, such as the NRI plugin, keeps nothing open of what it
-// looked at.
+// A long-lived process, such as the NRI plugin, keeps no file open after a check.
 func TestNothingStaysOpen(t *testing.T) {
 	h := newHost(t)
-	runtime.GC() // and what a test before this one left
+	runtime.GC() // closes what an earlier test left
 	annotations := map[string]string{"nix-closure/roots": h.store.Path(named("hello"))}
 	began, err := proc.StartTime(os.Getpid())
 	must(t, err)
@@ -66,7 +65,7 @@ func TestNothingStaysOpen(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			must(t, c.call()) // what is opened once for all may stay
+			must(t, c.call()) // files that are opened only once may stay open
 			before := descriptors(t)
 			for range 50 {
 				must(t, c.call())

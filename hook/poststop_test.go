@@ -26,7 +26,7 @@ func (h host) record(t *testing.T, r state.Record) {
 
 func (h host) recordFile(id string) string { return h.dir + "/run/containers/" + id + ".json" }
 
-// there tells whether a container's record and GC roots are.
+// there reports whether a container's record and GC roots exist.
 func (h host) there(t *testing.T, id string) bool {
 	t.Helper()
 	_, record := os.Lstat(h.recordFile(id))
@@ -61,8 +61,8 @@ func TestPoststop(t *testing.T) {
 		}
 		h.record(t, r)
 	}
-	const annotation = "nix-closure/anything" // of a version that this one is not
-	stop("web", "/b", annotation)             // before there is anything
+	const annotation = "nix-closure/anything" // of another version
+	stop("web", "/b", annotation)             // before anything exists
 	make("web", "/b")
 	make("db", "/b2")
 	stop("web", "/b", "other")
@@ -88,7 +88,7 @@ func TestPoststop(t *testing.T) {
 	if !there("db") {
 		t.Error("another container was forgotten")
 	}
-	// A host on which it cannot work does not keep a container from being removed.
+	// A broken host does not keep a container from being removed.
 	make("web", "/b")
 	must(t, os.Chmod(h.dir+"/run", 0o755))
 	stop("web", "/b", annotation)
@@ -97,8 +97,8 @@ func TestPoststop(t *testing.T) {
 	}
 }
 
-// GC roots without a record may be those of another runtime directory on the same
-// store: poststop leaves them alone.
+// GC roots without a record may belong to another runtime directory on the same store:
+// poststop keeps them.
 func TestPoststopWithoutRecord(t *testing.T) {
 	h := newHost(t)
 	must(t, h.store.GCRoots().Add(h.store, "web", []closure.BaseName{named("hello")}))
@@ -108,7 +108,7 @@ func TestPoststopWithoutRecord(t *testing.T) {
 	}
 }
 
-// A record that nobody can tell whose it is is kept, and the log names it.
+// poststop keeps a record of an unknown container, and the log names it.
 func TestPoststopKeeps(t *testing.T) {
 	unknown := func(text string) func(t *testing.T, h host) {
 		return func(t *testing.T, h host) {
@@ -152,8 +152,8 @@ func TestPoststopKeeps(t *testing.T) {
 	}
 }
 
-// Where the runtime says that a container without a PID namespace has ended, it has
-// ended the other processes too.
+// If the runtime reports the end of a container without a PID namespace, it has ended the
+// other processes too.
 func TestPoststopSharedPID(t *testing.T) {
 	h := newHost(t)
 	bundle := t.TempDir()

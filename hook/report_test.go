@@ -24,12 +24,12 @@ func TestLog(t *testing.T) {
 	if st, err := os.Stat(h.dir + "/log"); err != nil || st.Mode() != 0o600 {
 		t.Errorf("%v, %v", st.Mode(), err)
 	}
-	// Without a place to write to, containers start all the same.
+	// Containers start even if the log cannot be written.
 	newLog(h.dir+"/nowhere/log", "createRuntime", "web").Error("lost")
 	newLog(h.dir, "createRuntime", "web").Error("lost")
 }
 
-// A log that has become too large is set aside once, and begun anew.
+// A log that has become too large is renamed once, and a new one begins.
 func TestLogIsBounded(t *testing.T) {
 	h := newHost(t)
 	path := h.dir + "/log"
@@ -38,7 +38,7 @@ func TestLogIsBounded(t *testing.T) {
 	if _, err := os.Lstat(path + oldLog); err == nil {
 		t.Error("a log that is not too large was renamed")
 	}
-	// What is in the place of the older log is replaced, and no link is followed.
+	// The file with the older log's name is replaced, and no link is followed.
 	must(t, os.Symlink(h.config, path+oldLog))
 	for range 2 {
 		newLog(path, "createRuntime", "web").Info("anew")
@@ -55,7 +55,7 @@ func TestLogIsBounded(t *testing.T) {
 		t.Errorf("the older log is another: %v", err)
 	}
 
-	// Where it cannot be renamed it grows.
+	// A log that cannot be renamed grows.
 	must(t, os.Remove(path+oldLog), os.Mkdir(path+oldLog, 0o700), os.Truncate(path, maxLog+1))
 	newLog(path, "createRuntime", "web").Info("grows")
 	if st, err := os.Lstat(path); err != nil || st.Size() <= maxLog+1 {
@@ -63,7 +63,7 @@ func TestLogIsBounded(t *testing.T) {
 	}
 }
 
-// Of many hooks that find the log too large, one renames it. No line is lost.
+// Many hooks find the log too large; one renames it. No line is lost.
 func TestLogIsBoundedAtOnce(t *testing.T) {
 	const most, writers, rounds = 4096, 64, 100
 	path := t.TempDir() + "/log"
@@ -105,7 +105,7 @@ func TestLogIsBoundedAtOnce(t *testing.T) {
 	}
 }
 
-// Another user's link is not followed, this user's own is.
+// Another user's link is not followed; this user's own link is.
 func TestLogIsALink(t *testing.T) {
 	dir := t.TempDir()
 	path, target := dir+"/log", dir+"/target"

@@ -30,7 +30,7 @@ func named(name string) closure.BaseName {
 	return closure.BaseName(strings.Repeat("0", 32) + "-" + name)
 }
 
-// host is a host below a directory, with a configuration that says so.
+// host is a host in a directory, with a configuration for that directory.
 type host struct {
 	dir, config string
 	store       closure.Store
@@ -47,7 +47,7 @@ func newHost(t *testing.T) host {
 	return h
 }
 
-// log is what is in the log file, by line.
+// log returns the lines of the log file.
 func (h host) log(t *testing.T) []map[string]any {
 	t.Helper()
 	text, err := os.ReadFile(h.dir + "/log")
@@ -99,7 +99,7 @@ func TestOneLine(t *testing.T) {
 	}
 }
 
-// A container without an annotation is left alone, whatever state the host is in.
+// Run does nothing for a container without an annotation, whatever state the host is in.
 func TestNotAnnotated(t *testing.T) {
 	dir := t.TempDir()
 	for _, stage := range Stages {
@@ -217,7 +217,7 @@ func TestPrecreate(t *testing.T) {
 		if (err == nil) != (c.err == "") || err != nil && (!strings.HasPrefix(err.Error(), c.err) || strings.Contains(err.Error(), "\n")) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.err)
 		}
-		// Of a container that is refused, nothing may look like a config.json.
+		// For a refused container, the output must not look like a config.json.
 		if out.String() != c.want {
 			t.Errorf("%s: wrote\n%s\nwant\n%s", c.name, &out, c.want)
 		}
@@ -249,7 +249,7 @@ func TestAsked(t *testing.T) {
 	}
 }
 
-// The hook is on every container's start path.
+// The hook runs at every container's start, so it links few packages.
 func TestLinksNoDatabase(t *testing.T) {
 	cmd := exec.Command("go", "list", "-deps", "../cmd/nix-closure-hook")
 	cmd.Stderr = os.Stderr
@@ -269,7 +269,7 @@ func TestLinksNoDatabase(t *testing.T) {
 	}
 }
 
-// What the call adds counts as the container's own, and takes the place of nothing.
+// Annotations that the call adds count as the container's own, and override none.
 func TestCallAnnotations(t *testing.T) {
 	h := newHost(t)
 	roots := h.store.Path(named("hello"))

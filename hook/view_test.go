@@ -13,7 +13,7 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// What the container's user is called outside of the container.
+// The container's user has other numbers outside the container.
 func TestContainerOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("must be root, to map users")
@@ -53,7 +53,7 @@ func TestContainerOwner(t *testing.T) {
 
 const waits = "NIX_CLOSURE_TEST_WAITS"
 
-// TestWaits is a process for TestContainerOwner to look at.
+// TestWaits is the process that TestContainerOwner inspects.
 func TestWaits(*testing.T) {
 	if os.Getenv(waits) != "" {
 		_, _ = os.Stdin.Read(make([]byte, 1))
@@ -70,7 +70,7 @@ func TestWritableSize(t *testing.T) {
 		{0, -1, 1 << 30},
 		{0, 256 << 20, 128 << 20},
 		{0, 64 << 30, 32 << 30},
-		{0, 9223372036854771712, 1 << 30}, // cgroup's way to say none
+		{0, 9223372036854771712, 1 << 30}, // no limit, as cgroup writes it
 		{4096, 0, 4096},
 		{4096, 256 << 20, 4096},
 	} {

@@ -21,7 +21,7 @@ import (
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
-// Many containers with one closure start at once: one builds.
+// Many containers with one closure start at once: one of them makes the layer.
 func TestOneLayer(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -41,7 +41,7 @@ func TestOneLayer(t *testing.T) {
 				t.Errorf("%q, %v", layer.path, err)
 				return
 			}
-			// It is whole for whoever has it.
+			// The layer is complete for every container that has it.
 			if got := list(t, layer.path+"/"+shown); !slices.Equal(got, c.Names) {
 				t.Errorf("half a layer: %d names", len(got))
 			}
@@ -61,8 +61,8 @@ func TestOneLayer(t *testing.T) {
 	}
 }
 
-// events reads what inotify saw: the names that something was renamed to, and
-// those that were removed.
+// events returns what inotify saw: names that something was renamed to, and names that
+// were removed.
 func events(t *testing.T, watch int) (moved, deleted []string) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
@@ -85,7 +85,7 @@ func events(t *testing.T, watch int) (moved, deleted []string) {
 	}
 }
 
-// A second container takes the layer as it is.
+// A second container uses the existing layer.
 func TestLayerIsKept(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -117,7 +117,7 @@ func TestLayerIsKept(t *testing.T) {
 	}
 }
 
-// A builder that was killed leaves what it made aside.
+// A killed builder leaves a half-made layer under its temporary name.
 func TestLeftovers(t *testing.T) {
 	for _, l := range []struct {
 		name string
@@ -158,7 +158,7 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// Who holds the lock is waited for, and what it made is taken.
+// A process waits for the holder of the lock, and uses its layer.
 func TestWaitForTheBuilder(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -197,8 +197,8 @@ func TestWaitForTheBuilder(t *testing.T) {
 	}
 }
 
-// A builder that was stopped keeps nobody from starting, and does no harm when it
-// goes on.
+// A stopped builder keeps no other process from starting, and does no harm when it
+// continues.
 func TestStoppedBuilder(t *testing.T) {
 	defer func(d time.Duration) { builderTimeout = d }(builderTimeout)
 	builderTimeout = 50 * time.Millisecond
@@ -252,7 +252,7 @@ func TestStoppedBuilder(t *testing.T) {
 	}
 }
 
-// What nobody finishes has no lock, and nobody goes on with it while it has one.
+// An abandoned layer has no lock, and nobody continues a layer while its lock is held.
 func TestLockAbandoned(t *testing.T) {
 	h := newHost(t)
 	for _, name := range []string{"a", "a.new", "a.X.new", "a.stale.X"} {
@@ -272,7 +272,7 @@ func TestLockAbandoned(t *testing.T) {
 	if _, ok := LockAbandoned(h.views, "nothing.new"); ok {
 		t.Error("what is not there")
 	}
-	// A builder that comes meanwhile makes another.
+	// A builder that comes meanwhile makes another layer.
 	release, ok := LockAbandoned(h.views, "a.new")
 	builder := make(chan *os.File)
 	go func() {
@@ -291,7 +291,7 @@ func TestLockAbandoned(t *testing.T) {
 	}
 }
 
-// A layer says what it takes of its file system, and that is not less than it does.
+// A layer states its cost, which is not less than what it takes of its file system.
 func TestLayerCost(t *testing.T) {
 	for _, kind := range []string{"tmpfs", "the file system of the tests"} {
 		h := newHost(t)
@@ -319,12 +319,12 @@ func TestLayerCost(t *testing.T) {
 		if got.Inodes != want.Inodes || got.Bytes < want.Inodes*InodeBytes || got.Bytes > 2*want.Bytes {
 			t.Errorf("%s: costs %v, and %v was expected", kind, got, want)
 		}
-		if kind == "tmpfs" { // where nobody else is
+		if kind == "tmpfs" { // no other process uses it
 			if used := int64(before.Ffree) - int64(after.Ffree); used > got.Inodes || used < got.Inodes/2 {
 				t.Errorf("takes %d inodes, and says %v", used, got)
 			}
 		}
-		// One of an earlier version does not say.
+		// A layer of an earlier version does not state its cost.
 		must(t, os.Remove(h.dir+"/views/"+c.Digest()+"/"+sizeLink))
 		if old := CostOf(h.views, c.Digest()); old.Inodes < 500 || old.Bytes < 500*InodeBytes {
 			t.Errorf("%s: without the link: %v", kind, old)
@@ -339,7 +339,7 @@ func TestStaleLayer(t *testing.T) {
 	for _, s := range []struct {
 		name   string
 		change func(t *testing.T, h host)
-		same   bool // the layer is still right
+		same   bool // the layer is still valid
 	}{
 		{"nothing", func(*testing.T, host) {}, true},
 		{"the files below a store path", func(t *testing.T, h host) {
@@ -365,7 +365,7 @@ func TestStaleLayer(t *testing.T) {
 		}, false},
 		{"a link leads elsewhere", func(t *testing.T, h host) {
 			must(t, os.Remove(path(h, "relative-link")))
-			// Of the same length.
+			// The text has the same length.
 			h.link(t, string(named("relative-link")), strings.Replace(string(named("file")), "0", "1", 1))
 		}, false},
 		{"the layer lost a path", func(t *testing.T, h host) {
@@ -398,7 +398,7 @@ func TestStaleLayer(t *testing.T) {
 	}
 }
 
-// A path that is gone from the store is an error also where there is a layer.
+// A path that is missing in the store is an error, even if there is a layer.
 func TestLayerOfAMissingPath(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -409,8 +409,8 @@ func TestLayerOfAMissingPath(t *testing.T) {
 	}
 }
 
-// The kernel ignores attributes of overlay where a module parameter says so.
-// What is shown then has no content, and is found out before it is attached.
+// The kernel ignores attributes of overlay if a module parameter says so. The view then
+// has no content, which Check finds before the view is attached.
 func TestCheck(t *testing.T) {
 	for _, k := range []struct {
 		name   string
@@ -440,7 +440,7 @@ func TestCheck(t *testing.T) {
 		}
 		must(t, v.Close())
 	}
-	// Nothing to be checked of a bind view.
+	// A bind view needs no check.
 	h := newHost(t)
 	v, err := NewBind(h.store, closure.New(h.store, nil), listed)
 	must(t, err, v.Check(h.store, closure.New(h.store, []closure.BaseName{named("missing")})), v.Close())

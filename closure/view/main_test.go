@@ -23,8 +23,8 @@ import (
 // inside tells the child of TestMain that its mount namespace is its own.
 const inside = "NIX_CLOSURE_TEST_NAMESPACE"
 
-// TestMain runs the tests in a mount namespace of their own, so that none of
-// their mounts is ever in the host's.
+// TestMain runs the tests in their own mount namespace, so that none of their mounts is
+// ever in the host's.
 func TestMain(m *testing.M) {
 	if os.Getenv(inside) != "" {
 		os.Exit(m.Run())
@@ -82,7 +82,7 @@ func newHost(t *testing.T) host {
 	return host{closure.Store{Dir: dir + "/store", StateDir: dir + "/var"}, views, dir}
 }
 
-// built is when Nix says that everything was made.
+// built is the time that Nix gives to every file.
 var built = time.Unix(1, 0)
 
 // file makes a file below the store directory as Nix leaves it.
@@ -92,8 +92,8 @@ func (h host) file(t *testing.T, path, text string, mode os.FileMode) {
 	must(t, os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), mode), os.Chmod(path, mode), os.Chtimes(path, built, built))
 }
 
-// directory gives a directory below the store directory its mode and time, after
-// what is in it was made.
+// directory sets the mode and time of a directory below the store directory. Call it
+// after making the directory's contents.
 func (h host) directory(t *testing.T, path string, mode os.FileMode) {
 	t.Helper()
 	path = h.store.Dir + "/" + path
@@ -151,12 +151,12 @@ func (h host) fill(t *testing.T) closure.Closure {
 	h.file(t, path(strings.Repeat("n", 211)), "long", 0o444)
 	h.directory(t, path("..dots"), 0o555)
 
-	// Not of the closure.
+	// These are not in the closure.
 	h.file(t, string(named("foreign"))+"/secret", "secret", 0o444)
 	h.file(t, string(named("file"))+".lock", "", 0o600)
 	h.file(t, ".links/0123", "a file\n", 0o444)
 	h.link(t, string(named("foreign-link")), "/etc")
-	// Of the name that the layer's own directory has.
+	// This has the same name as the layer's own directory.
 	h.file(t, shown+"/"+string(named("foreign"))+"/secret", "secret", 0o444)
 	return closure.New(h.store, names)
 }
@@ -171,13 +171,13 @@ func (h host) target(t *testing.T, name string) *os.File {
 	t.Cleanup(func() {
 		f.Close()
 		for unix.Unmount(path, unix.MNT_DETACH) == nil {
-			continue // to the last one
+			continue // up to the last one
 		}
 	})
 	return f
 }
 
-// modes are the ways to make a view.
+// modes are the kinds of view.
 var modes = []struct {
 	name string
 	make func(h host, c closure.Closure, o Options) (View, error)
@@ -200,7 +200,7 @@ func eachMode(t *testing.T, f func(t *testing.T, mode string, newView func(h hos
 	}
 }
 
-// attach makes a view and attaches it. The path is where it is.
+// attach makes a view, attaches it and returns its path.
 func attach(t *testing.T, h host, name string, newView func(h host, c closure.Closure, o Options) (View, error), c closure.Closure, o Options) (path string, _ View) {
 	t.Helper()
 	target := h.target(t, name)

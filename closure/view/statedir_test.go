@@ -16,7 +16,7 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// database makes a file that stands for a database, and opens it for reading only.
+// database makes a file that stands for a database, and opens it read-only.
 func database(t *testing.T, size int) (*os.File, string) {
 	t.Helper()
 	path := t.TempDir() + "/database"
@@ -39,11 +39,12 @@ func attachState(t *testing.T, h host, name string, db *os.File, size int64) str
 	return at
 }
 
-// All of it is the container's, and there is nothing but what Nix needs.
+// The container owns everything, and there is nothing except what Nix needs.
 func TestStateDirectory(t *testing.T) {
 	h := newHost(t)
 	db, text := database(t, 1<<20)
-	// Wherever it was read to: another container's hook has the same file.
+	// The copy starts at the beginning wherever the file offset is, because another
+	// container's hook has the same file.
 	_, err := db.Seek(100, 0)
 	must(t, err)
 	at := attachState(t, h, "target", db, 1<<20)
@@ -83,7 +84,7 @@ func TestStateDirectory(t *testing.T) {
 	if got, err := os.Readlink(at + "/gcroots/profiles"); err != nil || got != "/nix/var/nix/profiles" {
 		t.Errorf("profiles: %q, %v", got, err)
 	}
-	// Of what Nix sets aside, nothing takes memory.
+	// The file that Nix sets aside takes no memory.
 	var st unix.Stat_t
 	must(t, unix.Stat(at+"/db/reserved", &st))
 	if st.Blocks != 0 {
@@ -91,8 +92,8 @@ func TestStateDirectory(t *testing.T) {
 	}
 }
 
-// Each container has a copy: what is written to one is in no other, and not in the
-// file that it was made from.
+// Each container has its own copy: a write is in no other copy and not in the source
+// file.
 func TestStateDirectoryIsACopy(t *testing.T) {
 	h := newHost(t)
 	db, text := database(t, 1<<16)
@@ -111,7 +112,7 @@ func TestStateDirectoryIsACopy(t *testing.T) {
 	}
 }
 
-// What may be written comes on top of the database, however large that is.
+// The writable size comes on top of the database, however large that is.
 func TestStateDirectorySize(t *testing.T) {
 	h := newHost(t)
 	db, _ := database(t, 3<<20)
@@ -124,8 +125,8 @@ func TestStateDirectorySize(t *testing.T) {
 	}
 }
 
-// Also on a shared mount it is in no other namespace, and it has no device and no
-// set-user-ID program.
+// On a shared mount too, the state directory is in no other namespace, and allows no
+// device and no set-user-ID program.
 func TestStateDirectoryMount(t *testing.T) {
 	h := newHost(t)
 	must(t, unix.Mount(h.dir, h.dir, "", unix.MS_BIND, ""), unix.Mount("", h.dir, "", unix.MS_SHARED, ""))

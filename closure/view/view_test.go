@@ -21,8 +21,8 @@ import (
 
 var listed = Options{Listed: true}
 
-// tree returns a line for each file below these names of a directory, with all
-// that can be told of it but the inode.
+// tree returns a line for each file below these names of a directory, with all metadata
+// except the inode number.
 func tree(t *testing.T, dir string, names []closure.BaseName) []string {
 	t.Helper()
 	var lines []string
@@ -70,7 +70,7 @@ func list(t *testing.T, dir string) []closure.BaseName {
 	return all
 }
 
-// mount is what mountinfo says of a mount.
+// mount is a mount as mountinfo describes it.
 type mount struct{ point, options, optional, kind string }
 
 // mountsAt lists the mounts on a directory and below it.
@@ -89,8 +89,8 @@ func mountsAt(t *testing.T, dir string) []mount {
 	return all
 }
 
-// A view has the names of the closure and no other, and every file of every path
-// is as in the store.
+// A view has exactly the names of the closure, and every file of every path is as in the
+// store.
 func TestExact(t *testing.T) {
 	eachMode(t, func(t *testing.T, _ string, newView func(host, closure.Closure, Options) (View, error)) {
 		h := newHost(t)
@@ -113,7 +113,7 @@ func TestExact(t *testing.T) {
 	})
 }
 
-// What is not of the closure does not exist: not now, and not when it comes.
+// Paths outside the closure do not exist in the view, even if the store gets them later.
 func TestNothingElse(t *testing.T) {
 	eachMode(t, func(t *testing.T, _ string, newView func(host, closure.Closure, Options) (View, error)) {
 		h := newHost(t)
@@ -184,7 +184,7 @@ func TestReadOnly(t *testing.T) {
 				t.Errorf("%s: %v, want EROFS", what, err)
 			}
 		}
-		// The mount points of a bind view are busy before they are read-only.
+		// The mount points of a bind view fail as busy before they fail as read-only.
 		for what, err := range map[string]error{
 			"removing a store path": unix.Unlink(file), "removing a directory": unix.Rmdir(at + "/" + string(named("empty-directory"))),
 			"renaming a store path": unix.Rename(dir, at+"/new"),
@@ -204,8 +204,8 @@ func TestMounts(t *testing.T) {
 		h := newHost(t)
 		c := h.fill(t)
 		at, _ := attach(t, h, "target", newView, c, listed)
-		// Attaching leaves nothing, and nothing of a view that is not attached is
-		// to be seen.
+		// Attaching leaves nothing behind, and a view that is not attached is not
+		// visible.
 		unused, err := newView(h, c, listed)
 		must(t, err)
 		defer func() { _ = unused.Close() }()
@@ -238,8 +238,7 @@ func TestMounts(t *testing.T) {
 	})
 }
 
-// Also where the host's mounts are shared, as systemd makes them, the view's are
-// not.
+// The view's mounts are private, even if the host's are shared, as systemd makes them.
 func TestPrivate(t *testing.T) {
 	eachMode(t, func(t *testing.T, _ string, newView func(host, closure.Closure, Options) (View, error)) {
 		h := newHost(t)
@@ -255,7 +254,7 @@ func TestPrivate(t *testing.T) {
 	})
 }
 
-// In the mount namespace of a container: a clone of a mount can be made in one
+// Attach works in the mount namespace of a container: a mount can be cloned in one
 // namespace only, and attached in the other.
 func TestAttachInAnotherNamespace(t *testing.T) {
 	eachMode(t, func(t *testing.T, _ string, newView func(host, closure.Closure, Options) (View, error)) {
@@ -298,7 +297,7 @@ func TestAttachInAnotherNamespace(t *testing.T) {
 	})
 }
 
-// A store that is another in the container's namespace is never shown for the
+// If the container's namespace has another store directory, it is never shown as the
 // host's.
 func TestBindOfAnotherStore(t *testing.T) {
 	h := newHost(t)
@@ -353,7 +352,7 @@ func TestNotListed(t *testing.T) {
 		done := make(chan error)
 		go func() {
 			runtime.LockOSThread() // and never unlock: the thread ends
-			// Not through package syscall, which would do it to every thread.
+			// Not through package syscall, which would change every thread.
 			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, 1000, 1000, 1000); errno != 0 {
 				done <- errno
 				return
@@ -418,8 +417,8 @@ func TestShows(t *testing.T) {
 	})
 }
 
-// Two containers with one closure must not find out about each other by inotify
-// or file locks, which the inode decides; by bind mounts they can.
+// Two containers with one closure must not detect each other by inotify or file locks,
+// which depend on the inode. With bind mounts they can.
 func TestInodesOfTheirOwn(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -436,7 +435,7 @@ func TestInodesOfTheirOwn(t *testing.T) {
 			t.Errorf("%q: %v", name, all)
 		}
 	}
-	// File by file the device is the one below, but the lock is the overlay's.
+	// The device of a file is the lower layer's, but the lock is the overlay's.
 	var locks [2]*os.File
 	for i, dir := range []string{a, b} {
 		f, err := os.Open(dir + "/" + string(named("a-directory")) + "/bin/run")
@@ -461,13 +460,13 @@ func TestNestedMount(t *testing.T) {
 	if err != nil || string(got) != "here" {
 		t.Errorf("%q, %v", got, err)
 	}
-	// Read-only all the way down.
+	// Everything below is read-only.
 	if err := os.WriteFile(at+"/"+string(named("a-directory"))+"/etc/new", nil, 0o600); !errors.Is(err, unix.EROFS) {
 		t.Errorf("written to: %v", err)
 	}
 }
 
-// A store path that cannot be shown is an error with its name, in both modes.
+// A store path that cannot be shown is an error that names it, in both modes.
 func TestRefused(t *testing.T) {
 	fifo := func(h host) error { return unix.Mkfifo(h.store.Dir+"/"+string(named("odd")), 0o644) }
 	for _, r := range []struct {
@@ -535,7 +534,7 @@ func TestBindFailsInTheMiddle(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	must(t, v.Close())
-	// Read-only already, so that the first path cannot be attached.
+	// The target is already read-only, so that the first path cannot be attached.
 	full, err := NewBind(h.store, closure.New(h.store, names[:200]), listed)
 	must(t, err, seal(full.(*bind).tmpfs))
 	if err := full.Attach(h.target(t, "full")); !errors.Is(err, unix.EROFS) {
@@ -606,7 +605,7 @@ func TestDetach(t *testing.T) {
 	}
 }
 
-// The descriptor decides, and not its name, which may lead elsewhere by now.
+// Detach follows the descriptor and not its name, which may lead elsewhere by now.
 func TestDetachByDescriptor(t *testing.T) {
 	h := newHost(t)
 	a, b := h.target(t, "a"), h.target(t, "b")
@@ -614,7 +613,7 @@ func TestDetachByDescriptor(t *testing.T) {
 	f, err := os.OpenFile(a.Name(), unix.O_PATH, 0)
 	must(t, err)
 	defer f.Close()
-	// The image's: another mount now has the name that was opened.
+	// This mount stands for the image's: another mount now has the name that was opened.
 	must(t, unix.Mount(b.Name(), a.Name(), "", unix.MS_BIND, ""))
 	must(t, Detach(f))
 	if got := mountsAt(t, b.Name()); len(got) != 1 {
@@ -637,7 +636,7 @@ func TestOptionTooLong(t *testing.T) {
 	v, err := modes[1].make(h, c, listed)
 	must(t, err)
 	_ = v.Close()
-	// As long as it may be.
+	// This is the longest allowed value.
 	_, err = newMount("tmpfs", []option{{"source", strings.Repeat("s", maxOption+1)}})
 	if err == nil || !strings.Contains(err.Error(), "longer than 255 bytes") {
 		t.Errorf("256 bytes: %v", err)
@@ -647,7 +646,7 @@ func TestOptionTooLong(t *testing.T) {
 	f.Close()
 }
 
-// What the kernel says of an option is in the message.
+// The message includes the kernel's text about an option.
 func TestKernelMessage(t *testing.T) {
 	if _, err := newMount("tmpfs", []option{{"no-such-option", "x"}}); err == nil || !strings.Contains(err.Error(), "tmpfs option no-such-option=x: invalid argument; kernel: ") {
 		t.Errorf("error %v", err)

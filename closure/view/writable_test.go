@@ -21,7 +21,7 @@ import (
 // container is a user of a container.
 var container = Owner{UID: 1234, GID: 4321}
 
-// newWritable makes views of a size in bytes.
+// newWritable returns a maker of writable views of size bytes.
 func newWritable(size int64) func(host, closure.Closure, Options) (View, error) {
 	return func(h host, c closure.Closure, o Options) (View, error) {
 		layer, err := EnsureLayer(context.Background(), h.views, h.store, c, o)
@@ -32,8 +32,8 @@ func newWritable(size int64) func(host, closure.Closure, Options) (View, error) 
 	}
 }
 
-// As it is made, a writable view is as exact as any other, but for the store directory
-// itself, which is the container's.
+// A new writable view shows the same as any other view, except for the store directory
+// itself, which the container owns.
 func TestWritableExact(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -66,7 +66,7 @@ func TestWritableExact(t *testing.T) {
 	}
 }
 
-// One mount, and nothing of what is below it can be found.
+// There is one mount, and nothing below it can be reached.
 func TestWritableMount(t *testing.T) {
 	h := newHost(t)
 	must(t, unix.Mount(h.dir, h.dir, "", unix.MS_BIND, ""), unix.Mount("", h.dir, "", unix.MS_SHARED, ""))
@@ -88,8 +88,8 @@ func TestWritableMount(t *testing.T) {
 	}
 }
 
-// What is written in a view is in that view alone: not in the store, not in the layer,
-// not in another view of the same closure.
+// Writes to a view are in that view only: not in the store, not in the layer, and not in
+// another view of the same closure.
 func TestWritten(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -134,8 +134,8 @@ func TestWritten(t *testing.T) {
 	}
 }
 
-// A name that others have in the store is new in a view, whatever is made under it and
-// whichever attributes of overlay it is given.
+// A name of another store path is new in a view, whatever is made under it and whichever
+// attributes of overlay it gets.
 func TestForeignNames(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -148,7 +148,8 @@ func TestForeignNames(t *testing.T) {
 			xattrRedirect: {"/" + string(named("foreign")), string(named("foreign")), "/../" + string(named("foreign")), "/" + shown + "/" + string(named("foreign"))},
 		} {
 			for _, v := range values {
-				// Refused before Linux 6.7, and then kept under a name that is not overlay's.
+				// Before Linux 6.7 the kernel refuses it. Since then it keeps the
+				// attribute under a name that overlay does not use.
 				_ = unix.Setxattr(p, name, []byte(v), 0)
 			}
 			_ = unix.Setxattr(p, strings.Replace(name, "trusted", "user", 1), []byte(values[0]), 0)
@@ -158,7 +159,7 @@ func TestForeignNames(t *testing.T) {
 	if err := unix.Mknod(at+"/whiteout", unix.S_IFCHR, 0); !errors.Is(err, unix.EPERM) {
 		t.Errorf("whiteout: %v", err)
 	}
-	// The kernel looks all of it up again.
+	// The kernel looks everything up again.
 	must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("2\n"), 0))
 	for _, dir := range []string{foreign, at + "/redirected", at + "/" + linksDir, at + "/" + string(named("empty-directory"))} {
 		if got := list(t, dir); len(got) > 0 {
@@ -181,7 +182,7 @@ func TestWritableSize(t *testing.T) {
 	const size = 2 << 20
 	at, _ := attach(t, h, "target", newWritable(size), c, listed)
 	checkSize(t, at, size)
-	// Without a limit of its own, the number of files would have none.
+	// Without its own limit, the number of files would be unlimited.
 	var err error
 	for i := 0; err == nil && i < 10000; i++ {
 		err = unix.Mknod(fmt.Sprintf("%s/%d", at, i), unix.S_IFREG|0o644, 0)
@@ -191,7 +192,7 @@ func TestWritableSize(t *testing.T) {
 	}
 }
 
-// checkSize writes in a directory until that is refused.
+// checkSize writes to a directory until that is refused.
 func checkSize(t *testing.T, dir string, size int64) {
 	t.Helper()
 	var st unix.Statfs_t
@@ -206,8 +207,8 @@ func checkSize(t *testing.T, dir string, size int64) {
 	must(t, os.Remove(dir+"/large"))
 }
 
-// The runtime directory and the store are found in the container's mount namespace,
-// and nothing of the view is in any other.
+// Attach finds the runtime directory and the store in the container's mount namespace,
+// and nothing of the view is in another namespace.
 func TestWritableInAnotherNamespace(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -246,8 +247,8 @@ func TestWritableInAnotherNamespace(t *testing.T) {
 	}
 }
 
-// What the kernel does not show is found out before the container has it, also where the
-// upper layer's file system is at fault.
+// Content that the kernel does not show is detected before the container gets the view,
+// also if the upper layer's file system is the cause.
 func TestWritableChecks(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -269,8 +270,8 @@ func TestWritableChecks(t *testing.T) {
 	must(t, v.Close())
 }
 
-// For Nix, which cannot open a read-only store without it, there is an empty
-// directory, and not the host's.
+// The view has an empty directory .links and not the host's, because Nix cannot open a
+// read-only store without it.
 func TestLinks(t *testing.T) {
 	eachMode(t, func(t *testing.T, _ string, newView func(host, closure.Closure, Options) (View, error)) {
 		h := newHost(t)
@@ -299,7 +300,7 @@ func TestLinks(t *testing.T) {
 	})
 }
 
-// Containers that want the same closure to look different have layers of their own.
+// Containers with different options for the same closure have different layers.
 func TestLayerNames(t *testing.T) {
 	h := newHost(t)
 	c := h.fill(t)
@@ -315,7 +316,7 @@ func TestLayerNames(t *testing.T) {
 	}
 	var want []closure.BaseName
 	for _, v := range variants {
-		// A label is the mount's, and not the layer's.
+		// A label belongs to the mount and not to the layer.
 		v.Label = "system_u:object_r:container_file_t:s0"
 		if got := LayerName(digest, v.Options); got != v.name {
 			t.Errorf("%+v: %q, want %q", v.Options, got, v.name)

@@ -52,22 +52,23 @@ func TestPending(t *testing.T) {
 			t.Errorf("%s/%s: %v, want %q", pod.Namespace, pod.Name, err, want)
 		}
 	}
-	// A pod takes its part.
+	// A pod can use its limit.
 	for range podLimit {
 		begin(podOf("team", 0), "")
 	}
 	begin(podOf("team", 0), message(2, "pod team/pod-0", "pod"))
-	// And all pods of a namespace theirs.
+	// All pods of a namespace together can use the namespace's limit.
 	for i := podLimit; i < namespaceLimit; i++ {
 		begin(podOf("team", i), "")
 	}
 	begin(podOf("team", 99), message(10, "namespace team", "namespace"))
-	// Which is for nobody else.
+	// This does not affect other namespaces.
 	for i := namespaceLimit; i < hostLimit; i++ {
 		begin(podOf(fmt.Sprintf("other-%d", i), 0), "")
 	}
 	begin(podOf("last", 0), message(100, "this host", "host"))
-	// What has ended makes room, for its own pod and namespace alone where those are full.
+	// An ended answer makes room. If the pod and the namespace are full, it makes room
+	// for these two only.
 	ends[podLimit]()
 	begin(podOf("team", 0), message(2, "pod team/pod-0", "pod"))
 	begin(podOf("team", 99), "")
@@ -83,7 +84,7 @@ func TestPending(t *testing.T) {
 	}
 }
 
-// A volume that never responds holds its own pod up, and no other.
+// A volume that never responds blocks its own pod and no other.
 func TestVolumeThatNeverResponds(t *testing.T) {
 	p, dir, root := newPlugin(t)
 	volume, other := dir+"/volume", dir+"/other"
@@ -134,7 +135,7 @@ func TestVolumeThatNeverResponds(t *testing.T) {
 	if err := errors.Join(create(podOf("mallory", 1), other), create(podOf("team", 0), other)); err != nil {
 		t.Errorf("others: %v", err)
 	}
-	closeFuse() // which ends what waits
+	closeFuse() // ends the waiting answers
 	awaitNone(t, p)
 	if err := create(podOf("mallory", 0), other); err != nil {
 		t.Errorf("when nothing waits any more: %v", err)

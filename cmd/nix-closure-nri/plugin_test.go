@@ -24,8 +24,7 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// newPlugin is a plugin on a host below a directory, which has a store with one
-// path.
+// newPlugin returns a plugin on a host in a directory, with a store of one path.
 func newPlugin(t *testing.T) (_ *plugin, dir, root string) {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -76,7 +75,7 @@ func TestAdjust(t *testing.T) {
 		{name: "the pod's author says who it is in the other engine's words", pod: map[string]string{"nix-closure/roots": root},
 			own:   map[string]string{"io.kubernetes.container.name": "db"},
 			fails: "nix-closure: container app: reading the annotations: annotation io.kubernetes.container.name: says which container of a pod this is, and containerd never sets it; an image or a user may have: take it out"},
-		// An engine tells of annotations that are not in config.json.
+		// An engine reports annotations that are not in config.json.
 		{name: "on the container itself", own: map[string]string{"nix-closure/roots": root, "a": "b"},
 			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
 		{name: "on both", pod: map[string]string{"nix-closure/roots": "/elsewhere"}, own: map[string]string{"nix-closure/roots": root},
@@ -135,7 +134,7 @@ func TestAdjust(t *testing.T) {
 			}
 		})
 	}
-	// CRI-O says it in annotations of its own.
+	// CRI-O uses its own annotations for it.
 	if _, err := p.Configure(t.Context(), "", "cri-o", "1.34"); err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +153,7 @@ func TestAdjust(t *testing.T) {
 }
 
 // An answer that does not come in time is a refusal, before the engine goes on without
-// the plugin, and what waits is bounded.
+// the plugin. The number of waiting answers is limited.
 func TestInTime(t *testing.T) {
 	p, _, _ := newPlugin(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
@@ -193,8 +192,8 @@ func (e engine) UpdateContainers(context.Context, *api.UpdateContainersRequest) 
 	return &api.UpdateContainersResponse{}, nil
 }
 
-// An engine that ends, or is silent, when the plugin has registered keeps it neither
-// from connecting again nor from ending.
+// If an engine ends or is silent after the plugin has registered, the plugin can still
+// reconnect and stop.
 func TestConnectEnds(t *testing.T) {
 	p, dir, _ := newPlugin(t)
 	o := options{name: "nix-closure", index: "90", socket: dir + "/nri.sock"}
@@ -246,7 +245,7 @@ func TestConnectEnds(t *testing.T) {
 	}
 }
 
-// When the plugin connects, it says which containers were started while it was away.
+// When the plugin connects, it logs which containers were started while it was away.
 func TestSynchronize(t *testing.T) {
 	p, dir, root := newPlugin(t)
 	var log strings.Builder
@@ -288,7 +287,7 @@ func metricsOf(p *plugin) string {
 	return answer.Body.String()
 }
 
-// What the service manager is told.
+// The plugin notifies the service manager.
 func TestNotify(t *testing.T) {
 	socket := t.TempDir() + "/notify"
 	conn, err := net.ListenPacket("unixgram", socket)
@@ -307,7 +306,7 @@ func TestNotify(t *testing.T) {
 	}
 }
 
-// What is said of containers is for nobody outside of the host.
+// Metrics about containers are not for other hosts.
 func TestServeRefuses(t *testing.T) {
 	p, _, _ := newPlugin(t)
 	for _, address := range []string{"0.0.0.0:0", ":0", "localhost:0", "10.0.0.1:80", "127.0.0.1", "[::]:0"} {

@@ -11,7 +11,7 @@ import (
 func TestPlaces(t *testing.T) {
 	for _, c := range []struct {
 		line string
-		want []string // what is not named by a whole argument
+		want []string // files that no whole argument names
 	}{
 		{"create web", nil},
 		{"create -b=/x web", []string{"/x/config.json", "=/x/config.json"}},
@@ -37,8 +37,8 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// check fails if a runtime, of which reads is the reading, would make a container of
-// a config.json that this program does not look at.
+// check fails if a runtime would create a container from a config.json that this program
+// does not check. reads is the runtime's reading of the command line.
 func check(t *testing.T, args []string) {
 	t.Helper()
 	a := parse(args)
@@ -62,7 +62,7 @@ func check(t *testing.T, args []string) {
 	}
 }
 
-// lines are command lines that are read in odd ways, by someone.
+// lines are command lines that some runtime reads in an odd way.
 var lines = []string{
 	"", "create", "create ID", "run ID", "create --bundle A ID", "create --bundle=A ID", "create -b A ID", "create -b=A ID", "create -bA ID",
 	"create -bundle A ID", "create -bundle=A ID", "create --b A ID", "create --b=A ID", "create --bu A ID", "create --bun=A ID", "create ---bundle A ID",
@@ -95,8 +95,8 @@ func TestNoneIsMissed(t *testing.T) {
 	}
 }
 
-// FuzzParse: whatever the arguments, separated by NUL as in /proc/*/cmdline, no
-// runtime makes a container that is not looked at.
+// FuzzParse checks that for any arguments, separated by NUL as in /proc/*/cmdline, no
+// runtime creates a container that is not checked.
 func FuzzParse(f *testing.F) {
 	for _, l := range lines {
 		f.Add(strings.ReplaceAll(l, " ", "\x00"))

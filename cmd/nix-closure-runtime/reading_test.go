@@ -22,12 +22,12 @@ import (
 	"github.com/nix-closure/nix-closure/internal/commandline"
 )
 
-// readings are how the runtimes read a command line: which config.json they make a
-// container of, as it is named, and whether they make any. What else they refuse,
-// such as a value that is no number, they may take here.
+// readings are the runtimes' readings of a command line: the config.json that they create
+// a container from, as it is named, and whether they create any. They may accept what a
+// runtime refuses for another reason, such as a value that is not a number.
 var readings = map[string]func(args []string) (file string, makes bool){"runc": runcReads, "crun": crunReads}
 
-// runcReads is what urfave/cli, version 1, makes of Go's package flag.
+// runcReads reads as urfave/cli, version 1, does with Go's package flag.
 func runcReads(args []string) (file string, makes bool) {
 	global := goFlags("log", "log-format", "root", "criu", "rootless", "-debug", "-systemd-cgroup", "-help", "-h", "-version", "-v")
 	if global.Parse(args) != nil || isSet(global, "help", "h", "version", "v") || global.NArg() == 0 || !commandline.IsMaker(global.Arg(0)) {
@@ -45,7 +45,7 @@ func runcReads(args []string) (file string, makes bool) {
 	if own.Parse(reordered(own, global.Args()[1:])) != nil || isSet(own, "help", "h") || own.NArg() != 1 {
 		return "", false
 	}
-	given := map[byte]int{} // options with one letter too, by it
+	given := map[byte]int{} // options that also have a letter, by letter
 	bundle := ""
 	own.Visit(func(f *flag.Flag) {
 		switch f.Name {
@@ -57,12 +57,13 @@ func runcReads(args []string) (file string, makes bool) {
 		}
 	})
 	if given['b'] > 1 || given['d'] > 1 {
-		return "", false // two forms of one
+		return "", false // two forms of one option
 	}
 	return cmp.Or(bundle, ".") + "/config.json", true
 }
 
-// goFlags returns a set of strings, and of switches where a hyphen is before a name.
+// goFlags returns a flag set with string flags. A name with a hyphen before it is a
+// switch.
 func goFlags(names ...string) *flag.FlagSet {
 	f := flag.NewFlagSet("", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
@@ -81,14 +82,14 @@ func isSet(f *flag.FlagSet, names ...string) bool {
 	return slices.ContainsFunc(names, func(n string) bool { return f.Lookup(n).Value.String() == "true" })
 }
 
-// reordered puts flags before operands: what follows a flag is taken for its value
-// if it is no flag, and so goes with it.
+// reordered puts flags before operands. An argument that follows a flag and is not a flag
+// counts as the flag's value, and moves with it.
 func reordered(f *flag.FlagSet, args []string) []string {
 	isFlag := func(arg string) bool {
 		if arg == "-" || arg == "--" || !strings.HasPrefix(arg, "-") {
 			return false
 		}
-		// It takes three hyphens for two, and the flag package refuses those.
+		// urfave/cli treats three hyphens as two, and the flag package refuses those.
 		name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(arg, "--"), "-"), "=")
 		return f.Lookup(name) != nil
 	}
@@ -112,7 +113,7 @@ func reordered(f *flag.FlagSet, args []string) []string {
 	return slices.Concat(flags, others)
 }
 
-// crunReads is what argp makes of getopt_long, which stops at the first operand.
+// crunReads reads as argp does with getopt_long, and stops at the first operand.
 func crunReads(args []string) (file string, makes bool) {
 	global := getopt{long: []string{"debug", "cgroup-manager=", "systemd-cgroup", "log=", "log-format=", "log-level=", "root=", "rootless=", "version"}, short: "vV"}
 	rest, ok := global.parse(args)
@@ -165,7 +166,7 @@ func (g *getopt) has(names ...string) bool {
 	return slices.ContainsFunc(g.given, func(o option) bool { return slices.Contains(names, o.name) })
 }
 
-// parse returns false for what argp refuses, and where it prints help.
+// parse returns false if argp refuses the arguments or prints help.
 func (g *getopt) parse(args []string) (rest []string, ok bool) {
 	for len(args) > 0 {
 		arg := args[0]
@@ -216,7 +217,7 @@ func (g *getopt) parse(args []string) (rest []string, ok bool) {
 	return nil, true
 }
 
-// find returns a long option by its name or the beginning of only one.
+// find returns a long option by its name or by a unique beginning of it.
 func (g *getopt) find(name string) (string, bool) {
 	var begin []string
 	for _, o := range slices.Concat(g.long, []string{"help", "usage", "program-name=", "HANG?"}) {
@@ -233,7 +234,7 @@ func (g *getopt) find(name string) (string, bool) {
 	return begin[0], true
 }
 
-// The readings are the runtimes' own: which config.json they open is watched.
+// The readings match the real runtimes. The test watches which config.json they open.
 func TestReadings(t *testing.T) {
 	random := rand.New(rand.NewSource(1))
 	words := strings.Split("create run create run --bundle --bundle=A -b -b=A -bA --bund A B A B ID ID ID --pid-file --pid-file=p --no-pivot --detach -d -- - --log --log=l --debug --conf -f c.json -fc.json --unknown ID -db --bundle=B", " ")
@@ -276,7 +277,7 @@ func TestReadings(t *testing.T) {
 			}
 			made := 0
 			for _, l := range all {
-				// What is restored needs more than a config.json, and --HANG waits for an hour.
+				// Restore needs more than a config.json, and --HANG waits for an hour.
 				if strings.Contains(l, "\x00") || strings.HasPrefix(l, "restore") || strings.HasPrefix(l, "--HANG") {
 					continue
 				}
@@ -292,7 +293,7 @@ func TestReadings(t *testing.T) {
 					made++
 				}
 				if !slices.Contains(files, want) || bytes.HasPrefix(text, []byte("realpath ")) {
-					want = "" // not there, or crun found no bundle before it
+					want = "" // missing, or crun found no bundle before opening it
 				}
 				if got != want {
 					t.Errorf("%q opened %q; the reading is %q, %t\n%.300s", args, got, want, makes, text)
@@ -306,7 +307,7 @@ func TestReadings(t *testing.T) {
 	}
 }
 
-// opened returns the last file that was opened, of those that are watched.
+// opened returns the last opened file of those that are watched.
 func opened(fd int, watched map[int32]string) string {
 	last := ""
 	var buffer [4096]byte

@@ -35,7 +35,7 @@ func TestLookupRuntime(t *testing.T) {
 	for _, c := range []struct{ name, want, err string }{
 		{name: "oci", want: dir + "/second/oci"},
 		{name: "both", want: dir + "/first/both"},
-		{name: "to-oci", want: dir + "/first/to-oci"}, // crun goes by what it is called
+		{name: "to-oci", want: dir + "/first/to-oci"}, // crun's behaviour depends on its name
 		{name: "sh", want: sh},                        // the first is this program
 		{name: dir + "/second/oci", want: dir + "/second/oci"},
 		{name: "another-runc", err: `runtime = "another-runc": neither on PATH nor in the usual places`},
@@ -59,7 +59,7 @@ func TestLookupRuntime(t *testing.T) {
 	}
 }
 
-// A container that is there is for the runtime that made it.
+// Commands on an existing container go to the runtime that created it.
 func TestChoose(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"runc", "crun", "youki"} {
@@ -79,14 +79,14 @@ func TestChoose(t *testing.T) {
 		{"crun", "delete --force of-runc", "/runc"},
 		{"crun", "exec --cwd /x of-crun ls of-runc", "/crun"},
 		{"/elsewhere/crun-1.20", "state of-runc", "/runc"},
-		{"youki", "state of-runc", "/youki"}, // which keeps its own under the same name
+		{"youki", "state of-runc", "/youki"}, // youki keeps its state under the same name
 		{"crum", "state of-crun", "/crun"},
 		{"runc", "state nobodys", "/runc"},
 		{"crun", "list", "/crun"},
 		{"crun", "delete ../of-runc", "/crun"},
 		{"crun", "delete .", "/crun"},
 		{"crum", "state nobodys", ""},
-		// What makes a container asks nobody else.
+		// A command that creates a container ignores existing state.
 		{"crun", "create of-runc", "/crun"},
 		{"crum", "create of-crun", ""},
 	} {

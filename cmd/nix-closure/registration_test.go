@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	os.Exit(settle.Run(m.Run))
 }
 
-// host is a host below a directory, with paths store paths in a closure-info.
+// host is a host in a directory, with paths store paths in a closure-info.
 type host struct {
 	config string
 	store  closure.Store
@@ -85,7 +85,7 @@ func allReferenceAll(h host, w *bufio.Writer) {
 	}
 }
 
-// honest writes a registration with references and derivers as common as they get.
+// honest writes a registration with as many references and derivers as occur in practice.
 func honest(h host, w *bufio.Writer) {
 	for i, n := range h.paths {
 		first := max(0, i-12)
@@ -96,8 +96,8 @@ func honest(h host, w *bufio.Writer) {
 	}
 }
 
-// otherPaths writes a registration of paths and references that are not in the closure,
-// after the one path that is.
+// otherPaths writes a registration of paths and references outside the closure, after the
+// one path in it.
 func otherPaths(h host, w *bufio.Writer) {
 	entry(w, h.store.Path(h.paths[0]), "", 0)
 	for i := range 400_000 {
@@ -121,17 +121,17 @@ func longLine(_ host, w *bufio.Writer) {
 	}
 }
 
-// TestRegistrationMemory looks at the memory of the whole program, with the making of
-// the database: whoever may add to the store writes the file, and root's hook calls
-// the program to read it.
+// TestRegistrationMemory measures the memory of the whole program, including making the
+// database. Whoever may add to the store writes the file, and root's hook calls the
+// program to read it.
 func TestRegistrationMemory(t *testing.T) {
 	const file = "/registration: "
 	for _, c := range []struct {
 		name  string
 		paths int
 		write func(host, *bufio.Writer)
-		least int64  // MiB, of the file
-		most  int64  // MiB, of memory
+		least int64  // MiB, file size
+		most  int64  // MiB, memory
 		err   string // with the host's store
 	}{
 		{"all reference all, too large", 1560, allReferenceAll, 120, 40, file + "larger than 96 MiB"},
@@ -140,7 +140,7 @@ func TestRegistrationMemory(t *testing.T) {
 		{"other references", 3, otherReferences, 70, 40,
 			file + "line 5: 1500000 references, but the closure has 3 paths"},
 		{"a long line", 3, longLine, 90, 40, file + "line 1: longer than 4096 bytes"},
-		// Last, because a child begins with the peak of this process.
+		// This is last, because a child's peak begins with the peak of this process.
 		{"all reference all", 1360, allReferenceAll, 90, 160, ""},
 		{"honest and large", 50_000, honest, 35, 150, ""},
 	} {

@@ -17,15 +17,15 @@ import (
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
-// onTmpfs mounts a tmpfs where the runtime directory goes.
+// onTmpfs mounts a tmpfs on the path of the runtime directory.
 func (h host) onTmpfs(t *testing.T, options string) {
 	t.Helper()
 	must(t, os.Mkdir(h.dir+"/run", 0o700), unix.Mount("tmpfs", h.dir+"/run", "tmpfs", 0, "mode=0700,"+options))
 	t.Cleanup(func() { must(t, unix.Unmount(h.dir+"/run", unix.MNT_DETACH)) })
 }
 
-// The configuration bounds what the runtime directory takes, and where it does not
-// say, its file system's size does.
+// The configuration limits the runtime directory; the size of its file system is the
+// default limit.
 func TestLimit(t *testing.T) {
 	const none = math.MaxInt64
 	for _, c := range []struct {
@@ -48,8 +48,8 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// What was not used for the longest time goes first, until the new fits, and nothing
-// that is in use goes.
+// The longest unused entries are removed first, until the new one fits. Nothing that is
+// in use is removed.
 func TestMakeRoom(t *testing.T) {
 	layer := func(t *testing.T, h host, name string, age time.Duration) {
 		t.Helper()
@@ -114,7 +114,7 @@ func TestMakeRoom(t *testing.T) {
 	}
 }
 
-// What another process makes counts, and stays.
+// Another process's half-made entry counts, and stays.
 func TestMakeRoomWhileMaking(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h, config.Config{RuntimeInodes: 150, RuntimeSize: math.MaxInt64})

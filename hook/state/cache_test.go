@@ -14,7 +14,7 @@ import (
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
-// newCache makes what Nix makes there, as long ago as that.
+// newCache makes a cache as Nix makes it, with times that long ago.
 func (h host) newCache(t *testing.T, ago time.Duration) {
 	t.Helper()
 	dir := h.dir + "/run/cache"
@@ -24,7 +24,7 @@ func (h host) newCache(t *testing.T, ago time.Duration) {
 	}
 }
 
-// What Nix notes of substituters goes when nobody has fetched for long.
+// A sweep removes Nix's cache if nobody has fetched for long.
 func TestSweepCache(t *testing.T) {
 	const long = (rememberedFor + 1) * time.Hour
 	for _, c := range []struct {
@@ -71,7 +71,7 @@ func TestSweepCache(t *testing.T) {
 	}
 }
 
-// Two containers fetch at the same time, and the cache is made anew after a sweep.
+// Two containers can fetch at the same time, and the cache is made again after a sweep.
 func TestHoldCache(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
@@ -93,7 +93,7 @@ func TestHoldCache(t *testing.T) {
 	}
 }
 
-// The cache counts for what the runtime directory takes, and goes to make room.
+// The cache counts toward the size of the runtime directory, and is removed to make room.
 func TestMakeRoomOfCache(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h, config.Config{RuntimeInodes: 10, RuntimeSize: 1 << 20})

@@ -16,8 +16,8 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// Of containers with one ID that start at the same moment, over what one left that
-// has ended, one has the record, and what it made stays.
+// Several containers with one ID start at the same moment, after an ended container with
+// that ID. One of them gets the record, and what it made stays.
 func TestClaim(t *testing.T) {
 	h := newHost(t)
 	roots := h.store.GCRoots()
@@ -27,7 +27,7 @@ func TestClaim(t *testing.T) {
 		var won atomic.Int64
 		begin := make(chan struct{})
 		for i := range 4 {
-			// As two engines: each has a runtime directory that it opened itself.
+			// Like two engines, each opens the runtime directory itself.
 			d := newDir(t, h)
 			r := runs(t, Record{ID: "web", Bundle: fmt.Sprint("/", i)})
 			all.Go(func() {
@@ -62,7 +62,8 @@ func TestClaim(t *testing.T) {
 	}
 }
 
-// The one that has the ID already has what it made; the one before it left nothing.
+// If the container already has the ID, its state stays. The state of an earlier container
+// is removed.
 func TestClaimAgain(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
@@ -90,7 +91,8 @@ func TestClaimAgain(t *testing.T) {
 	}
 }
 
-// A start that fails, and one that goes on too late, leave another's alone.
+// A failed start, and a start that continues too late, change nothing of another
+// container.
 func TestClaimOfAnother(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
@@ -120,7 +122,8 @@ func TestClaimOfAnother(t *testing.T) {
 	}
 }
 
-// What a container uses is marked, and given up where the record names it no more.
+// A container's use is marked, and the mark is removed when the record no longer names
+// it.
 func TestClaimReserve(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)

@@ -17,7 +17,7 @@ import (
 func TestOpen(t *testing.T) {
 	h := newHost(t)
 	path := h.dir + "/run"
-	for range 2 { // the second time it is there
+	for range 2 { // the second time it exists
 		d, err := Open(config.Config{RuntimeDir: path})
 		if err != nil {
 			t.Fatal(err)
@@ -31,7 +31,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// What is in the runtime directory decides what containers see: nobody else may
+// The contents of the runtime directory decide what containers see: no other user may
 // have had it.
 func TestOpenRefuses(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -44,7 +44,7 @@ func TestOpenRefuses(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		make func(path string) error
-		want string // after the path
+		want string // text after the path
 	}{
 		{"another's", func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, 1234, 0)) }, " belongs to user 1234, not to user 0 who runs the hook"},
 		{"0755", dir(0o755), others("0755")},
@@ -81,7 +81,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// descriptors are how many files this process has open.
+// descriptors returns how many files this process has open.
 func descriptors(t *testing.T) int {
 	t.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
@@ -89,12 +89,11 @@ func descriptors(t *testing.T) int {
 	return len(all)
 }
 
-// A process that lives long, such as the NRI plugin, keeps nothing open of what it
-// looked at.
+// A long-lived process, such as the NRI plugin, keeps no file open after a check.
 func TestNothingStaysOpen(t *testing.T) {
 	h := newHost(t)
 	newDir(t, h).Close()
-	runtime.GC() // and what a test before this one left
+	runtime.GC() // closes what an earlier test left
 	record := runs(t, Record{ID: "other", Bundle: h.dir})
 	d := newDir(t, h)
 	must(t, d.writeRecord(record))
@@ -141,7 +140,7 @@ func TestNothingStaysOpen(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			must(t, c.call()) // what is opened once for all may stay
+			must(t, c.call()) // files that are opened only once may stay open
 			before := descriptors(t)
 			for range 50 {
 				must(t, c.call())

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// At its end, the runtime may say either of the two bundles that it said before.
+// At the end, the runtime may report either of the two bundles that it reported before.
 func TestEnd(t *testing.T) {
 	for _, c := range []struct {
 		name   string

@@ -24,7 +24,7 @@ func named(name string) closure.BaseName {
 	return closure.BaseName(strings.Repeat("0", 32) + "-" + name)
 }
 
-// host is a host below a directory.
+// host is a host in a directory.
 type host struct {
 	dir   string
 	store closure.Store
@@ -39,7 +39,7 @@ func newHost(t *testing.T) host {
 	return h
 }
 
-// newDir opens the host's runtime directory, with the limits of a configuration if one
+// newDir opens the host's runtime directory, with the limits of the configuration if one
 // is given.
 func newDir(t *testing.T, h host, limits ...config.Config) *Dir {
 	t.Helper()

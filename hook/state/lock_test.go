@@ -12,8 +12,7 @@ import (
 	"time"
 )
 
-// A lock that somebody keeps is waited for, but not for ever, and the message says
-// who has it.
+// lockID waits for a held lock, but not for ever, and the message names the holder.
 func TestLockID(t *testing.T) {
 	d := newDir(t, newHost(t))
 	lock, err := d.lockID(t.Context(), "web")

@@ -39,7 +39,7 @@ func TestRecord(t *testing.T) {
 	if _, ok, _ := d.Record("we"); ok {
 		t.Error("another id has the same record")
 	}
-	// The longest id that there is.
+	// The longest possible ID.
 	long := Record{ID: strings.Repeat("a", 200)}
 	must(t, d.writeRecord(long))
 	if got, ok, err := d.Record(long.ID); !ok || err != nil || got.ID != long.ID {
@@ -47,8 +47,8 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// Of whom a damaged record is, nobody can tell: it is kept, and a start with its ID
-// is refused.
+// Nobody can tell which container a damaged record belongs to: it is kept, and a start
+// with its ID is refused.
 func TestDamagedRecord(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
@@ -109,8 +109,8 @@ func TestLive(t *testing.T) {
 	}
 }
 
-// Without a PID namespace of its own, a container may go on when its first process
-// has ended, for as long as its bundle is there.
+// A container without a PID namespace may continue after its first process has ended, as
+// long as its bundle exists.
 func TestLiveSharedPID(t *testing.T) {
 	bundle := t.TempDir()
 	for _, c := range []struct {
@@ -127,7 +127,7 @@ func TestLiveSharedPID(t *testing.T) {
 			t.Errorf("%s: %v, %v", c.name, got, err)
 		}
 	}
-	// Its end is the end.
+	// The end of the container removes everything.
 	h := newHost(t)
 	h.make(t, ended(t, Record{ID: "web", SharedPID: true, Bundle: bundle}))
 	if swept := h.sweep(t, 0, false); len(swept.Records) > 0 {
@@ -139,14 +139,14 @@ func TestLiveSharedPID(t *testing.T) {
 	if exists(t, h.dir+"/run/containers/web.json") || exists(t, h.store.GCRoots().Of("web")) {
 		t.Error("something is left after its end")
 	}
-	// One that is started again is the same container.
+	// A restarted container is the same container.
 	h.make(t, ended(t, Record{ID: "web", SharedPID: true, Bundle: bundle, Attached: true}))
 	if _, attached, err := newDir(t, h).Claim(t.Context(), runs(t, Record{ID: "web", SharedPID: true, Bundle: bundle})); attached || err != nil {
 		t.Errorf("%v, %v", attached, err)
 	}
 }
 
-// A process that cannot be looked at may run.
+// A process that cannot be inspected may be running.
 func TestLiveUnknown(t *testing.T) {
 	defer func() { proc.Dir = "/proc" }()
 	for name, make := range map[string]func(stat string) error{
@@ -177,8 +177,8 @@ func TestLiveUnknown(t *testing.T) {
 	}
 }
 
-// A process whose first thread has ended, which looks like one that has ended
-// itself, still runs, and so does its container.
+// A process whose first thread has ended looks ended, but still runs, and so does its
+// container.
 func TestLiveWithoutFirstThread(t *testing.T) {
 	cmd := exec.Command("/usr/bin/python3", "-c",
 		"import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start(); ctypes.CDLL(None).pthread_exit(None)")
@@ -202,7 +202,7 @@ func TestLiveWithoutFirstThread(t *testing.T) {
 		t.Errorf("taken for one that has ended: %v", err)
 	}
 	must(t, cmd.Process.Kill())
-	for range 500 { // a zombie now, and nothing else
+	for range 500 { // the process is only a zombie now
 		if live, err := record.live(); !live && err == nil {
 			return
 		}

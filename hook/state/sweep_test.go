@@ -23,7 +23,7 @@ import (
 	"github.com/nix-closure/nix-closure/internal/proc"
 )
 
-// runs and ended are of a process that runs, and of one that does not.
+// runs and ended set the process of a record: a running one, and one that has ended.
 func runs(t *testing.T, r Record) Record {
 	t.Helper()
 	start, err := proc.StartTime(os.Getpid())
@@ -37,7 +37,7 @@ func ended(_ *testing.T, r Record) Record {
 	return r
 }
 
-// make makes what a container has on the host: a record, GC roots, a view and a
+// make makes a container's state on the host: a record, GC roots, and the view and
 // registration that it uses.
 func (h host) make(t *testing.T, r Record) {
 	t.Helper()
@@ -53,7 +53,7 @@ func (h host) make(t *testing.T, r Record) {
 	}
 }
 
-// fill makes what is in a path of the runtime directory: a view, or a file.
+// fill makes the content of a path in the runtime directory: a view, or a file.
 func fill(t *testing.T, path string) {
 	t.Helper()
 	if filepath.Base(filepath.Dir(path)) == "views" {
@@ -63,7 +63,7 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-// age sets a file's times back.
+// age moves a file's times into the past.
 func age(t *testing.T, path string, by time.Duration) {
 	t.Helper()
 	must(t, os.Chtimes(path, time.Now().Add(-by), time.Now().Add(-by)))
@@ -76,7 +76,7 @@ func (h host) sweep(t *testing.T, unused time.Duration, dryRun bool) Swept {
 	return swept
 }
 
-// files are all files below the runtime directory and GC roots, with their times.
+// files returns all files below the runtime directory and the GC roots, with their times.
 func (h host) files(t *testing.T) (all []string) {
 	t.Helper()
 	for _, dir := range []string{h.dir + "/run", h.store.StateDir + "/gcroots"} {
@@ -118,7 +118,7 @@ func TestSweepRecords(t *testing.T) {
 	for _, c := range []struct {
 		id      string
 		process func(t *testing.T, r Record) Record
-		text    string // of the record, instead
+		text    string // replaces the text of the record
 		stays   bool
 	}{
 		{id: "runs", process: runs, stays: true},
@@ -167,7 +167,7 @@ func TestSweepRecords(t *testing.T) {
 	}
 }
 
-// What a writer that was killed left goes when no writer can still be at it.
+// A killed writer's files are removed when no writer can still be using them.
 func TestSweepTemporary(t *testing.T) {
 	h := newHost(t)
 	newDir(t, h)
@@ -229,7 +229,7 @@ func TestSweepGCRoots(t *testing.T) {
 			t.Errorf("%s: there: %v", id, !stays)
 		}
 	}
-	// Of a runtime directory and a state directory that are not there yet.
+	// The runtime directory and the state directory do not exist yet.
 	must(t, os.RemoveAll(h.dir+"/run"), os.RemoveAll(h.store.StateDir+"/gcroots"))
 	if swept := h.sweep(t, 0, false); len(swept.GCRoots) > 0 {
 		t.Errorf("%q", swept.GCRoots)
@@ -241,7 +241,7 @@ func TestSweepUnused(t *testing.T) {
 		name   string
 		file   string // in the runtime directory
 		age    time.Duration
-		user   string // `runs`, `ended`, or `unknown`: said to use it and has no record
+		user   string // `runs`, `ended`, or `unknown`: has a use mark but no record
 		unused time.Duration
 		stays  bool
 	}{
@@ -283,7 +283,7 @@ func TestSweepUnused(t *testing.T) {
 			files := func() []string {
 				must(t, os.Chtimes(path, last, last))
 				all := h.files(t)
-				must(t, os.Chtimes(path, last, last)) // to list a directory is to read it
+				must(t, os.Chtimes(path, last, last)) // listing a directory reads it
 				return all
 			}
 			before := files()
@@ -306,7 +306,7 @@ func TestSweepUnused(t *testing.T) {
 	}
 }
 
-// That it was read counts as use, where the file system notes it.
+// Reading counts as use, if the file system records it.
 func TestSweepRead(t *testing.T) {
 	h := newHost(t)
 	newDir(t, h)
@@ -324,7 +324,7 @@ func TestSweptJSON(t *testing.T) {
 	}
 }
 
-// What one cannot remove is not in the way of the others.
+// An entry that cannot be removed does not stop the others.
 func TestSweepGoesOn(t *testing.T) {
 	h := newHost(t)
 	for _, id := range []string{"a", "b", "c"} {
@@ -357,7 +357,7 @@ func TestSweepGoesOn(t *testing.T) {
 	}
 }
 
-// A sweep waits for nobody: what another process is busy with stays for the next.
+// A sweep waits for no process: what another process has locked stays for the next sweep.
 func TestSweepDoesNotWait(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
@@ -402,8 +402,8 @@ func TestSweepDoesNotWait(t *testing.T) {
 	}
 }
 
-// A start and a sweep at the same moment: what the start finds stays, and what the
-// sweep takes the start does not find.
+// A start and a sweep run at the same moment. What the start finds stays, and the start
+// does not find what the sweep removes.
 func TestSweepHandshake(t *testing.T) {
 	const rounds = 300
 	h := newHost(t)
@@ -438,7 +438,7 @@ func TestSweepHandshake(t *testing.T) {
 		all.Wait()
 		if dir != nil {
 			found++
-			// By whatever name it has now, it is whole.
+			// The view is complete, whatever its name is now.
 			if _, err := os.Stat(fmt.Sprintf("/proc/self/fd/%d/store/x", dir.Fd())); err != nil {
 				t.Errorf("round %d: removed under a container that found it: %v", round, err)
 			}
@@ -453,7 +453,8 @@ func TestSweepHandshake(t *testing.T) {
 	t.Logf("%d of %d found it", found, rounds)
 }
 
-// A sweep that listed the marks before a container marked a view gives it back.
+// A sweep that listed the marks before a container marked a view gives the view its name
+// back.
 func TestSweepGivesBack(t *testing.T) {
 	h := newHost(t)
 	h.make(t, runs(t, Record{ID: "web", View: "v"}))
@@ -461,14 +462,14 @@ func TestSweepGivesBack(t *testing.T) {
 	if removed, err := s.view("v"); removed || err != nil || !exists(t, h.dir+"/run/views/v/store/x") {
 		t.Errorf("%v, %v: %q", removed, err, list(t, h.dir+"/run/views"))
 	}
-	// Unless there is another by now.
+	// It does not if there is another view by now.
 	fill(t, h.dir+"/run/views/v.stale.X")
 	if removed, err := s.view("v.stale.X"); removed || err != nil || !exists(t, h.dir+"/run/views/v.stale.X/store/x") {
 		t.Errorf("stale: %v, %v: %q", removed, err, list(t, h.dir+"/run/views"))
 	}
 }
 
-// What is remembered of a closure stays while a container is prepared that needs it.
+// The memo of a closure stays while a container that needs it is being prepared.
 func TestSweepPreparing(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
@@ -492,8 +493,7 @@ func TestSweepPreparing(t *testing.T) {
 	}
 }
 
-// Each sweep in passing looks at some of what there is, and together they get at
-// all of it.
+// Each sweep at an end checks some of the entries, and together the sweeps check all.
 func TestSweepSome(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
@@ -512,7 +512,7 @@ func TestSweepSome(t *testing.T) {
 			age(t, path, (rememberedFor+1)*time.Hour)
 		}
 	}
-	kinds := map[string]int{ // what stays
+	kinds := map[string]int{ // the number that stays
 		h.dir + "/run/containers": 1, h.store.StateDir + "/gcroots/nix-closure": 1,
 		h.dir + "/run/registrations": 0, h.dir + "/run/closures": 0,
 	}
@@ -533,7 +533,7 @@ func TestSweepSome(t *testing.T) {
 			t.Errorf("%s: left %q", dir, left)
 		}
 	}
-	// To remove a view takes longer: one at a time.
+	// Removing a view takes longer: a sweep removes one.
 	views := h.dir + "/run/views"
 	for i := range many {
 		age(t, fmt.Sprintf("%s/view-%d", views, i), 2*UnusedFor)
@@ -549,7 +549,7 @@ func TestSweepSome(t *testing.T) {
 	}
 }
 
-// list are the names in a directory, sorted.
+// list returns the sorted names in a directory.
 func list(t *testing.T, dir string) (all []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
