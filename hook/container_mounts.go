@@ -149,8 +149,8 @@ func (c *containerMounts) cover(volume string, targets []*target) error {
 		// Others who have the volume could change a link in it.
 		direct, err := rootfs.OpenResolving(c.root, t.dir, unix.RESOLVE_NO_SYMLINKS)
 		if errors.Is(err, unix.ELOOP) {
-			return fmt.Errorf("%s in the container leads through a symbolic link into the volume on %s, where others may "+
-				"change it; mount the volume elsewhere, or use an image without the link", t.dir, inside)
+			return fmt.Errorf("%s in the container leads through a symbolic link into the volume on %s, where others "+
+				"may change it; mount the volume elsewhere, or use an image without the link", t.dir, inside)
 		}
 		if err != nil {
 			return err

@@ -124,7 +124,8 @@ func (c *containerMounts) checkDescriptor(process, dir int, name string) error {
 	if flags&unix.O_CLOEXEC != 0 {
 		return nil
 	}
-	if shows == "" && !c.mounts.Inside(c.realRoot, fdinfo(info, "mnt_id")) { // the container's own mounts are checked elsewhere
+	// A descriptor in the container's own mounts is checked together with these mounts.
+	if shows == "" && !c.mounts.Inside(c.realRoot, fdinfo(info, "mnt_id")) {
 		shows, err = c.leadsTo(dir, name)
 	}
 	if shows == "" || err != nil {

@@ -134,7 +134,8 @@ func (p *plugin) Synchronize(
 			without++
 			p.log.WithFields(logrus.Fields{
 				"pod": pod.GetName(), "namespace": pod.GetNamespace(), "container": c.GetName(), "id": c.GetId(),
-			}).Warn("container runs without the closure that it asks for: it started while no plugin was connected; remove it")
+			}).Warn("container runs without the closure that it asks for: it started while no plugin was connected; " +
+				"remove it")
 		}
 	}
 	p.metrics.without.Set(without)
