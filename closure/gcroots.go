@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 )
 
 // Why the garbage collector cannot be held off.
@@ -34,7 +36,7 @@ func HoldCollector(store Store) (*os.File, error) {
 	}
 	path := store.StateDir + "/gc.lock"
 	// Nix makes the file when it first opens the store, with the same mode.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := nopoll.Open(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 )
 
 // failure is an error in the form that every error has on standard error: which
@@ -163,14 +164,14 @@ func openLog(path string, most int64) (*os.File, error) {
 // anybody may put one into /tmp.
 func appendTo(path string) (*os.File, error) {
 	const flags = os.O_WRONLY | os.O_APPEND | os.O_CREATE
-	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
+	f, err := nopoll.Open(path, flags|unix.O_NOFOLLOW, 0o600)
 	if !errors.Is(err, unix.ELOOP) {
 		return f, err
 	}
 	if link, statErr := os.Lstat(path); statErr != nil || !ours(link) {
 		return nil, err
 	}
-	return os.OpenFile(path, flags, 0o600)
+	return nopoll.Open(path, flags, 0o600)
 }
 
 func ours(info fs.FileInfo) bool {

@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 )
 
 // MaxConfig bounds a config.json, in bytes. A node's largest are some hundred
@@ -49,7 +51,7 @@ const (
 
 // ReadConfig reads a config.json.
 func ReadConfig(path string) (Config, error) {
-	f, err := os.Open(path)
+	f, err := nopoll.Open(path, unix.O_RDONLY, 0)
 	if err != nil {
 		return Config{}, err
 	}

@@ -207,7 +207,13 @@ type layerLook struct {
 	thorough bool
 	// handles counts the files that have one, unknown those whose place cannot be told.
 	handles, unknown int
+	// layers are directories of layers that are not guarded, for the directory that is
+	// looked at: most files are in one that has been found.
+	layers []int
 }
+
+// mostLayers bounds the directories that are kept open.
+const mostLayers = 8
 
 const (
 	// mostHandles bounds the files that are looked for in the root, mostInMerged those in a
@@ -247,6 +253,14 @@ func (l *layerLook) directory(dir int, at string, most int) error {
 		names = names[:most]
 		l.unknown++
 	}
+	outer := l.layers
+	l.layers = nil
+	defer func() {
+		for _, layer := range l.layers {
+			unix.Close(layer)
+		}
+		l.layers = outer
+	}()
 	for _, name := range names {
 		if l.left--; l.left < 0 {
 			return errTooMany
@@ -291,31 +305,60 @@ func (c *comparer) merged(dir int, name string) (int, error) {
 // file notes what the directory that a file is in shows, by where the file is on its
 // layer: what is beside it there shows too.
 func (l *layerLook) file(dir int, name, at string) error {
+	st, there, err := l.stat(dir, name, false)
+	if err != nil || !there {
+		return err
+	}
+	if l.inKnownLayer(name, st) {
+		return nil
+	}
 	handle, ok := layerHandle(dir, name)
 	if !ok {
 		l.unknown++
 		return nil
 	}
 	l.handles++
-	st, there, err := l.stat(dir, name, false)
-	if err != nil || !there {
-		return err
-	}
 	fd, layer := l.Host.handles.open(handle, st)
 	if fd < 0 {
 		return nil // in none of the guarded directories
 	}
-	unix.Close(fd)
+	defer unix.Close(fd)
 	if name != "" {
 		layer.path = path.Dir(layer.path)
 	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR && name != "" && !l.isGuarded(layer) && len(l.layers) < mostLayers {
+		if above, err := unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
+			l.layers = append(l.layers, above)
+		}
+	}
 	// Of the names of a file with hard links, this need not be the one that shows.
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
-		if slices.ContainsFunc(l.guarded, func(g guard) bool { return layer.within(g.place) }) {
+		if l.isGuarded(layer) {
 			l.unknown++
 		}
 		return nil
 	}
 	l.showLayer(place{l.m.device, at}, layer)
 	return nil
+}
+
+// isGuarded tells whether a place is in a guarded directory.
+func (l *layerLook) isGuarded(p place) bool {
+	return slices.ContainsFunc(l.guarded, func(g guard) bool { return p.within(g.place) })
+}
+
+// inKnownLayer tells whether a file is in a directory of a layer that was found for a file
+// beside it, and that is not guarded.
+func (l *layerLook) inKnownLayer(name string, shown unix.Stat_t) bool {
+	for _, layer := range l.layers {
+		st, there, err := l.stat(layer, name, false)
+		like := likeness{kind: st.Mode & unix.S_IFMT}
+		if err != nil || !there || like.kind != shown.Mode&unix.S_IFMT {
+			continue
+		}
+		if l.match(&like, shown, st); like.same {
+			return true
+		}
+	}
+	return false
 }
