@@ -14,26 +14,26 @@ import (
 	"github.com/nix-closure/nix-closure/internal/proc"
 )
 
-// Since Linux 6.6, overlay gives a handle for each of its files that has the handle of
-// the file of the layer in it (fs/overlayfs/export.c, ovl_encode_fh). By that the file
-// system of the layer opens the file, and says where it is. It takes CAP_DAC_READ_SEARCH
-// in the host's user namespace.
+// Since Linux 6.6, overlay gives each of its files a handle that contains the handle of the
+// layer's file (fs/overlayfs/export.c, ovl_encode_fh). With that, the layer's file system
+// can open the file, and the kernel names its place. This needs CAP_DAC_READ_SEARCH in the
+// host's user namespace.
 
-// atHandleFID asks name_to_handle_at for a handle that only identifies (AT_HANDLE_FID,
-// Linux 6.5).
+// atHandleFID asks name_to_handle_at for a handle that only identifies a file
+// (AT_HANDLE_FID, Linux 6.5).
 const atHandleFID = 0x200
 
-// The handle of a file of an overlay (struct ovl_fh in fs/overlayfs/overlayfs.h): three
-// bytes, a version, a magic number, the length from the version on, flags, the type of
-// the layer's handle, the layer's UUID, the layer's handle.
+// The handle of a file of an overlay (struct ovl_fh in fs/overlayfs/overlayfs.h) has these
+// fields: three bytes of padding, a version, a magic number, the length from the version
+// on, flags, the type of the layer's handle, the layer's UUID, the layer's handle.
 const (
 	overlayHandle       = 0xf8
 	overlayHandleMagic  = 0xfb
 	overlayHandleHeader = 3 + 5 + 16
 )
 
-// layerHandle returns the handle of the layer's file that a file of an overlay is. Not
-// ok: there is none.
+// layerHandle returns the handle of the layer's file behind a file of an overlay; ok is
+// false if there is none.
 func layerHandle(dir int, name string) (_ unix.FileHandle, ok bool) {
 	flags := atHandleFID
 	if name == "" {
@@ -58,12 +58,12 @@ func unwrapHandle(h unix.FileHandle) (_ unix.FileHandle, ok bool) {
 	return unix.NewFileHandle(int32(b[7]), b[overlayHandleHeader:end]), true
 }
 
-// handleRoots open files of file systems by their handles.
+// handleRoots opens files of file systems by their handles.
 type handleRoots struct {
 	roots []handleRoot
-	// tried are places that are looked for below the roots, or for which there is none.
+	// tried are places for which a root was added or searched for.
 	tried map[place]bool
-	// incomplete: a guarded directory is below none of them.
+	// incomplete: some guarded directory is below none of the roots.
 	incomplete bool
 	// privileged: this process may open files by handles.
 	privileged bool
@@ -84,7 +84,8 @@ func (r *handleRoots) close() {
 	r.roots = nil
 }
 
-// add opens mounts of the calling thread's mount namespace that show guarded directories.
+// add opens the mounts, of the calling thread's mount namespace, that show guarded
+// directories.
 func (r *handleRoots) add(mounts Mounts, guarded []guard) {
 	if r.tried == nil {
 		r.tried = map[place]bool{}
@@ -101,8 +102,8 @@ func (r *handleRoots) add(mounts Mounts, guarded []guard) {
 	}
 }
 
-// addPlace opens the mount that shows a place and the most around it. One that another
-// mount covers cannot be opened.
+// addPlace opens the mount that shows a place and the most around it. It cannot open a
+// mount that another one covers.
 func (r *handleRoots) addPlace(mounts Mounts, p place) {
 	var all Mounts
 	for _, m := range mounts {
@@ -113,7 +114,7 @@ func (r *handleRoots) addPlace(mounts Mounts, p place) {
 	slices.SortStableFunc(all, func(a, b mountPoint) int { return len(a.path) - len(b.path) })
 	for _, m := range all {
 		if m.kind == "overlay" {
-			return // its files are others'
+			return // its files belong to other file systems
 		}
 		root, err := openByHandles(m)
 		if err == nil {
@@ -125,8 +126,8 @@ func (r *handleRoots) addPlace(mounts Mounts, p place) {
 	r.incomplete = true
 }
 
-// openByHandles opens the root of a mount, if its file system opens files by their
-// handles for this process.
+// openByHandles opens the root of a mount, if this process may open files of its file
+// system by handles.
 func openByHandles(m mountPoint) (handleRoot, error) {
 	r := handleRoot{m: m, top: m.point}
 	at, err := openMount(m)
@@ -134,8 +135,8 @@ func openByHandles(m mountPoint) (handleRoot, error) {
 		return r, err
 	}
 	defer func() { unix.Close(at) }()
-	// In a copy nothing is mounted that could cover a file. It is nowhere, so that names
-	// begin at its root.
+	// Nothing is mounted in a clone, so nothing can cover a file there. The clone is
+	// attached nowhere, so names begin at its root.
 	clone, err := unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err == nil {
 		unix.Close(at)
@@ -156,8 +157,8 @@ func openByHandles(m mountPoint) (handleRoot, error) {
 	return r, err
 }
 
-// open opens a file of a layer that shows in an overlay as shown, and returns where it
-// is. -1: it is below none of the roots.
+// open opens the layer's file that an overlay shows with the attributes shown, and returns
+// its place; -1: it is below none of the roots.
 func (r *handleRoots) open(handle unix.FileHandle, shown unix.Stat_t) (fd int, at place) {
 	for _, root := range r.roots {
 		fd, err := unix.OpenByHandleAt(root.fd, handle, unix.O_PATH|unix.O_CLOEXEC)
@@ -180,8 +181,8 @@ func (r *handleRoots) open(handle unix.FileHandle, shown unix.Stat_t) (fd int, a
 	return -1, place{}
 }
 
-// placeOf returns where an open file is. Not ok: it is not below the root, and then the
-// kernel has no name for it.
+// placeOf returns the place of an open file; ok is false if it is not below the root,
+// because then the kernel has no name for it.
 func (r handleRoot) placeOf(fd int, st unix.Stat_t) (place, bool) {
 	name, err := proc.FileName(fd)
 	if err != nil || !below(name, r.top) {
@@ -196,27 +197,29 @@ func (r handleRoot) placeOf(fd int, st unix.Stat_t) (place, bool) {
 	return place{r.m.device, path.Join(r.m.path, inside)}, true
 }
 
-// layerLook looks where the files of an overlay are on its layers. A directory that is
-// merged has no place: what is in it does.
+// layerLook finds out where the files of an overlay are on its layers. A merged directory
+// has no single place, but the files in it have.
 type layerLook struct {
 	*Host
 	*comparer
 	m mountPoint
-	// thorough: every file counts. Else a few in each merged directory of the root, which is
-	// enough for what a redirect leads to the store, because that has only files of that.
+	// thorough: look at every file. Otherwise, look at a few files in each merged directory
+	// of the root. This is enough for a directory that a redirect leads to the store: it
+	// has only files of the store.
 	thorough bool
-	// handles counts the files that have one, unknown those whose place cannot be told.
+	// handles counts the files with a handle, and unknown those whose place is unknown.
 	handles, unknown int
 }
 
 const (
-	// mostHandles bounds the files that are looked for in the root, mostInMerged those in a
-	// directory of it, where the look is not thorough.
+	// Unless the look is thorough, mostHandles bounds the files that are searched for in
+	// the root, and mostInMerged those in each of its directories.
 	mostHandles  = 512
 	mostInMerged = 16
 )
 
-// known tells whether it is known of the files whether they are in guarded directories.
+// known reports whether, for all files, it is decided whether they are in guarded
+// directories.
 func (l *layerLook) known() bool {
 	return l.handles > 0 && l.unknown == 0 && !l.Host.handles.incomplete
 }
@@ -233,11 +236,11 @@ func (l *layerLook) look(mounts Mounts) error {
 	return l.directory(l.root, l.m.path, mostHandles)
 }
 
-// directory looks at what is in a merged directory.
+// directory looks at the files in a merged directory.
 func (l *layerLook) directory(dir int, at string, most int) error {
 	names, err := l.names(dir)
 	if errors.Is(err, unix.EACCES) {
-		return nil // what this user may not list, no container of this user's may
+		return nil // if this user may not list it, no container of this user may
 	}
 	if err != nil {
 		return err
@@ -275,7 +278,7 @@ func (l *layerLook) directory(dir int, at string, most int) error {
 	return nil
 }
 
-// merged opens a directory if overlay merges it of several layers; -1: it does not.
+// merged opens a directory that overlay merges from several layers; -1: it does not.
 func (c *comparer) merged(dir int, name string) (int, error) {
 	st, there, err := c.stat(dir, name, false)
 	if err != nil || !there || st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Nlink != 1 {
@@ -288,8 +291,8 @@ func (c *comparer) merged(dir int, name string) (int, error) {
 	return fd, err
 }
 
-// file notes what the directory that a file is in shows, by where the file is on its
-// layer: what is beside it there shows too.
+// file notes what a file's directory shows, by the place of the file on its layer: what is
+// beside it there shows too.
 func (l *layerLook) file(dir int, name, at string) error {
 	handle, ok := layerHandle(dir, name)
 	if !ok {
@@ -303,13 +306,13 @@ func (l *layerLook) file(dir int, name, at string) error {
 	}
 	fd, layer := l.Host.handles.open(handle, st)
 	if fd < 0 {
-		return nil // in none of the guarded directories
+		return nil // in no guarded directory
 	}
 	unix.Close(fd)
 	if name != "" {
 		layer.path = path.Dir(layer.path)
 	}
-	// Of the names of a file with hard links, this need not be the one that shows.
+	// If a file has hard links, this name may not be the one that shows.
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
 		if slices.ContainsFunc(l.guarded, func(g guard) bool { return layer.within(g.place) }) {
 			l.unknown++
