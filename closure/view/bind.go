@@ -13,9 +13,8 @@ import (
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
-// bind is a closure as a tmpfs with a mount for each store path. It needs no
-// privilege over the initial user namespace, and files are opened as fast as on
-// the host.
+// bind is a closure as a tmpfs with one mount for each store path. It needs no privilege in
+// the initial user namespace. Opening files is as fast as on the host.
 type bind struct {
 	store    closure.Store
 	closure  closure.Closure
@@ -24,7 +23,7 @@ type bind struct {
 	tmpfs    *os.File
 }
 
-// NewBind makes the tmpfs. The store paths are mounted by Attach.
+// NewBind makes the tmpfs. Attach mounts the store paths on it.
 func NewBind(store closure.Store, c closure.Closure, o Options) (_ View, Err error) {
 	storeDir, err := os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -35,9 +34,8 @@ func NewBind(store closure.Store, c closure.Closure, o Options) (_ View, Err err
 			storeDir.Close()
 		}
 	}()
-	// It holds directories, empty files and symbolic links; without nr_inodes, a
-	// host with little memory may have too few. To be read-only is for seal to do when
-	// it is full.
+	// The tmpfs has directories, empty files and symbolic links. Without nr_inodes, a host
+	// with little memory may allow too few. seal makes it read-only when it is full.
 	tmpfs, err := newTmpfs(o.mode(), option{"nr_inodes", fmt.Sprint(2*len(c.Names) + 16)})
 	if err != nil {
 		return nil, err
@@ -47,16 +45,16 @@ func NewBind(store closure.Store, c closure.Closure, o Options) (_ View, Err err
 
 func (b *bind) Close() error { return errors.Join(b.storeDir.Close(), b.tmpfs.Close()) }
 
-// Check finds nothing: a mount shows what is mounted.
+// Check has nothing to check: a mount shows what is mounted.
 func (b *bind) Check(closure.Store, closure.Closure) error { return nil }
 
-// Shows compares with the root of the tmpfs.
+// Shows compares dir with the root of the tmpfs.
 func (b *bind) Shows(dir *os.File) (bool, error) { return samefile.Open(dir, b.tmpfs) }
 
-// Attach mounts the tmpfs, and on it the store paths, one after the other by
-// descriptor. A mount can be cloned only in its own mount namespace, so the store
-// directory is opened again in the target's, where the host's files are in sight
-// until the runtime changes the root directory; it must be the same directory.
+// Attach mounts the tmpfs, and then the store paths on it, by descriptor. A mount can be
+// cloned only in its own mount namespace. So Attach opens the store directory again, in the
+// target's namespace, where the host's files are in sight until the runtime changes the
+// root directory. It must be the same directory as on the host.
 func (b *bind) Attach(target *os.File) error {
 	storeDir, err := os.OpenFile(b.store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -71,8 +69,8 @@ func (b *bind) Attach(target *os.File) error {
 	if err := moveMount(int(b.tmpfs.Fd()), target, ""); err != nil {
 		return err
 	}
-	// On a shared mount it is shared by now, and the store paths, which are
-	// writable until seal, would show wherever that mount has a peer.
+	// If the target's mount is shared, this mount is shared now. The store paths are
+	// writable until seal, and would show at every peer of that mount.
 	if err := setPrivate(b.tmpfs); err != nil {
 		return err
 	}

@@ -14,22 +14,23 @@ import (
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
-// mostCovered bounds the names of a volume that a cover mounts.
+// mostCovered bounds how many names of a volume a cover mounts.
 const mostCovered = 10_000
 
-// Cover mounts a tmpfs over a volume, in the mount namespace of the calling thread, in
-// which everything of the volume is mounted in its place. ways are paths, relative to
-// the volume, of directories that views go to: these and the directories on the way to
-// them are the tmpfs's own.
+// Cover mounts a tmpfs over a volume, in the mount namespace of the calling thread, and
+// mounts everything of the volume in its place on the tmpfs. volume is an open directory,
+// the root of the mount to cover. ways are the paths, relative to the volume, of
+// directories that views go to. These directories, and those on the way to them, are the
+// tmpfs's own.
 //
-// It guarantees, against everybody who can write to the volume by another mount of it,
-// that what is attached to these directories stays there: a mount goes with the
-// directory that it is on, and whoever renames that takes the mount away in every mount
-// namespace (rename(2) refuses mount points of the caller's own only, since Linux 3.19).
+// Cover guarantees that what is attached to these directories stays there, against
+// everybody who can write to the volume through another mount of it. The reason: a mount
+// goes with the directory that it is on, and renaming that directory removes the mount in
+// every mount namespace. Since Linux 3.19, rename(2) refuses only mount points of the
+// caller's own namespace.
 //
-// volume is an open directory, the root of the mount that is covered. What the container
-// makes beside the volume's own names, from then on, is in memory and not in the volume:
-// size bytes at most.
+// It does not keep what the container adds beside the volume's own names: that is in
+// memory, at most size bytes, and not in the volume.
 func Cover(volume *os.File, ways []string, size int64, o Options) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(volume.Fd()), &st); err != nil {
@@ -66,11 +67,11 @@ func Cover(volume *os.File, ways []string, size int64, o Options) error {
 	return nil
 }
 
-// cover counts the names that it has mounted.
+// cover counts how many more names may be mounted.
 type cover struct{ left int }
 
-// fill mounts what is in the directory from onto the same names in to. Directories on
-// the ways are made, and filled in turn.
+// fill mounts what is in the directory from onto the same names in to. It makes the
+// directories on the ways, and fills them in turn.
 func (c *cover) fill(to, from int, ways []string) error {
 	inside := map[string][]string{}
 	for _, way := range ways {
@@ -101,7 +102,7 @@ func (c *cover) fill(to, from int, ways []string) error {
 	return nil
 }
 
-// descend makes a directory that is on the way, like the volume's.
+// descend makes a directory on the way, with the owner and mode of the volume's.
 func (c *cover) descend(to, from int, name string, ways []string) error {
 	flags := unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	in, err := unix.Openat(from, name, flags, 0)
@@ -123,7 +124,7 @@ func (c *cover) descend(to, from int, name string, ways []string) error {
 		return os.NewSyscallError("fchmodat", err)
 	}
 	if slices.Contains(ways, "") {
-		return nil // the view goes here, and what is here is not seen
+		return nil // a view goes here and covers this directory
 	}
 	out, err := unix.Openat(to, name, flags, 0)
 	if err != nil {
@@ -133,8 +134,8 @@ func (c *cover) descend(to, from int, name string, ways []string) error {
 	return c.fill(out, in, ways)
 }
 
-// mount mounts one name of the volume, with what is mounted below it. A symbolic link
-// is copied.
+// mount mounts one name of the volume, with everything that is mounted below it. It copies
+// a symbolic link.
 func (c *cover) mount(to, from int, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(from, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {

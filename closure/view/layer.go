@@ -19,29 +19,29 @@ import (
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
-// The extended attributes with which overlay finds a file of a lower layer under
-// another name (Documentation/filesystems/overlayfs.rst: "Opaque directories",
-// "redirect_dir", "Metadata only copy up"). Only a process with CAP_SYS_ADMIN in
-// the initial user namespace may set them, and so only root is believed.
+// The extended attributes by which overlay finds a file of a lower layer under another name
+// (Documentation/filesystems/overlayfs.rst: "Opaque directories", "redirect_dir", "Metadata
+// only copy up"). Only a process with CAP_SYS_ADMIN in the initial user namespace may set
+// them, so only root is believed.
 const (
 	xattrOpaque   = "trusted.overlay.opaque"
 	xattrRedirect = "trusted.overlay.redirect"
 	xattrMetacopy = "trusted.overlay.metacopy"
 )
 
-// shown is the one directory of a layer. An overlay's root shows the whole store
-// beside it; only what is below shown is ever attached.
+// shown is the only directory of a layer. An overlay's root shows the whole store beside
+// it, so only the part below shown is ever attached.
 const shown = "store"
 
-// Layer is the upper-most layer of an overlay: a directory that is opaque, and
-// in it, for each store path, an entry that redirects to the store path of that
-// name in the layer below. What is not in it does not exist in the view, neither
-// now nor when it is added to the store.
+// Layer is the uppermost layer of an overlay. It is an opaque directory with one entry for
+// each store path. The entry redirects to the store path of that name in the layer below. A
+// store path without an entry does not exist in the view, neither now nor when it is added
+// to the store later.
 type Layer struct {
 	path string
 }
 
-// LayerName is the name of a closure's layer.
+// LayerName returns the name of a closure's layer in views.
 func LayerName(digest string, o Options) string {
 	if !o.Listed {
 		digest += "-unlisted"
@@ -52,8 +52,8 @@ func LayerName(digest string, o Options) string {
 	return digest
 }
 
-// OpenLayer returns a layer that EnsureLayer made or found to be up to date since
-// a time, in nanoseconds since 1970, or ok is false.
+// OpenLayer returns a layer that EnsureLayer made, or found to be up to date, since a time
+// in nanoseconds since 1970; ok is false if there is none.
 func OpenLayer(views *os.Root, digest string, o Options, since int64) (_ Layer, ok bool) {
 	name := LayerName(digest, o)
 	st, err := views.Lstat(name)
@@ -63,8 +63,8 @@ func OpenLayer(views *os.Root, digest string, o Options, since int64) (_ Layer, 
 	return Layer{filepath.Join(views.Name(), name)}, true
 }
 
-// FindLayer returns the layer of a closure if there is one that shows the store
-// paths as they are, or ok is false. It looks at each of them.
+// FindLayer returns the layer of a closure if it shows the store paths as they are now; ok
+// is false if there is none. It looks at each store path.
 func FindLayer(views *os.Root, store closure.Store, c closure.Closure, o Options) (_ Layer, ok bool, _ error) {
 	storeDir, err := openStore(store)
 	if err != nil {
@@ -78,19 +78,21 @@ func openStore(store closure.Store) (*os.File, error) {
 	return os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
-// builderTimeout is how long a process waits for another that makes the same layer.
+// builderTimeout is how long a process waits for another one that makes the same layer.
 // Most layers take milliseconds.
 var builderTimeout = 5 * time.Second
 
-// half is at the end of the name of a layer that is being made. Who makes it has a
-// lock on the directory (flock): without one, nobody finishes it.
+// half ends the name of a layer that is being made. The process that makes it holds a lock
+// on the directory (flock(2)). If nobody holds the lock, nobody will finish the layer.
 const half = ".new"
 
-// EnsureLayer makes the layer of a closure, or takes the one that is there if it
-// still shows the store paths as they are. Many processes may do so at once:
-// one makes it, aside, and renames it, and the others wait for it. They do not wait
-// for long: a process that was stopped must not keep others from starting, so each
-// makes the layer itself then, and the first that is done renames it.
+// EnsureLayer makes the layer of a closure, or returns the one that exists, if it shows the
+// store paths as they are now.
+//
+// Many processes may call it at the same time: one makes the layer under another name and
+// renames it, and the others wait. They wait for builderTimeout at most, because a stopped
+// process must not keep other containers from starting. Then each makes the layer itself,
+// and the first to finish renames it.
 func EnsureLayer(
 	ctx context.Context, views *os.Root, store closure.Store, c closure.Closure, o Options,
 ) (Layer, error) {
@@ -138,7 +140,7 @@ func EnsureLayer(
 
 func layerIn(views *os.Root, name string) Layer { return Layer{filepath.Join(views.Name(), name)} }
 
-// publish gives a layer that was made aside its name.
+// publish renames a finished layer to its final name.
 func publish(views *os.Root, storeDir *os.File, aside string, c closure.Closure, o Options) error {
 	name := LayerName(c.Digest(), o)
 	for range publishAttempts {
@@ -146,10 +148,10 @@ func publish(views *os.Root, storeDir *os.File, aside string, c closure.Closure,
 		if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTEMPTY) {
 			return err
 		}
-		// What is there was made by another meanwhile; or it shows the paths as
-		// they were: they were collected and came back different, or someone
-		// changed an attribute. Containers that run may use it, so it is moved
-		// out of the way, which an overlay does not notice.
+		// Either another process made the same layer in the meantime. Or the existing one
+		// shows the paths as they were: they were collected and came back different, or
+		// somebody changed an attribute. Running containers may use it, so it is renamed,
+		// which an overlay does not notice.
 		if _, ok, err := currentLayer(views, storeDir, c, o); ok || err != nil {
 			return errors.Join(err, views.RemoveAll(aside))
 		}
@@ -160,10 +162,10 @@ func publish(views *os.Root, storeDir *os.File, aside string, c closure.Closure,
 	return fmt.Errorf("%s: others replace it all the time", filepath.Join(views.Name(), name))
 }
 
-// publishAttempts is more often than others come first.
+// publishAttempts is higher than the number of processes that finish first.
 const publishAttempts = 10
 
-// currentLayer returns the layer that is there, if it is up to date.
+// currentLayer returns the existing layer, if it is up to date.
 func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Options) (Layer, bool, error) {
 	began := time.Now()
 	l, ok := OpenLayer(views, c.Digest(), o, 0)
@@ -174,7 +176,7 @@ func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Option
 	if ok && err == nil {
 		err = views.Chtimes(LayerName(c.Digest(), o), began, began)
 		if errors.Is(err, fs.ErrNotExist) {
-			return Layer{}, false, nil // a sweep took it just now
+			return Layer{}, false, nil // a sweep took it in between
 		}
 	}
 	return l, ok, err
@@ -183,10 +185,10 @@ func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Option
 // errBuilding says that another process makes the layer.
 var errBuilding = errors.New("another process makes the layer")
 
-// lockedDir returns the directory aside in views, made if it is missing, empty
-// and locked by this process alone; or, if the process that had the lock
-// finished it while this one waited, the same directory under its name. After
-// builderTimeout it fails with errBuilding.
+// lockedDir returns the directory aside in views, empty and locked by this process alone;
+// it makes the directory if it is missing. If the process that held the lock finished the
+// layer while this one waited, the same directory has its final name. After builderTimeout,
+// lockedDir fails with errBuilding.
 func lockedDir(ctx context.Context, views *os.Root, aside, name string) (_ *os.File, Err error) {
 	waited, cancel := context.WithTimeout(ctx, builderTimeout)
 	defer cancel()
@@ -208,7 +210,7 @@ func lockedDir(ctx context.Context, views *os.Root, aside, name string) (_ *os.F
 		case samefile.At(dir, views.Name()+"/"+name):
 			return dir, nil
 		case samefile.At(dir, views.Name()+"/"+aside):
-			// What a killed process left in it goes.
+			// Remove what a killed process left.
 			if err = errors.Join(views.RemoveAll(aside+"/"+shown), views.RemoveAll(aside+"/"+sizeLink)); err == nil {
 				return dir, nil
 			}
@@ -238,7 +240,7 @@ func waitFlock(ctx context.Context, dir *os.File) error {
 	}
 }
 
-// flockHolder says which process has the lock of a directory, for a message.
+// flockHolder returns which process holds the lock of a directory, for a message.
 func flockHolder(dir *os.File) string {
 	var st unix.Stat_t
 	locks, err := os.ReadFile("/proc/locks")
@@ -255,12 +257,12 @@ func flockHolder(dir *os.File) string {
 	return ""
 }
 
-// IsHalf tells whether a name in views is of a layer that is being made.
+// IsHalf reports whether a name in views is of a layer that is being made.
 func IsHalf(name string) bool { return strings.HasSuffix(name, half) }
 
-// LockAbandoned takes the lock of a layer that is being made, if nobody has it:
-// whoever made it was killed. Until release, nobody goes on with it; if it has another
-// name by then, nobody ever does.
+// LockAbandoned takes the lock of a layer that is being made, if nobody holds it: then its
+// maker was killed. Until release, nobody continues with the layer. If it has another name
+// by then, nobody ever does.
 func LockAbandoned(views *os.Root, name string) (release func(), ok bool) {
 	if !IsHalf(name) {
 		return nil, false
@@ -279,7 +281,7 @@ func LockAbandoned(views *os.Root, name string) (release func(), ok bool) {
 // fill makes the layer's directory tree in work, which is empty.
 func fill(work, storeDir *os.File, store closure.Store, c closure.Closure, o Options) error {
 	dirfd := int(work.Fd())
-	// First, so that it counts while it is being made.
+	// The cost is written first, so that it counts while the layer is being made.
 	cost, err := layerCost(dirfd, c)
 	if err != nil {
 		return err
@@ -313,7 +315,7 @@ func fill(work, storeDir *os.File, store closure.Store, c closure.Closure, o Opt
 	return setTimes(fd, "", unix.Timespec{Sec: 1})
 }
 
-// linksDir is where Nix keeps hard links of files that are the same.
+// linksDir is where Nix keeps hard links of identical files.
 const linksDir = ".links"
 
 func (o Options) makeLinks(storeDir int) error {
@@ -326,7 +328,7 @@ func (o Options) makeLinks(storeDir int) error {
 	return setTimes(storeDir, linksDir, unix.Timespec{Sec: 1})
 }
 
-// setXattr sets an attribute, and says what it means that it may not.
+// setXattr sets an extended attribute. Its error explains what a refusal means.
 func setXattr(fd int, name, value string) error {
 	err := unix.Fsetxattr(fd, name, []byte(value), 0)
 	if errors.Is(err, unix.EPERM) {
@@ -339,8 +341,8 @@ func setXattr(fd int, name, value string) error {
 	return os.NewSyscallError("fsetxattr "+name, err)
 }
 
-// fillPath makes the entry of one store path, with the attributes that the store
-// path has: those of a layer's entry are what the overlay shows.
+// fillPath makes the entry of one store path. The entry gets the attributes of the store
+// path, because the overlay shows those of the entry.
 func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
 	name, dirfd := string(base), int(dir.Fd())
 	st, err := statPath(storeDir, base)
@@ -372,7 +374,7 @@ func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
 			return err
 		}
 	}
-	// Absolute: below the root of the lower layers, which is the store directory.
+	// The path is absolute: it begins at the root of the lower layer, the store directory.
 	if err := setXattr(fd, xattrRedirect, "/"+name); err != nil {
 		return err
 	}
@@ -387,11 +389,12 @@ func fillPath(dir, storeDir *os.File, base closure.BaseName) error {
 	return setTimes(fd, "", st.Mtim)
 }
 
-// ErrMissing says that a store path that is registered has no file.
+// ErrMissing says that a registered store path has no file.
 var ErrMissing = errors.New("is registered, but not in the store; " +
 	"`nix-store --verify --check-contents --repair` mends the store")
 
-// statPath looks at a store path: a directory, a regular file or a symlink.
+// statPath returns the attributes of a store path: a directory, a regular file or a
+// symbolic link.
 func statPath(storeDir *os.File, base closure.BaseName) (st unix.Stat_t, _ error) {
 	err := unix.Fstatat(int(storeDir.Fd()), string(base), &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
@@ -407,8 +410,8 @@ func statPath(storeDir *os.File, base closure.BaseName) (st unix.Stat_t, _ error
 	return st, errors.New("neither a directory nor a regular file nor a symbolic link")
 }
 
-// copySymlink makes the same symbolic link in another directory, with the same
-// owner and time.
+// copySymlink makes the same symbolic link in another directory, with the same owner and
+// time.
 func copySymlink(to, from int, name string, st *unix.Stat_t) error {
 	target, err := readlink(from, name)
 	if err != nil {
@@ -418,7 +421,7 @@ func copySymlink(to, from int, name string, st *unix.Stat_t) error {
 		return os.NewSyscallError("symlinkat", err)
 	}
 	err = unix.Fchownat(to, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
-	// EINVAL: the user namespace has no name for the owner.
+	// EINVAL: the user namespace has no number for the owner.
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return os.NewSyscallError("fchownat", err)
 	}
@@ -434,7 +437,7 @@ func readlink(dir int, name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// setTimes sets both times of name in a directory, or, where it is empty, of the
+// setTimes sets both times of name in a directory. If name is empty, it sets those of the
 // open file itself (utimensat(2) with AT_EMPTY_PATH, Linux 5.8).
 func setTimes(fd int, name string, t unix.Timespec) error {
 	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_EMPTY_PATH
@@ -444,8 +447,8 @@ func setTimes(fd int, name string, t unix.Timespec) error {
 	return nil
 }
 
-// upToDate tells whether a layer's entries have the attributes that the store
-// paths have now.
+// upToDate reports whether a layer's entries have the attributes that the store paths have
+// now.
 func upToDate(layer string, storeDir *os.File, c closure.Closure) (bool, error) {
 	dir, err := os.OpenFile(layer, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {

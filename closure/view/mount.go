@@ -18,12 +18,12 @@ const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_AT
 // option is a mount option.
 type option struct{ key, value string }
 
-// maxOption is the kernel's limit for the value of one option, in bytes
-// (fsconfig(2), FSCONFIG_SET_STRING).
+// maxOption is the kernel's limit for the value of one option, in bytes (fsconfig(2),
+// FSCONFIG_SET_STRING).
 const maxOption = 255
 
-// newMount makes a file system that is mounted nowhere (fsopen and fsmount,
-// Linux 5.2). The error has what the kernel says of the options.
+// newMount makes a file system that is attached nowhere (fsopen(2) and fsmount(2), Linux
+// 5.2). An error includes what the kernel says about the options.
 func newMount(kind string, options []option) (_ *os.File, Err error) {
 	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -49,8 +49,8 @@ func newMount(kind string, options []option) (_ *os.File, Err error) {
 	return os.NewFile(uintptr(fd), kind), nil
 }
 
-// messages reads what the kernel wrote of a file system context: one message a
-// read, each after a letter for its severity.
+// messages returns what the kernel wrote about a file system context. Each read gives one
+// message, after a letter for its severity.
 func messages(fs int) string {
 	var all strings.Builder
 	buf := make([]byte, 1024)
@@ -63,8 +63,8 @@ func messages(fs int) string {
 	}
 }
 
-// moveMount puts a mount that is attached nowhere onto name in dir, or onto dir
-// itself (move_mount(2), Linux 5.2).
+// moveMount attaches a mount that is attached nowhere to name in dir, or to dir itself if
+// name is empty (move_mount(2), Linux 5.2).
 func moveMount(mount int, dir *os.File, name string) error {
 	flags := unix.MOVE_MOUNT_F_EMPTY_PATH
 	if name == "" {
@@ -76,7 +76,7 @@ func moveMount(mount int, dir *os.File, name string) error {
 	return nil
 }
 
-// setWritable takes back from a mount that it is read-only.
+// setWritable removes the read-only attribute of a mount.
 func setWritable(mount *os.File) error {
 	attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
 	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
@@ -85,16 +85,16 @@ func setWritable(mount *os.File) error {
 	return nil
 }
 
-// newSizedTmpfs makes a tmpfs of a size in bytes. more is how many inodes it has room
-// for beside those of that size. Of the options, the label counts.
+// newSizedTmpfs makes a tmpfs of a size in bytes. It has the inodes that such a size needs,
+// and as many more. Of the options, only the label counts.
 func newSizedTmpfs(size, more int64, mode uint32, o Options) (*os.File, error) {
-	// An inode takes memory that the size does not count; the kernel's own
-	// default is one for two pages.
+	// The size does not count the memory of inodes. The kernel's own default is one inode
+	// for two pages.
 	inodes := more + max(size/4096, 1024)
 	return newTmpfs(mode, o.labelled(option{"size", fmt.Sprint(size)}, option{"nr_inodes", fmt.Sprint(inodes)})...)
 }
 
-// newTmpfs makes a tmpfs that can be written to.
+// newTmpfs makes a writable tmpfs that is attached nowhere.
 func newTmpfs(mode uint32, options ...option) (*os.File, error) {
 	all := []option{{"source", "nix-closure"}, {"mode", fmt.Sprintf("%04o", mode)}}
 	tmpfs, err := newMount("tmpfs", append(all, options...))
@@ -108,11 +108,11 @@ func newTmpfs(mode uint32, options ...option) (*os.File, error) {
 	return tmpfs, nil
 }
 
-// SetPrivate ends the propagation of a mount, which dir is the root of, and of all
-// mounts below it (mount_setattr(2), Linux 5.12).
+// SetPrivate ends the propagation of the mount whose root is dir, and of all mounts below
+// it (mount_setattr(2), Linux 5.12).
 func SetPrivate(dir *os.File) error { return setPrivate(dir) }
 
-// SetPrivateAlone is SetPrivate without the mounts below it.
+// SetPrivateAlone is SetPrivate without the mounts below.
 func SetPrivateAlone(dir *os.File) error {
 	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(int(dir.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
@@ -121,7 +121,7 @@ func SetPrivateAlone(dir *os.File) error {
 	return nil
 }
 
-// setPrivate ends the propagation of a mount and all mounts below it.
+// setPrivate ends the propagation of a mount and of all mounts below it.
 func setPrivate(mount *os.File) error {
 	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
@@ -130,8 +130,8 @@ func setPrivate(mount *os.File) error {
 	return nil
 }
 
-// seal makes a mount and all mounts below it read-only and private
-// (mount_setattr(2), Linux 5.12).
+// seal makes a mount, and all mounts below it, read-only and private (mount_setattr(2),
+// Linux 5.12).
 func seal(mount *os.File) error {
 	attr := unix.MountAttr{Attr_set: readOnly, Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
@@ -140,11 +140,11 @@ func seal(mount *os.File) error {
 	return nil
 }
 
-// Detach takes off the mount that f is the root of, lazily and with what is
-// mounted on it. To see what was underneath, open the path anew.
+// Detach unmounts the mount whose root is f, lazily, with everything that is mounted on it.
+// To see what was underneath, open the path again.
 //
-// It is made private first: to take a shared mount off takes off what its peers
-// have, the host's among them.
+// The mount is made private first: unmounting a shared mount would unmount its peers, also
+// those of the host.
 func Detach(f *os.File) error {
 	err := setPrivate(f)
 	if errors.Is(err, unix.EINVAL) {
@@ -153,8 +153,8 @@ func Detach(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	// umount2 takes no descriptor, and the path could lead elsewhere by now; the
-	// link in /proc leads to what is open.
+	// umount2(2) takes no descriptor, and the path could lead elsewhere by now. The link in
+	// /proc leads to the open file.
 	err = unix.Unmount("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), unix.MNT_DETACH)
 	if errors.Is(err, unix.EINVAL) {
 		return ErrNotMounted
@@ -165,5 +165,5 @@ func Detach(f *os.File) error {
 	return nil
 }
 
-// ErrNotMounted says that a file is the root of no mount.
+// ErrNotMounted says that a file is not the root of a mount.
 var ErrNotMounted = errors.New("not the root of a mount")

@@ -15,20 +15,19 @@ import (
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
-// overlay is a closure as one mount. Each container gets an overlay of its own,
-// also of the same closure: an overlay has inodes of its own, so that neither
-// inotify nor file locks reach from one container to another.
+// overlay is a closure as one mount. Each container gets its own overlay, even for the same
+// closure. An overlay has its own inodes, so neither inotify nor file locks reach from one
+// container to another.
 type overlay struct {
 	mount *os.File // the whole overlay
-	tree  *os.File // what is attached of it
-	// writable: there is an upper layer, see NewWritable.
+	tree  *os.File // the part that is attached
+	// writable: the overlay has an upper layer, see NewWritable.
 	writable bool
 }
 
-// NewOverlay makes an overlay of a layer over the store directory. It belongs to
-// the calling thread's user namespace, which must be the initial one: in another
-// the kernel does not believe the layer's attributes. An error that another mode
-// may not have wraps ErrUnsupported.
+// NewOverlay makes an overlay of a layer over the store directory. The calling thread must
+// be in the initial user namespace, because the kernel does not believe the layer's
+// attributes in another. If another mode may work, the error wraps ErrUnsupported.
 func NewOverlay(store closure.Store, l Layer, o Options) (View, error) {
 	mount, err := mountOverlay(store, l, o)
 	if err != nil {
@@ -37,11 +36,11 @@ func NewOverlay(store closure.Store, l Layer, o Options) (View, error) {
 	return &overlay{mount: mount}, nil
 }
 
-// mountOverlay makes the overlay, with what upper options add.
+// mountOverlay makes the overlay. upper has the options for an upper layer.
 func mountOverlay(store closure.Store, l Layer, o Options, upper ...option) (*os.File, error) {
 	mount, err := newMount("overlay", o.labelled(append([]option{
-		// Both layers in one string: lowerdir+ came with Linux 6.8. Neither name
-		// has a character that has a meaning here, see package config.
+		// Both layers are in one string, because lowerdir+ is newer (Linux 6.8). Neither
+		// name has a character with a meaning here: see package config.
 		{"lowerdir", l.path + ":" + store.Dir},
 		{"redirect_dir", "on"},
 		{"metacopy", "on"},
@@ -54,14 +53,14 @@ func mountOverlay(store closure.Store, l Layer, o Options, upper ...option) (*os
 	return mount, err
 }
 
-// Attach attaches the layer's opaque directory, and never the root of the
-// overlay to stay, where the whole store would show.
+// Attach attaches the layer's opaque directory. The root of the overlay, which shows the
+// whole store, must never stay attached.
 func (o *overlay) Attach(target *os.File) error {
 	clone := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	tree, err := unix.OpenTree(int(o.mount.Fd()), shown, clone)
 	if errors.Is(err, unix.EINVAL) {
-		// Before Linux 6.15 only a mount that is attached can be cloned. Nothing
-		// of the container runs yet, and nothing sees the overlay's root.
+		// Before Linux 6.15, only an attached mount can be cloned. No process of the
+		// container runs yet, so nobody sees the overlay's root.
 		if err := moveMount(int(o.mount.Fd()), target, ""); err != nil {
 			return err
 		}
@@ -86,7 +85,7 @@ func (o *overlay) Attach(target *os.File) error {
 	return seal(o.tree)
 }
 
-// Shows compares with the layer's opaque directory as the overlay has it.
+// Shows compares dir with the layer's opaque directory, as the overlay shows it.
 func (o *overlay) Shows(dir *os.File) (bool, error) {
 	if o.tree == nil {
 		return false, nil
@@ -101,9 +100,9 @@ func (o *overlay) Close() error {
 	return o.mount.Close()
 }
 
-// Check compares the view, before it is attached, with the store: that the
-// kernel followed the layer's attributes, and did not leave directories empty
-// and files without content, as it does with an overlay that it does not trust.
+// Check compares the view with the store, before the view is attached: did the kernel
+// follow the layer's attributes? If it does not trust an overlay, directories are empty and
+// files have no content.
 func (o *overlay) Check(store closure.Store, c closure.Closure) error {
 	storeDir, err := os.OpenFile(store.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -123,7 +122,7 @@ func (o *overlay) Check(store closure.Store, c closure.Closure) error {
 				return fmt.Errorf("%s: %w", store.Path(name), err)
 			}
 			if want == "" {
-				continue // shows nothing either way
+				continue // both views show nothing of it
 			}
 			got, err := content(o.mount, shown+"/"+string(name))
 			if err != nil {

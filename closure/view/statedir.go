@@ -13,18 +13,17 @@ import (
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
-// stateDir is a Nix state directory of one container, in memory, with the registration.
+// stateDir is the Nix state directory of one container, in memory, with the registration.
 type stateDir struct{ tmpfs *os.File }
 
-// reserved is the size in bytes of the file that Nix sets aside to be able to
-// collect garbage on a full disk. It writes one if there is none of this size,
-// and does not mind if it is all a hole.
+// reserved is the size, in bytes, of the file that Nix reserves so that it can collect
+// garbage on a full disk. Nix writes the file if there is none of this size, and accepts a
+// sparse one.
 const reserved = 8 << 20
 
-// NewStateDir makes a state directory for Nix in a container: a copy of a
-// database, and beside it what Nix needs and cannot always make. All of it
-// belongs to owner, who may write to it, up to size bytes in addition to the
-// database. Of the options, the label counts.
+// NewStateDir makes a state directory for Nix in a container. It has a copy of the database
+// db, and what Nix needs beside it and cannot always make. All of it belongs to owner, who
+// may write size bytes besides the database. Of the options, only the label counts.
 func NewStateDir(store closure.Store, db *os.File, o Options, size int64, owner Owner) (_ View, Err error) {
 	st, err := db.Stat()
 	if err != nil {
@@ -83,16 +82,16 @@ func (s *stateDir) Attach(target *os.File) error {
 	return setPrivate(s.tmpfs)
 }
 
-// Shows compares with the root of the tmpfs.
+// Shows compares dir with the root of the tmpfs.
 func (s *stateDir) Shows(dir *os.File) (bool, error) { return samefile.Open(dir, s.tmpfs) }
 
-// Check finds nothing: the files are this process's own.
+// Check has nothing to check: this process made the files.
 func (s *stateDir) Check(closure.Store, closure.Closure) error { return nil }
 
 // Close releases the tmpfs.
 func (s *stateDir) Close() error { return s.tmpfs.Close() }
 
-// stateDirMaker is a directory that is being filled for its owner.
+// stateDirMaker fills a directory for its owner.
 type stateDirMaker struct {
 	fd    int
 	owner Owner

@@ -11,33 +11,33 @@ import (
 
 // View is a closure that can be attached to a directory.
 type View interface {
-	// Attach mounts the view on target, an open directory in the mount
-	// namespace of the calling thread. It is nosuid and nodev and, unless it is
-	// said to be writable, read-only, and mounts do not propagate into it or out
-	// of it. After an error something
-	// may be attached that is not the whole closure: the container must not
-	// start.
+	// Attach mounts the view on target, an open directory in the mount namespace of the
+	// calling thread.
+	//
+	// It guarantees that the view is nosuid, nodev and, unless it is a writable one,
+	// read-only, and that no mount propagates into it or out of it. After an error,
+	// something other than the whole closure may be attached: the container must not start.
 	Attach(target *os.File) error
-	// Shows tells whether an open directory is the root of the view as Attach
-	// attached it.
+	// Shows reports whether an open directory is the root of the view, as Attach attached
+	// it.
 	Shows(dir *os.File) (bool, error)
-	// Check looks whether the view shows what the closure has, where the kernel may not
-	// do what it was asked for: then it fails with ErrUnsupported.
+	// Check reports whether the view shows what the closure has, for views for which the
+	// kernel may do less than it was asked. It fails with ErrUnsupported.
 	Check(store closure.Store, c closure.Closure) error
-	// Close releases what was opened to make the view. What is attached stays.
+	// Close closes what was opened to make the view. What is attached stays.
 	Close() error
 }
 
 // Options say how a view looks.
 type Options struct {
-	// Label is the SELinux label of everything in the view, for a confined
-	// container; empty: as the store has it. Only an overlay can.
+	// Label is the SELinux label of everything in the view, for a confined container;
+	// empty: the labels of the store. Only an overlay can have one.
 	Label string
-	// Listed: whether the store directory can be listed, and not only entered.
-	// It holds against processes without CAP_DAC_OVERRIDE over the host's root.
+	// Listed: the store directory can be listed. Otherwise it can only be entered. This
+	// restricts only processes without CAP_DAC_OVERRIDE over the host's root.
 	Listed bool
-	// Links: whether there is an empty directory .links, which is no store path.
-	// Nix cannot open a read-only store without it.
+	// Links: the view has an empty directory .links, which is no store path. Nix cannot
+	// open a read-only store without it.
 	Links bool
 }
 
@@ -49,11 +49,10 @@ func (o Options) labelled(options ...option) []option {
 	return options
 }
 
-// Owner is a user and a group, as the user namespace of the calling thread
-// numbers them.
+// Owner is a user and a group, as the calling thread's user namespace numbers them.
 type Owner struct{ UID, GID int }
 
-// mode is the mode of a view's store directory.
+// mode returns the mode of a view's store directory.
 func (o Options) mode() uint32 {
 	if o.Listed {
 		return 0o555
@@ -61,6 +60,6 @@ func (o Options) mode() uint32 {
 	return 0o111
 }
 
-// ErrUnsupported is wrapped by errors that say that this kernel, these
-// privileges or this store cannot have an overlay view; a bind view may work.
+// ErrUnsupported is wrapped by errors that say that an overlay view is impossible with this
+// kernel, these privileges or this store. A bind view may work.
 var ErrUnsupported = errors.New("an overlay cannot show the closure here")

@@ -12,8 +12,8 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// writable is an overlay with an upper layer in memory: what the container adds,
-// changes or removes is there, and gone with the container.
+// writable is an overlay with an upper layer in memory. What the container adds, changes or
+// removes is there, and goes with the container.
 type writable struct {
 	overlay
 	store   closure.Store
@@ -24,13 +24,15 @@ type writable struct {
 	owner   Owner
 }
 
-// NewWritable is NewOverlay with an upper layer, a tmpfs of a size in bytes of
-// which the store directory belongs to owner. Neither the layers nor the host's
-// store can be reached for writing: the kernel copies a file up before it lets
-// anybody write to it. The memory is the container's, whose processes write it.
+// NewWritable is NewOverlay with an upper layer: a tmpfs of size bytes, in which the store
+// directory belongs to owner.
 //
-// It is made by Attach: the kernel takes a layer only where it is mounted, and
-// the tmpfs is mounted nowhere but, for a moment, on the target.
+// It guarantees, against every process of the container, that neither the layers nor the
+// host's store are written to: the kernel copies a file up before it opens it for writing.
+// The memory counts as the container's, because its processes write it.
+//
+// Attach makes the overlay. The kernel accepts a layer only where it is mounted, and the
+// tmpfs is mounted only on the target, for a moment.
 func NewWritable(store closure.Store, c closure.Closure, l Layer, o Options, size int64, owner Owner) View {
 	return &writable{
 		overlay: overlay{writable: true}, store: store, closure: c, layer: l, options: o, size: size, owner: owner,
@@ -43,10 +45,9 @@ const (
 	work  = "work"
 )
 
-// Attach makes the overlay and attaches the layer's opaque directory. The
-// runtime directory and the store directory are found by name in the target's
-// mount namespace, which is the host's but for what the runtime mounted in the
-// container's root.
+// Attach makes the overlay, and attaches the layer's opaque directory. It finds the runtime
+// directory and the store directory by name in the target's mount namespace. That namespace
+// is a copy of the host's, with what the runtime mounted in the container's root.
 func (w *writable) Attach(target *os.File) (Err error) {
 	tmpfs, err := newSizedTmpfs(w.size, 0, 0o700, Options{})
 	if err != nil {
@@ -56,7 +57,7 @@ func (w *writable) Attach(target *os.File) (Err error) {
 	if err := w.fill(tmpfs); err != nil {
 		return err
 	}
-	// Nothing of the container runs yet.
+	// No process of the container runs yet.
 	if err := moveMount(int(tmpfs.Fd()), target, ""); err != nil {
 		return err
 	}
@@ -69,16 +70,16 @@ func (w *writable) Attach(target *os.File) (Err error) {
 	if err := errors.Join(err, Detach(tmpfs)); err != nil {
 		return err
 	}
-	// The kernel does without what the upper layer's file system cannot do, and
-	// only says so in its log.
+	// If the upper layer's file system lacks a feature, the kernel goes on without it, and
+	// says so only in its own log.
 	if err := w.Check(w.store, w.closure); err != nil {
 		return err
 	}
 	return w.overlay.Attach(target)
 }
 
-// fill makes what overlay needs, and a store directory as Nix has it, but for
-// its owner. It covers the layer's, and merges with what is in that.
+// fill makes what overlay needs, and a store directory as Nix makes it, except for its
+// owner. That directory lies over the layer's, and merges with it.
 func (w *writable) fill(tmpfs *os.File) error {
 	dir := int(tmpfs.Fd())
 	store := upper + "/" + shown
@@ -100,7 +101,7 @@ func (w *writable) fill(tmpfs *os.File) error {
 	return setTimes(dir, store, unix.Timespec{Sec: 1})
 }
 
-// Close releases what was opened, if Attach was called.
+// Close closes what was opened, if Attach was called.
 func (w *writable) Close() error {
 	if w.mount == nil {
 		return nil
