@@ -18,20 +18,21 @@ import (
 
 const usage = `Usage: nix-closure-hook [--config FILE] [--engine NAME] [--annotation KEY=VALUE]... STAGE
 
-An OCI hook: gives a container with a nix-closure annotation exactly its closure
-in /nix/store, or keeps it from starting. Called by podman, CRI-O or an OCI
-runtime, which writes the container's state (for precreate: its config.json) to
-standard input.
+An OCI hook. It gives a container with a nix-closure annotation exactly its
+closure in /nix/store, or keeps the container from starting. podman, CRI-O or an
+OCI runtime calls it, and writes the container's state (for precreate: its
+config.json) to standard input.
 
 STAGE is one of %s.
 
   --config FILE            the configuration, instead of %s
-  --engine NAME            who calls it, and so which annotations of pods are
-                           believed: podman, docker, containerd or cri-o
+  --engine NAME            the engine that calls the hook: podman, docker,
+                           containerd or cri-o. The hook believes annotations
+                           about pods only from an engine that sets them
   --annotation KEY=VALUE   add to the container's annotations; may be repeated
   --version                print the version
 
-By hand, to see whether annotations and mounts are accepted:
+To check annotations and mounts by hand:
   echo '{"annotations":{"nix-closure/roots":"/nix/store/..."},"root":{"path":"rootfs"}}' |
       nix-closure-hook precreate
 `

@@ -25,9 +25,9 @@ import (
 
 const usage = `Usage: nix-closure-nri [OPTION]...
 
-An NRI plugin for containerd and CRI-O: adds nix-closure-hook to the containers
-that have a nix-closure annotation, and takes out of their mounts what the closure
-takes the place of. A container with a mount that leaks the store is refused.
+An NRI plugin for containerd and CRI-O. It adds nix-closure-hook to containers
+with a nix-closure annotation, and removes the mounts that the closure replaces.
+It refuses a container with a mount that leaks the store.
 
 It runs until SIGTERM, and connects again when the engine restarts.
 
@@ -51,16 +51,16 @@ func main() { os.Exit(run()) }
 func run() int {
 	var o options
 	f := flag.NewFlagSet("nix-closure-nri", flag.ContinueOnError)
-	f.StringVar(&o.config, "config", config.Path, "the configuration, which the hook reads too")
+	f.StringVar(&o.config, "config", config.Path, "the configuration, also for the hook")
 	f.StringVar(&o.hook, "hook", "", "absolute path of nix-closure-hook on the host (default: beside this program)")
 	f.StringVar(&o.socket, "socket", "/var/run/nri/nri.sock", "the engine's NRI socket")
-	f.StringVar(&o.name, "name", "nix-closure", "the plugin's name, as required_plugins has it")
-	f.StringVar(&o.index, "index", "90", "the plugin's place among others, two digits")
+	f.StringVar(&o.name, "name", "nix-closure", "the plugin's name, as in containerd's required_plugins")
+	f.StringVar(&o.index, "index", "90", "the plugin's position among other plugins, two digits")
 	f.StringVar(&o.http, "http", "", "loopback address and port for /healthz and /metrics (default: none)")
-	f.StringVar(&o.gvisor, "gvisor", "runsc,gvisor", "runtime handlers that are gVisor, "+
-		"which takes the hook at another stage")
+	f.StringVar(&o.gvisor, "gvisor", "runsc,gvisor", "runtime handlers of gVisor, "+
+		"which calls the hook at another stage")
 	f.BoolVar(&o.host, "host", false, "run in the host's mount namespace: "+
-		"for a container with the host's PID namespace")
+		"for a plugin in a container that has the host's PID namespace")
 	showVersion := f.Bool("version", false, "print the version")
 	f.Usage = func() {
 		_, _ = fmt.Fprint(f.Output(), usage)

@@ -20,17 +20,17 @@ func gcCommand(configPath *string) *cobra.Command {
 	var unused time.Duration
 	c := &cobra.Command{
 		Use:   "gc",
-		Short: "Remove what containers left that are gone",
-		Long: `Remove what containers left that are gone: records whose process has ended,
-with their GC roots, and views and registrations that no container uses. Nothing
-of a container that runs or is being prepared is removed, and nothing of the
-store: that is for nix-collect-garbage, which may take what had such a GC root.
+		Short: "Remove what killed containers left behind",
+		Long: `Remove what killed containers left behind: records whose process has ended,
+with their GC roots, and views and registrations that no container uses. It
+removes nothing of a container that runs or starts, and nothing of the store.
+nix-collect-garbage may then remove store paths that had such a GC root.
 
-The hook does the same, some at a time, when containers start and end. By hand it
-is of use after many were killed, or to see what there is. It prints what it
-removes, a line each.`,
+The hook does the same, a part at a time, when containers start and end. Run this
+command after many containers were killed, or to see what there is. It prints
+what it removes, one line each.`,
 		Example: `  nix-closure gc --dry-run
-  nix-closure gc --unused-for 0s       # also what was used a moment ago
+  nix-closure gc --unused-for 0s       # also what a container used just now
   nix-closure gc --json | jq '.records | length'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -60,8 +60,8 @@ removes, a line each.`,
 	}
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be removed, and remove nothing")
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object with a list for each kind")
-	c.Flags().DurationVar(&unused, "unused-for", state.UnusedFor, "how long views and registrations stay that no "+
-		"container uses")
+	c.Flags().DurationVar(&unused, "unused-for", state.UnusedFor, "how long views and registrations "+
+		"stay after their last use")
 	return c
 }
 

@@ -27,13 +27,12 @@ func run() int {
 	var configPath string
 	root := &cobra.Command{
 		Use:   "nix-closure",
-		Short: "Look after what containers with a nix-closure annotation see",
-		Long: `Look after what containers with a nix-closure annotation see.
+		Short: "Look at the closures of containers with a nix-closure annotation, and clean up after them",
+		Long: `Look at the closures of containers with a nix-closure annotation, and clean up
+after them. nix-closure-hook gives the containers their closures.
 
-The containers themselves are served by nix-closure-hook.
-
-Exit status: 0, or 1 after an error, which is one line on standard error; 3 where
-that is a store path that is not valid.`,
+Exit status: 0; 1 after an error, which is one line on standard error; 3 if the
+error is that a store path is not valid.`,
 		Version:           version.Version,
 		SilenceUsage:      true,
 		SilenceErrors:     true,

@@ -25,11 +25,11 @@ func resolveCommand(configPath *string) *cobra.Command {
 		Use:   "resolve [--closure-info] STORE-PATH...",
 		Short: "Print the closure of store paths, as a container that asks for them sees it",
 		Long: `Print the closure of store paths, as a container that asks for them sees it:
-a store path a line, sorted.
+one store path a line, sorted.
 
-The closure is remembered, so that the first container with these roots starts
-as fast as the second. With --registration, so is the Nix database of it that a
-container with nix-closure/registration=true gets.`,
+This also remembers the closure, so the first container with these roots starts
+faster. With --registration, it also makes the Nix database of the closure, which
+containers with nix-closure/registration=true get.`,
 		Example: `  nix-closure resolve /nix/store/…-hello-2.12
   nix-closure resolve --closure-info /nix/store/…-closure-info
   nix-closure resolve --json "$(readlink -f result)" | jq .paths`,
@@ -39,9 +39,9 @@ container with nix-closure/registration=true gets.`,
 		},
 	}
 	c.Flags().BoolVar(&o.info, "closure-info", false, "the first store path is the output of nixpkgs' closureInfo; "+
-		"others are added")
-	c.Flags().BoolVar(&o.registration, "registration", false, "make the registration too")
-	c.Flags().BoolVar(&o.asJSON, "json", false, "print the digest, the number of paths and what pins them")
+		"the others are more roots")
+	c.Flags().BoolVar(&o.registration, "registration", false, "also make the registration")
+	c.Flags().BoolVar(&o.asJSON, "json", false, "print the digest, the number of paths and the pins as JSON")
 	return c
 }
 
