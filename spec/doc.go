@@ -11,8 +11,8 @@
 // Read it in this order: engine.go (which annotations are believed), annotations.go (what
 // is asked for), state.go and config.go (what the runtime says), mountinfo.go (what is
 // mounted), kinds.go (types of file systems), guard.go and disks.go (what must not show),
-// classify.go (judging the mounts of config.json), look.go, compare.go, handles.go and
-// layers.go (looking into file systems that are made of others), processes.go (mounts of
-// /proc), check.go and propagation.go (judging what is mounted in a container, and what it
-// would receive later), rewrite.go (changing config.json).
+// classify.go (judging the mounts of config.json), look.go, compare.go, handles.go,
+// layers.go and trust.go (looking into file systems that are made of others), processes.go
+// (mounts of /proc), check.go and propagation.go (judging what is mounted in a container,
+// and what it would receive later), rewrite.go (changing config.json).
 package spec

@@ -38,8 +38,8 @@ func defaultPaths() paths {
 	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && int(st.Uid) == euid && st.Mode&0o022 == 0 {
 		dir += "/nix-closure"
 	} else {
-		// Everybody may make files there. Whose it is, is looked at before
-		// anything in it is believed.
+		// Every user may make files there. The owner is checked before anything in it is
+		// believed.
 		dir = fmt.Sprintf("/tmp/nix-closure-%d", uid)
 	}
 	return paths{dir, dir + "/nix-closure.log", true}

@@ -133,12 +133,12 @@ func give(root, dir *os.File, path string, owner Owner) error {
 	return nil
 }
 
-// ErrTooMany says that a directory has more names than are read.
+// ErrTooMany says that a directory has more names than Names reads.
 var ErrTooMany = errors.New("the directory has too many names")
 
 // Names returns the names in an open directory, without `.` and `..`, in no order. The
-// directory may be open with O_PATH. One with some more names than most is
-// ErrTooMany: a container's can have any number.
+// directory may be open with O_PATH. It fails with ErrTooMany if there are some more names
+// than most: a container's directory can have any number.
 func Names(dir, most int) ([]string, error) {
 	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

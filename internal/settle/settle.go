@@ -212,7 +212,7 @@ func roomy(candidates ...string) string {
 			st.Bavail*uint64(st.Bsize) < roomBytes {
 			continue
 		}
-		// Some file systems do not count files.
+		// A file system may not count its files.
 		if st.Files == 0 || st.Ffree >= roomFiles {
 			return dir
 		}
