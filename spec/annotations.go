@@ -96,9 +96,10 @@ func splitKey(annotation string) (container, key string, ok bool) {
 // empty if it is not known yet.
 //
 // It guarantees, against everybody who can write annotations, that a nil error means that
-// every annotation of this program was understood. An unknown key, an unknown value or a
-// malformed path is an error: a typing mistake must not weaken the isolation. It does not
-// look at the store: the store paths may not exist.
+// every annotation of this program that is for this container was understood. An unknown
+// key, an unknown value or a malformed path is an error: a typing mistake must not weaken
+// the isolation. Of a sandbox, which gets no closure, the annotations are not read. It does
+// not look at the store: the store paths may not exist.
 func ParseAnnotations(store closure.Store, engine Engine, id string, annotations map[string]string) (*Request, error) {
 	if !Annotated(annotations) {
 		return nil, nil
