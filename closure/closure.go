@@ -11,16 +11,16 @@ import (
 	"strings"
 )
 
-// Closure is a set of store paths of one store, sorted. It is the whole of what
-// a container sees: whether it really is closed under references is for the
-// code that made it.
+// Closure is a sorted set of store paths of one store: everything that a container sees of
+// it. The type does not guarantee that the set is closed under references. Memo.Resolve
+// does.
 type Closure struct {
 	Names []BaseName
 	dir   string // the store directory
 	text  string
 }
 
-// New makes a closure of names in any order; what is there twice counts once.
+// New makes a closure of names in any order. A repeated name counts once.
 func New(store Store, names []BaseName) Closure {
 	names = slices.Clone(names)
 	slices.Sort(names)
@@ -41,21 +41,21 @@ func New(store Store, names []BaseName) Closure {
 	return Closure{Names: names, dir: store.Dir, text: b.String()}
 }
 
-// Digest identifies the closure: SHA-256, in hexadecimal, of its text. Two
-// closures with one digest have the same store directory and the same paths.
+// Digest identifies the closure: the SHA-256 of its text, in hexadecimal. Two closures with
+// the same digest have the same store directory and the same store paths.
 func (c Closure) Digest() string {
 	sum := sha256.Sum256([]byte(c.text))
 	return hex.EncodeToString(sum[:])
 }
 
-// Text is the store directory and the sorted base names, a line each.
+// Text returns the store directory and the sorted base names, one a line.
 func (c Closure) Text() string { return c.text }
 
-// ErrText is wrapped by Parse's errors.
+// ErrText is wrapped by the errors of Parse.
 var ErrText = errors.New("not the text of a closure")
 
-// Parse reads what Text wrote. A list that was cut off at the end of a line reads
-// as a smaller closure, of another digest.
+// Parse parses what Text returned. It does not notice a text that was cut off at the end of
+// a line: that is a smaller closure, with another digest.
 func Parse(store Store, text string) (Closure, error) {
 	rest, ok := strings.CutPrefix(text, store.Dir+"\n")
 	if !ok {

@@ -11,25 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxStorePathsFile bounds what is read of a `store-paths` file, in bytes:
+// maxStorePathsFile bounds what is read of a `store-paths` file, in bytes. It is enough for
 // a quarter of a million paths of the greatest length that Nix allows.
 const maxStorePathsFile = 64 << 20
 
-// ReadInfo reads the `store-paths` of a closure-info, the output of nixpkgs'
-// closureInfo, and returns the store paths that it lists. It fails with
-// TooLargeError for more than most.
+// ReadInfo reads the `store-paths` file of a closure-info, the output of nixpkgs'
+// closureInfo, and returns the store paths in it. It fails with TooLargeError if there are
+// more than most.
 //
-// A closure-info is made by whoever may add to the store, so it is hostile: its
-// own directory and the file in it are opened without following a symbolic
-// link, the file must be a regular one, and every line must be a store path and
-// nothing below one.
+// Every user who may add to the store can make a closure-info, so the file is hostile.
+// ReadInfo guarantees, against its author, that it reads one regular file in the
+// closure-info itself: it follows no symbolic link, does not wait on a FIFO, and reads at
+// most 64 MiB. Every line must be a store path.
 func ReadInfo(store Store, info BaseName, most int) ([]BaseName, error) {
 	return readInfo(store, info, "store-paths", maxStorePathsFile, func(text io.Reader) ([]BaseName, error) {
 		return ParseStorePaths(store, text, most)
 	})
 }
 
-// readInfo reads a file of a closure-info, of at most max bytes, with parse.
+// readInfo reads a file of a closure-info with parse, at most max bytes of it.
 func readInfo[T any](
 	store Store, info BaseName, file string, max int64, parse func(io.Reader) ([]T, error),
 ) ([]T, error) {
@@ -42,7 +42,7 @@ func readInfo[T any](
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", f.Name(), err)
 	}
-	text := &io.LimitedReader{R: f, N: max + 1} // whatever its size was
+	text := &io.LimitedReader{R: f, N: max + 1} // the file may grow after fstat
 	var parsed []T
 	if st.Size() <= max {
 		parsed, err = parse(text)
@@ -69,7 +69,7 @@ func openInfo(store Store, info BaseName, file string) (*os.File, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(dir)
-	// O_NONBLOCK: a FIFO must not hold the container's start up.
+	// O_NONBLOCK: opening a FIFO would wait, and the container's start with it.
 	fd, err := unix.Openat(dir, file, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -87,10 +87,12 @@ func openInfo(store Store, info BaseName, file string) (*os.File, error) {
 	return f, nil
 }
 
-// ParseStorePaths reads the text of a `store-paths` file: a store path a line. No
-// line may be empty or name something below a store path, and there is at least
-// one. ParseStorePaths does not notice a list that was cut off in the middle of a
-// name: a look-up of the paths does.
+// ParseStorePaths parses the text of a `store-paths` file: one store path a line, and at
+// least one. An empty line, or a path below a store path, is an error. So are more than
+// most paths (TooLargeError).
+//
+// ParseStorePaths does not notice a text that was cut off in the middle of the last name.
+// The look-up of that path does.
 func ParseStorePaths(store Store, text io.Reader, most int) ([]BaseName, error) {
 	var names []BaseName
 	lines := newLineReader(text)

@@ -10,30 +10,30 @@ import (
 	"strconv"
 )
 
-// maxDump bounds a `registration` file, in bytes: fifty thousand
-// paths with twenty-five references each, of common length.
+// maxDump bounds a `registration` file, in bytes. It is enough for fifty thousand paths of
+// common length with twenty-five references each.
 const maxDump = 96 << 20
 
-// ReadDump reads the `registration` of a closure-info, with the care that
-// ReadInfo takes: see ParseDump. What the file says is a claim of whoever
-// made the closure-info, see RegistrationName.
+// ReadDump reads the `registration` file of a closure-info, as carefully as ReadInfo, with
+// ParseDump. What the file says is only a claim of its author: see RegistrationName.
 func ReadDump(store Store, c Closure, info BaseName) ([]PathInfo, error) {
 	return readInfo(store, info, "registration", maxDump, func(text io.Reader) ([]PathInfo, error) {
 		return ParseDump(store, c, text)
 	})
 }
 
-// ParseDump reads the registration of a closure from what `nix-store
-// --load-db` reads and `nix-store --dump-db` writes. Each store path has these
-// lines: itself, the SHA-256 of its NAR, the size of the NAR, the deriver or
-// nothing, the number of references, the references. The result has the order of
-// the closure, with references sorted, and keeps no name from outside the closure:
-// it is what Restrict would return.
+// ParseDump parses the registration of a closure, in the format that `nix-store --dump-db`
+// writes and `nix-store --load-db` reads. Each store path has these lines: the path, the
+// SHA-256 of its NAR, the size of the NAR in bytes, the deriver or an empty line, the
+// number of references, the references.
 //
-// The text is hostile. It must register every path of the closure exactly once,
-// each reference must be in the closure, and nothing may be cut off or left over;
-// an error about a line has its number. The text is read line by line, and the
-// memory is in proportion to the closure and its references, whatever the length
+// The result is as of Restrict: in the order of the closure, with sorted references, and
+// without any name from outside the closure.
+//
+// The text is hostile. ParseDump guarantees, against its author, that the text registers
+// every path of the closure exactly once, that each reference is in the closure, and that
+// nothing is cut off or left over. An error about a line has its number. ParseDump reads
+// line by line. Its memory grows with the closure and its references, not with the length
 // of the text.
 func ParseDump(store Store, c Closure, text io.Reader) ([]PathInfo, error) {
 	r := newDumpReader(store, c)
@@ -43,14 +43,14 @@ func ParseDump(store Store, c Closure, text io.Reader) ([]PathInfo, error) {
 	return r.registration()
 }
 
-// dumpReader reads the registration of a closure from one text or more.
+// dumpReader reads the registration of a closure from one or more texts.
 type dumpReader struct {
 	store   Store
 	closure Closure
 	index   map[BaseName]int // into closure.Names
 	infos   []PathInfo       // in the order of closure.Names; Name is empty before its lines are read
 	lines   lineReader
-	found   []int // the references of one path, as indexes
+	found   []int // the references of one path, as indexes into closure.Names
 }
 
 func newDumpReader(store Store, c Closure) *dumpReader {
@@ -66,7 +66,7 @@ func newDumpReader(store Store, c Closure) *dumpReader {
 	return r
 }
 
-// read reads a whole text.
+// read reads one whole text.
 func (r *dumpReader) read(text io.Reader) error {
 	r.lines = newLineReader(text)
 	for {
@@ -96,7 +96,7 @@ func (r *dumpReader) registration() ([]PathInfo, error) {
 	return r.infos, nil
 }
 
-// pathInfo reads the lines of one path, of which the first was read.
+// pathInfo reads the lines of one path. The first line was read by the caller.
 func (r *dumpReader) pathInfo(line []byte) error {
 	i, err := r.path(line)
 	if err != nil {
@@ -137,7 +137,7 @@ func (r *dumpReader) pathInfo(line []byte) error {
 	return nil
 }
 
-// references reads the number of references and the references, and sorts them.
+// references reads the number of references and the references, and sorts the latter.
 func (r *dumpReader) references(of BaseName) ([]BaseName, error) {
 	count, err := r.count()
 	if err != nil {
@@ -164,7 +164,7 @@ func (r *dumpReader) references(of BaseName) ([]BaseName, error) {
 	if count == 0 {
 		return nil, nil
 	}
-	slices.Sort(r.found) // as the names are sorted
+	slices.Sort(r.found) // as indexes, because the names are sorted
 	references := make([]BaseName, len(r.found))
 	for at, i := range r.found {
 		references[at] = r.closure.Names[i]
@@ -175,7 +175,7 @@ func (r *dumpReader) references(of BaseName) ([]BaseName, error) {
 	return references, nil
 }
 
-// line returns the next line of a path that is not the first.
+// line returns the next line of a path, except the first.
 func (r *dumpReader) line() ([]byte, error) {
 	line, err := r.lines.next()
 	if errors.Is(err, io.EOF) && len(line) == 0 {
@@ -185,7 +185,7 @@ func (r *dumpReader) line() ([]byte, error) {
 	return line, cutOff(line, err)
 }
 
-// cutOff explains the error of a line without a line break.
+// cutOff returns the error for a line without a line break.
 func cutOff(line []byte, err error) error {
 	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("%q: without a line break at its end, so it may be cut off", line)
@@ -193,8 +193,7 @@ func cutOff(line []byte, err error) error {
 	return err
 }
 
-// path returns the index of a store path in the closure, or -1 if the closure does
-// not have it.
+// path returns the index of a store path in the closure; -1: the closure does not have it.
 func (r *dumpReader) path(line []byte) (int, error) {
 	if dir := len(r.store.Dir); len(line) > dir && string(line[:dir]) == r.store.Dir && line[dir] == '/' {
 		if i, ok := r.index[BaseName(line[dir+1:])]; ok {

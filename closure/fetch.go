@@ -15,21 +15,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Fetch realises the names, which are not valid, with what they reference, from
-// the substituters that Nix is configured with. It builds nothing. report is
-// called with each line that Nix writes of its progress.
+// Fetch realises these names, which are not valid, and everything that they reference, from
+// the substituters in Nix's configuration. It builds nothing. It calls report with each
+// line of Nix's progress.
 //
-// The names are GC roots by the time that it returns: either the caller made them
-// so, or rootsDir is where they become indirect roots, see Realise.
+// When Fetch returns, the names are GC roots: either the caller made them so before, or
+// Fetch makes indirect roots in rootsDir, as Realise does.
 //
-// When the context's time is over, the error says how far it got. After an error
-// what was fetched whole stays, valid and with nothing that keeps it; what was
-// not is removed.
+// If ctx ends, the error says how far the fetch came. After an error, what was fetched
+// completely stays valid, but nothing keeps it from the garbage collector. What was not
+// fetched completely is removed.
 func (n NixStore) Fetch(ctx context.Context, names []BaseName, rootsDir string, report func(line string)) error {
 	p := progress{store: n.Store}
 	args := []string{
 		"--option", "max-jobs", "0", "--option", "builders", "",
-		// What no substituter had an hour ago, one may have now.
+		// A substituter may have now what it did not have an hour ago.
 		"--option", "narinfo-cache-negative-ttl", "0",
 		"--realise",
 	}
@@ -43,7 +43,7 @@ func (n NixStore) Fetch(ctx context.Context, names []BaseName, rootsDir string, 
 	if err == nil {
 		return nil
 	}
-	// The time for fetching may be over, and cleaning up takes little.
+	// The time for fetching may be over. Cleaning up takes little.
 	cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	err = errors.Join(err, n.discard(cleaning, p.begun))
@@ -57,10 +57,9 @@ func (n NixStore) Fetch(ctx context.Context, names []BaseName, rootsDir string, 
 	return err
 }
 
-// discard removes the paths that are in the store and not valid. Nix leaves them
-// there when an archive turns out to be damaged, or it is ended. It does not
-// remove one that another process is fetching, which keeps it from the garbage
-// collector.
+// discard removes the paths that are in the store but not valid. Nix leaves them there if
+// an archive is damaged, or if Nix is stopped. discard keeps a path that another process is
+// fetching: that process has a lock on it.
 func (n NixStore) discard(ctx context.Context, begun []BaseName) error {
 	var errs []error
 	for _, name := range begun {
@@ -79,9 +78,10 @@ func (n NixStore) discard(ctx context.Context, begun []BaseName) error {
 	return errors.Join(errs...)
 }
 
-// removeLock removes the lock file of a path as Nix does itself: who waits for
-// the lock sees by what is written to it that it is no longer the one. Where it
-// may not, or another process has the lock, it stays: it is only a file too many.
+// removeLock removes the lock file of a path as Nix does. A process that waits for the lock
+// sees, by what is written into the file, that the file is no longer the one. If this
+// process may not remove it, or another process has the lock, the file stays, which does no
+// harm.
 func removeLock(path string) {
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -94,14 +94,14 @@ func removeLock(path string) {
 	}
 }
 
-// progress is how far a realisation got, by what nix-store writes of it.
+// progress is how far a realisation came, by what nix-store prints.
 type progress struct {
 	store     Store
-	announced string // what is to be done
+	announced string // what Nix is going to do
 	begun     []BaseName
 	warned    string // the last warning
-	lacking   bool   // a list of paths follows that no substituter has
-	lacks     string // the first of it
+	lacking   bool   // a list of the paths that no substituter has follows
+	lacks     string // the first path of that list
 }
 
 func (p *progress) note(line string) {
@@ -123,7 +123,7 @@ func (p *progress) note(line string) {
 	p.lacking = p.lacking || strings.HasPrefix(line, "don't know how to build these paths")
 }
 
-// why is why it failed, where Nix's own error is only that nothing was built.
+// why returns the reason for a failure if Nix's own error is only that nothing was built.
 func (p progress) why() string {
 	why := p.warned
 	if p.lacks != "" {

@@ -15,21 +15,25 @@ import (
 	"github.com/nix-closure/nix-closure/internal/nopoll"
 )
 
-// Why the garbage collector cannot be held off.
+// Reasons why the garbage collector cannot be held off.
 var (
-	// ErrCollecting says that it is running.
+	// ErrCollecting says that the garbage collector is running.
 	ErrCollecting = errors.New("the garbage collector of Nix is running")
-	// ErrNotOurs says that Nix's state directory can be changed by others than
-	// the user who runs this program.
+	// ErrNotOurs says that users other than the one who runs this program can change Nix's
+	// state directory.
 	ErrNotOurs = errors.New("a single-user installation of Nix cannot be used by another user")
 )
 
-// HoldCollector keeps Nix's garbage collector from starting until the file is
-// closed. What is found valid and made a GC root in between stays. It does not
-// wait: where the collector runs, it fails with ErrCollecting. Only who owns Nix's
-// state directory can do it; for others, it fails with ErrNotOurs.
+// HoldCollector keeps Nix's garbage collector from starting until the returned file is
+// closed. It guarantees that a store path that is found valid and made a GC root in that
+// time stays valid.
 //
-// Nix takes the same lock, gc.lock, exclusively for a whole collection (flock).
+// It does not wait: while the collector runs, it fails with ErrCollecting. Only the owner
+// of Nix's state directory can hold the collector off; for others, it fails with
+// ErrNotOurs.
+//
+// The lock is gc.lock in the state directory (flock(2)). Nix holds it exclusively during a
+// collection.
 func HoldCollector(store Store) (*os.File, error) {
 	if err := ownedByUs(store.StateDir); err != nil {
 		return nil, err
@@ -53,12 +57,12 @@ func HoldCollector(store Store) (*os.File, error) {
 	return f, nil
 }
 
-// Ours tells whether nobody but the user who runs this program can change Nix's
-// state directory, and so whether HoldCollector works.
+// Ours reports whether only the user who runs this program can change Nix's state
+// directory, so that HoldCollector works.
 func (s Store) Ours() bool { return ownedByUs(s.StateDir) == nil }
 
-// ownedByUs refuses a directory that another user can change: what is in it is
-// believed, and written to.
+// ownedByUs refuses a directory that another user can change: this program believes what is
+// in it, and writes to it.
 func ownedByUs(dir string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
@@ -71,35 +75,36 @@ func ownedByUs(dir string) error {
 	return nil
 }
 
-// GCRoots is a directory with the GC roots of containers, in a directory each.
+// GCRoots is a directory with the GC roots of containers, in one directory each.
 type GCRoots struct {
 	Dir string // absolute path
-	// Indirect: the directory is an ordinary user's, and Nix has links to what is
-	// in it (nix-store --add-root --indirect). Else it is one of Nix's own.
+	// Indirect: the directory belongs to an ordinary user, and Nix has links to what is in
+	// it (nix-store --add-root --indirect). Else it is inside Nix's own gcroots directory.
 	Indirect bool
 }
 
-// GCRoots is the directory for who owns Nix's state directory.
+// GCRoots returns the directory for the owner of Nix's state directory.
 func (s Store) GCRoots() GCRoots { return GCRoots{Dir: s.StateDir + "/gcroots/nix-closure"} }
 
-// Of is the directory of a container's GC roots.
+// Of returns the directory of a container's GC roots.
 func (g GCRoots) Of(container string) string { return g.Dir + "/" + container }
 
-// Add makes the pins GC roots of a container, in place of any that it has. The
-// container's id must be a plain file name. Of indirect roots it makes the
-// directory only; NixStore.Realise makes the roots.
+// Add makes the pins GC roots of a container, and removes its earlier ones. The container's
+// ID must be a plain file name. For indirect roots, Add makes the directory only, and
+// NixStore.Realise makes the roots.
 //
-// They hold from the next collection on. To be sure of the present, do it while
-// HoldCollector's file is open, or follow it with NixStore.Realise.
+// The roots count from the next collection on. To be sure that the running one does not
+// take the pins, call Add while HoldCollector's file is open, or call NixStore.Realise
+// afterwards.
 func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
-	// In Nix's gcroots, this program's own directory is made by the first.
+	// The first container makes this program's directory in Nix's gcroots.
 	top, below := filepath.Split(g.Dir)
 	dir, err := os.OpenRoot(top)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	own, mode := below+"/"+container, fs.FileMode(0o755) // as Nix's own
+	own, mode := below+"/"+container, fs.FileMode(0o755) // Nix's own mode for such directories
 	if g.Indirect {
 		mode = 0o700
 	}
@@ -111,7 +116,7 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 		err = dir.Mkdir(own, mode)
 	}
 	if errors.Is(err, fs.ErrExist) && g.Indirect {
-		return nil // what is there stays until Nix has made the new ones
+		return nil // the old roots stay until Nix has made the new ones
 	}
 	if errors.Is(err, fs.ErrExist) {
 		if err = dir.RemoveAll(own); err == nil {
@@ -136,19 +141,18 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 	return nil
 }
 
-// bootLink is a link, beside a container's GC roots, that leads nowhere and says in
-// which boot of the host they were made. Nix does not mind it.
+// bootLink is a dangling link beside a container's GC roots. It names the boot of the host
+// in which they were made. Nix ignores it.
 const bootLink = ".boot"
 
-// unknownBoot is the boot of GC roots that were made where the boot's ID could not
-// be read. Nothing follows from it.
+// unknownBoot stands for a boot whose ID could not be read. Nothing follows from it.
 const unknownBoot = "unknown"
 
 // bootFile has the ID of the boot (random(4)).
 var bootFile = "/proc/sys/kernel/random/boot_id"
 
-// boot returns the ID of this boot, or "" where that cannot be read: then nobody
-// knows which GC roots are from an earlier one.
+// boot returns the ID of this boot; empty: it cannot be read, so nobody knows which GC
+// roots are from an earlier boot.
 func boot() string {
 	fd, err := unix.Open(bootFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -167,9 +171,9 @@ func boot() string {
 	return id
 }
 
-// OfEarlierBoot tells whether a container's GC roots are from before the host was
-// last started, and so of no container that runs. The clock has no say in it. Where
-// it cannot be told, it says no.
+// OfEarlierBoot reports whether a container's GC roots were made before the host's last
+// start, so that they belong to no running container. It does not depend on the clock. If
+// the answer is unknown, it is false.
 func (g GCRoots) OfEarlierBoot(container string) bool {
 	made, err := os.Readlink(g.Of(container) + "/" + bootLink)
 	if err != nil || made == unknownBoot {
@@ -179,8 +183,8 @@ func (g GCRoots) OfEarlierBoot(container string) bool {
 	return now != "" && made != now
 }
 
-// Remove removes what Add made, and Realise in it. That nothing is there is no
-// error.
+// Remove removes what Add made, and what Realise made in it. It is no error if nothing is
+// there.
 func (g GCRoots) Remove(container string) error {
 	top, below := filepath.Split(g.Dir)
 	dir, err := os.OpenRoot(top)

@@ -15,15 +15,15 @@ const longestLine = 4096
 // lineReader reads a hostile text of any length line by line.
 type lineReader struct {
 	text   *bufio.Reader
-	number int // of the line last read
+	number int // of the line that was read last
 }
 
 func newLineReader(text io.Reader) lineReader {
 	return lineReader{text: bufio.NewReaderSize(text, longestLine)}
 }
 
-// next returns the next line without its line break. The line is valid until the
-// next call. A last line without a line break comes with io.EOF.
+// next returns the next line, without its line break. The line is valid until the next
+// call. A last line without a line break comes with io.EOF.
 func (l *lineReader) next() ([]byte, error) {
 	line, err := l.text.ReadSlice('\n')
 	if err == nil || len(line) > 0 {

@@ -16,36 +16,36 @@ import (
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
 )
 
-// Query is what a container asks for: roots, a closure-info, or both: a closure-info
-// by an annotation, and roots by mounts.
+// Query is what a container asks for: roots, a closure-info, or both. With both, the
+// closure-info is from an annotation and the roots are from mounts.
 type Query struct {
 	Roots []BaseName
 	Info  BaseName // empty: none
 }
 
-// RowVersion tells one row of a store path in Nix's database from the next: a path that
-// was collected and came back has another.
+// RowVersion identifies one row of a store path in Nix's database. A path that was
+// collected and came back has another one.
 type RowVersion struct {
 	Row  int64
 	Time int64 // seconds since 1970
 }
 
-// Memo remembers resolved closures in a directory, so that a second container
-// with the same roots starts without asking Nix.
+// Memo remembers resolved closures in a directory, so that the second container with the
+// same roots starts without asking Nix.
 //
-// It rests on this: as long as a store path stays registered, everything that
-// it references does, and its references never change. So a closure is known
-// from the rows of its roots, and these from a look at the database's
-// files, where they did not change since they were read.
+// It relies on this: while a store path stays registered, everything that it references
+// stays registered, and its references never change. So the rows of the roots identify a
+// closure. And if the database's files did not change, the rows did not change either: see
+// Stamp.
 //
-// Whoever can write the directory decides what containers see. It is in the
-// runtime directory, which only its owner may enter.
+// A user who can write to the directory decides what containers see. So the directory must
+// be one that only its owner may enter, such as the runtime directory.
 type Memo struct {
 	Dir   *os.Root
 	Store Store
 }
 
-// entry is what one file of the memo holds.
+// entry is what one file of the memo has.
 type entry struct {
 	Digest   string
 	Paths    int
@@ -55,9 +55,9 @@ type entry struct {
 	Stamp    Stamp
 }
 
-// The file has the entry as text: a line for the closure, one for the stamp, one
-// for each pin, and one that says that it is whole. It is read at every start,
-// and what reads JSON takes longer to prepare itself than this takes.
+// The file has the entry as text: one line for the closure, one for the stamp, one for each
+// pin, and a last line that says that the file is complete. The file is read at every
+// start, and a JSON decoder takes longer to prepare itself than to read this text.
 const (
 	closureLine = "closure %s %d %d\n"
 	stampLine   = "stamp %d %d %d %d %d %d %d\n"
@@ -76,7 +76,7 @@ func (e entry) text() []byte {
 	return append(text, lastLine...)
 }
 
-// parseEntry reads what text wrote, and nothing else.
+// parseEntry parses what text returned, and nothing else.
 func parseEntry(text []byte) (e entry, ok bool) {
 	s := string(text)
 	next := func(format string, to ...any) bool {
@@ -101,7 +101,7 @@ func parseEntry(text []byte) (e entry, ok bool) {
 		}
 		e.Pins, e.Versions = append(e.Pins, p), append(e.Versions, r)
 	}
-	// Written anew it is the same: there was nothing in it that was not read.
+	// If the entry gives the same text again, nothing in the text was ignored.
 	return e, bytes.Equal(e.text(), text)
 }
 
@@ -116,11 +116,10 @@ func (m Memo) file(q Query) string {
 	return "roots-" + hex.EncodeToString(sum[:20])
 }
 
-// EntryName is the name of the file that says what is remembered of q.
+// EntryName returns the name of the file that remembers q.
 func (m Memo) EntryName(q Query) string { return m.file(q) }
 
-// lookup returns what is remembered of q. Anything that is not whole is not
-// remembered.
+// lookup returns what is remembered of q. An incomplete file counts as missing.
 func (m Memo) lookup(q Query) (entry, bool) {
 	data, err := m.Dir.ReadFile(m.file(q))
 	if err != nil {
@@ -138,15 +137,15 @@ func (m Memo) lookup(q Query) (entry, bool) {
 	return e, true
 }
 
-// IsDigest tells whether s has the form of a closure's digest.
+// IsDigest reports whether s has the form of a closure's digest.
 func IsDigest(s string) bool { return len(s) == 2*sha256.Size && only(s, "0123456789abcdef") }
 
 func (m Memo) save(q Query, e entry) error {
 	return atomicfile.Write(m.Dir, m.file(q), e.text())
 }
 
-// Load returns the remembered closure with this digest. It is checked against
-// the digest: what was damaged is an error.
+// Load returns the remembered closure with this digest. It guarantees that the closure has
+// the digest: a damaged file is an error.
 func (m Memo) Load(digest string) (Closure, error) {
 	text, err := m.Dir.ReadFile(digest)
 	if err != nil {
@@ -162,8 +161,8 @@ func (m Memo) Load(digest string) (Closure, error) {
 	return c, nil
 }
 
-// store keeps a closure for Load. A digest has one text, so what is there with
-// the right size is left alone.
+// store keeps a closure for Load. One digest has one text, so a file with the right size is
+// left as it is.
 func (m Memo) store(c Closure) error {
 	if st, err := m.Dir.Lstat(c.Digest()); err == nil && st.Size() == int64(len(c.Text())) {
 		return nil
@@ -171,7 +170,7 @@ func (m Memo) store(c Closure) error {
 	return atomicfile.Write(m.Dir, c.Digest(), []byte(c.Text()))
 }
 
-// Forget drops what is remembered of q, and the closure with this digest.
+// Forget removes what is remembered of q, and the closure with this digest.
 func (m Memo) Forget(q Query, digest string) error {
 	var errs []error
 	for _, name := range []string{m.file(q), digest} {

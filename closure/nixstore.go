@@ -18,8 +18,8 @@ import (
 	"github.com/nix-closure/nix-closure/internal/idmap"
 )
 
-// usualPlaces is where nix-store is, on NixOS, after Nix's own installer, and
-// from a distribution's package.
+// usualPlaces are the paths of nix-store on NixOS, after Nix's own installer, and from a
+// distribution's package.
 var usualPlaces = []string{
 	"/run/current-system/sw/bin/nix-store",
 	"/nix/var/nix/profiles/default/bin/nix-store",
@@ -27,21 +27,21 @@ var usualPlaces = []string{
 	"/usr/local/bin/nix-store",
 }
 
-// NixStore is Nix's own program nix-store. It runs with an environment of its
-// own: neither a container's nor an operator's shell can change what it does.
+// NixStore runs Nix's own program nix-store. The program gets an environment of its own, so
+// neither a container's environment nor an operator's shell can change what it does.
 type NixStore struct {
 	Program string // absolute path; empty: the usual places
 	Store   Store
-	// Cache is where Nix writes what it remembers of substituters, which it cannot
-	// do without; empty: nothing is fetched.
+	// Cache is the directory in which Nix remembers what substituters have. Nix cannot
+	// fetch without it. Empty: nothing is fetched.
 	Cache string
 }
 
-// Versions finds out whether the names are valid. nix-store does not tell
-// one row from the next.
+// Versions fails with NotValidError if a name is not valid. The versions are zero, because
+// nix-store does not identify rows.
 func (n NixStore) Versions(ctx context.Context, names []BaseName) ([]RowVersion, error) {
 	for chunk := range slices.Chunk(names, chunkSize) {
-		// Prints the paths that are not valid, and is content.
+		// It prints the paths that are not valid, and exits with 0.
 		out, err := n.run(ctx, append([]string{"--check-validity", "--print-invalid"}, n.paths(chunk)...)...)
 		if err != nil {
 			return nil, err
@@ -77,8 +77,8 @@ func (n NixStore) Closure(ctx context.Context, names []BaseName, max int) ([]Bas
 	return all, nil
 }
 
-// Infos is `nix-store --dump-db`, as ParseDump reads it. It knows less than
-// the database: neither signatures nor when a path was registered.
+// Infos is `nix-store --dump-db`, parsed as by ParseDump. It has less than the database: no
+// signatures, and no times of registration.
 func (n NixStore) Infos(ctx context.Context, c Closure) ([]PathInfo, error) {
 	r := newDumpReader(n.Store, c)
 	for chunk := range slices.Chunk(c.Names, chunkSize) {
@@ -93,19 +93,19 @@ func (n NixStore) Infos(ctx context.Context, c Closure) ([]PathInfo, error) {
 	return infos, nil
 }
 
-// Stamp is zero: what nix-store says is about the moment.
+// Stamp returns the zero Stamp: what nix-store says counts for this moment only.
 func (n NixStore) Stamp() Stamp { return Stamp{} }
 
 // offline keeps Nix from fetching and building.
 var offline = []string{"--option", "substitute", "false", "--option", "max-jobs", "0", "--option", "builders", ""}
 
-// Realise registers the names, which are valid, with a garbage collector that
-// is running, so that it leaves them alone until it ends. It fetches and builds
-// nothing. A path that is not valid is an error.
+// Realise tells a running garbage collector about these names, which must be valid, so that
+// the collector leaves them alone until it ends. It fetches and builds nothing. A path that
+// is not valid is an error.
 //
-// Where rootsDir, an absolute path, is not empty, it makes them GC roots by links
-// in that directory, in the one way that Nix has for every user: as indirect
-// roots, which end when the links are gone.
+// If rootsDir is not empty, it must be an absolute path. Then Realise makes the names GC
+// roots, by links in that directory. These are indirect roots, the only ones that Nix makes
+// for every user. They end when the links are removed.
 func (n NixStore) Realise(ctx context.Context, names []BaseName, rootsDir string) error {
 	part := 0
 	for chunk := range slices.Chunk(names, chunkSize) {
@@ -121,7 +121,7 @@ func (n NixStore) Realise(ctx context.Context, names []BaseName, rootsDir string
 	return nil
 }
 
-// chunkSize keeps a command line under the kernel's limit.
+// chunkSize keeps a command line below the kernel's limit.
 const chunkSize = 1000
 
 func (n NixStore) paths(names []BaseName) []string {
@@ -132,7 +132,7 @@ func (n NixStore) paths(names []BaseName) []string {
 	return paths
 }
 
-// run runs nix-store, and returns what it prints.
+// run runs nix-store, and returns its output.
 func (n NixStore) run(ctx context.Context, args ...string) (string, error) {
 	var out bytes.Buffer
 	if err := n.watch(ctx, &out, nil, args...); err != nil {
@@ -141,13 +141,13 @@ func (n NixStore) run(ctx context.Context, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// stream runs nix-store, and has read read what it prints.
+// stream runs nix-store, and reads its output with read.
 func (n NixStore) stream(ctx context.Context, read func(io.Reader) error, args ...string) error {
 	out, in := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
 		err := read(out)
-		// nix-store goes on to its end: its own error says more.
+		// Let nix-store run to its end: its own error says more.
 		_, _ = io.Copy(io.Discard, out)
 		done <- err
 	}()
@@ -160,8 +160,8 @@ func (n NixStore) stream(ctx context.Context, read func(io.Reader) error, args .
 	return err
 }
 
-// watch runs nix-store, which prints to out. Each line that it writes to its
-// standard error is reported while it runs.
+// watch runs nix-store with its output to out. It calls report with each line of standard
+// error, while nix-store runs.
 func (n NixStore) watch(ctx context.Context, out io.Writer, report func(line string), args ...string) error {
 	program, err := n.program()
 	if err != nil {
@@ -171,7 +171,7 @@ func (n NixStore) watch(ctx context.Context, out io.Writer, report func(line str
 	cmd.Env = []string{
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
 		"LC_ALL=C",
-		"HOME=/var/empty", // no user's nix.conf
+		"HOME=/var/empty", // so that no user's nix.conf counts
 		"NIX_STORE_DIR=" + n.Store.Dir,
 		"NIX_STATE_DIR=" + n.Store.StateDir,
 	}
@@ -181,14 +181,14 @@ func (n NixStore) watch(ctx context.Context, out io.Writer, report func(line str
 	cmd.Dir = "/"
 	errs := lines{report: report}
 	cmd.Stdout, cmd.Stderr = out, &errs
-	// Nix ends in order when it is asked to: it releases its locks, and removes
-	// what it did not finish.
+	// On SIGTERM, Nix ends in order: it releases its locks, and removes what is incomplete.
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = waitDelay
-	// Without who waits for it, it would keep its locks from who fetches next.
+	// Without its parent, nix-store would keep its locks, and the next process that fetches
+	// would wait for them.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	err = cmd.Run()
-	_, _ = errs.Write([]byte{'\n'}) // what was killed may not have ended its line
+	_, _ = errs.Write([]byte{'\n'}) // a killed program may not have ended its line
 	if err != nil {
 		said := errs.error
 		if said == "" {
@@ -205,12 +205,12 @@ func (n NixStore) watch(ctx context.Context, out io.Writer, report func(line str
 	return nil
 }
 
-// lines takes what a program writes apart into lines.
+// lines splits what a program writes into lines.
 type lines struct {
 	report func(line string) // nil: nobody
-	begun  []byte            // a line without its end
+	begun  []byte            // a line whose end has not come yet
 	last   string
-	error  string // the first: what comes after it follows from it
+	error  string // the first error: the later ones follow from it
 }
 
 func (l *lines) Write(text []byte) (int, error) {

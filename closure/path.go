@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// BaseName is the base name of a store path, `<hash>-<name>`, in valid form. It
-// has no slash, is neither `.` nor `..`, and has no character that a mount
-// option, a line of text or a shell would take for something else.
+// BaseName is the base name of a store path, `<hash>-<name>`. ParseBaseName guarantees its
+// form: it has no slash, is neither `.` nor `..`, and has no character with a meaning in a
+// mount option, a line of text or a shell.
 type BaseName string
 
 const (
@@ -21,7 +21,7 @@ const (
 	maxNameLength = 211
 )
 
-// Errors that say why a path is no store path.
+// The reasons why a path is no store path.
 var (
 	ErrOutside = errors.New("not below the store directory")
 	ErrHash    = fmt.Errorf("the hash is not %d characters of Nix's base 32", hashLength)
@@ -31,8 +31,8 @@ var (
 	ErrBelow   = errors.New("below a store path, not one")
 )
 
-// ParseBaseName checks that s is the base name of a store path, as strictly as
-// Nix does itself.
+// ParseBaseName checks that s is the base name of a store path, as strictly as Nix. It
+// fails with ErrHash or ErrName.
 func ParseBaseName(s string) (BaseName, error) {
 	if len(s) <= hashLength || s[hashLength] != '-' || !only(s[:hashLength], hashAlphabet) {
 		return "", ErrHash
@@ -54,21 +54,24 @@ func only(s, alphabet string) bool {
 	return true
 }
 
-// Store is where a Nix store is.
+// Store says where a Nix store is.
 type Store struct {
 	Dir      string // the store directory, /nix/store: absolute, clean
 	StateDir string // the state directory, /nix/var/nix: absolute, clean
 }
 
-// Path is the store path with this base name.
+// Path returns the store path with this base name.
 func (s Store) Path(b BaseName) string { return s.Dir + "/" + string(b) }
 
-// Parse returns the base name of the store path that unsafePath is or lies
-// below. It looks at the text alone: nothing says that the path exists, or that
-// what is below the store path does.
+// Parse returns the base name of the store path that unsafePath is, or lies below. It fails
+// with ErrOutside, ErrHash, ErrName or ErrSubpath.
 //
-// A known mistake, made by libraries that test for the store directory as a
-// prefix, is to take /nix/storeX or /nix/store/../x for a store path.
+// It guarantees, against the author of unsafePath, that the path stays below that store
+// path as a text. It does not look at the store: the store path may not exist, and a
+// symbolic link below it may lead elsewhere.
+//
+// Testing for the store directory as a prefix is not enough: that accepts /nix/storeX and
+// /nix/store/../x, as some libraries do.
 func (s Store) Parse(unsafePath string) (BaseName, error) {
 	rest, ok := strings.CutPrefix(unsafePath, s.Dir+"/")
 	if !ok {
@@ -82,7 +85,7 @@ func (s Store) Parse(unsafePath string) (BaseName, error) {
 	if below == "" {
 		return base, nil
 	}
-	// One slash at the end is what a shell's completion leaves.
+	// A shell's completion leaves one slash at the end.
 	for component := range strings.SplitSeq(strings.TrimSuffix(below, "/"), "/") {
 		if component == "" || component == "." || component == ".." || strings.ContainsRune(component, 0) {
 			return "", fmt.Errorf("%q: %w", unsafePath, ErrSubpath)
@@ -91,8 +94,8 @@ func (s Store) Parse(unsafePath string) (BaseName, error) {
 	return base, nil
 }
 
-// ParseExact is Parse of a text that is a store path and nothing below one, not
-// even by a slash at its end.
+// ParseExact is Parse for a path that must be a store path itself. It fails with ErrBelow
+// for anything below one, even a slash at the end.
 func (s Store) ParseExact(unsafePath string) (BaseName, error) {
 	base, err := s.Parse(unsafePath)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// PathInfo is what Nix's database says of one valid store path.
+// PathInfo is what Nix's database has about one valid store path.
 type PathInfo struct {
 	Name       BaseName
 	NarHash    string // as ParseNarHash returns it
@@ -24,29 +24,28 @@ type PathInfo struct {
 	Outputs    []Output
 }
 
-// Output is what a derivation that is a valid store path makes.
+// Output is an output of a derivation that is a valid store path.
 type Output struct {
-	Name string // `out`
+	Name string // such as `out`
 	Path BaseName
 }
 
-// RegistrationSchema is the version of Nix's schema, of Nix 2.0 and later, that a
-// registration has. The file `schema` beside the database says it.
+// RegistrationSchema is the version of the database's schema in a registration. Nix 2.0 and
+// later use it. It is the content of the file `schema` beside the database.
 const RegistrationSchema = "10"
 
 const narHashPrefix = "sha256:"
 
-// ParseNarHash reads a SHA-256 in any form that Nix writes one: in hexadecimal
-// or Nix's base 32, with `sha256:` before it or not, or in base 64 after
-// `sha256-`. It returns the form of Nix's database, `sha256:` and 64 hexadecimal
-// digits.
+// ParseNarHash parses a SHA-256 in every form in which Nix writes one: in hexadecimal or
+// Nix's base 32, with or without `sha256:` before it, or in base 64 after `sha256-`. It
+// returns the form of Nix's database: `sha256:` and 64 hexadecimal digits.
 func ParseNarHash(s string) (string, error) {
 	var sum []byte
 	ok := false
 	if sri, is := strings.CutPrefix(s, "sha256-"); is {
 		var err error
 		sum, err = base64.StdEncoding.DecodeString(sri)
-		// The decoder skips line breaks and forgives bits that are set in vain.
+		// The decoder skips line breaks, and ignores superfluous bits that are set.
 		ok = err == nil && base64.StdEncoding.EncodeToString(sum) == sri
 	} else if digits := strings.TrimPrefix(s, narHashPrefix); len(digits) == 64 {
 		sum, _ = hex.DecodeString(digits)
@@ -60,7 +59,7 @@ func ParseNarHash(s string) (string, error) {
 	return narHashPrefix + hex.EncodeToString(sum), nil
 }
 
-// parseBase32 reads 32 bytes in Nix's base 32: a number whose least significant
+// parseBase32 parses 32 bytes in Nix's base 32. They are a number whose least significant
 // byte is the first, written with the most significant digit first.
 func parseBase32(s string) ([]byte, bool) {
 	if len(s) != 52 {
@@ -84,13 +83,13 @@ func parseBase32(s string) ([]byte, bool) {
 	return sum, true
 }
 
-// Restrict returns the registration of the closure, sorted: infos, with what
-// must not show in a container left out.
+// Restrict returns the registration of the closure: infos, sorted, without what must not
+// show in a container.
 //
-// The infos must be of the paths of the closure, all of them and each once, and
-// their references must be in it. Derivers and the outputs of derivations are
-// not references: those that are not in the closure would be foreign names in
-// the container, and are dropped. So no name remains that is not the closure's.
+// infos must have every path of the closure exactly once, and no other. Their references
+// must be in the closure. Derivers and outputs of derivations are no references, so they
+// can be names from outside the closure: Restrict removes those. It guarantees that the
+// result has no name from outside the closure.
 func Restrict(c Closure, infos []PathInfo) ([]PathInfo, error) {
 	store := Store{Dir: c.dir}
 	inside := func(b BaseName) bool {
@@ -128,16 +127,17 @@ func Restrict(c Closure, infos []PathInfo) ([]PathInfo, error) {
 	return infos, nil
 }
 
-// RegistrationName is the name of the file, in the directory of registrations,
-// that has the registration of the closure with this digest: as Nix's database
-// has it where info is empty, else as this closure-info has it.
+// RegistrationName returns the name of the file, in the directory of registrations, with
+// the registration of the closure with this digest. If info is empty, that registration is
+// from Nix's database, else from this closure-info.
 //
-// A closure-info is made by whoever may add to the store, and what it claims of
-// others' paths (hashes, sizes) need not be so. So what was made from it is kept
-// apart, and must never be served to a container that did not name it.
+// Every user who may add to the store can make a closure-info, and what it claims about
+// other users' paths (hashes, sizes) can be wrong. So a registration from a closure-info
+// has a name of its own. It must never be given to a container that did not name that
+// closure-info.
 //
-// As with a view, what was made before a Resolution's Since may be of files that
-// have been collected and come back.
+// A registration that was made before a Resolution's Since may be about files that were
+// collected and came back.
 func RegistrationName(digest string, info BaseName) string {
 	if info == "" {
 		return digest

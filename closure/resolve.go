@@ -12,30 +12,30 @@ import (
 
 // Resolution is the answer to a Query.
 type Resolution struct {
-	// Digest is the closure's; Memo.Load has its paths.
+	// Digest is the digest of the closure. Memo.Load returns its paths.
 	Digest string `json:"digest"`
-	// Paths is how many store paths the closure has.
+	// Paths is the number of store paths in the closure.
 	Paths int `json:"paths"`
-	// Pins are the store paths that keep the whole closure from Nix's garbage
-	// collector when they are GC roots.
+	// Pins are store paths. If they are GC roots, they keep the whole closure from Nix's
+	// garbage collector.
 	Pins []BaseName `json:"pins"`
-	// Since is when these rows were first seen, in nanoseconds since
-	// 1970. What was made from a closure of the same digest before may show
-	// files that have since been collected and come back.
+	// Since is the time at which these rows were first seen, in nanoseconds since 1970.
+	// What was made before from a closure of the same digest may show files that were
+	// collected and came back.
 	Since int64 `json:"since"`
 }
 
 // NotValidError says that Nix does not know a store path.
 type NotValidError struct{ Path string }
 
-// Is says that it is ErrNotValid.
+// Is reports whether target is ErrNotValid.
 func (e *NotValidError) Is(target error) bool { return target == ErrNotValid }
 
-// ErrNotValid is what every error is that says that a store path is not valid;
-// ExitNotValid is how a Resolver's program says it.
+// ErrNotValid is matched by every error that says that a store path is not valid. The
+// program of a Resolver says it by ExitNotValid.
 var ErrNotValid = errors.New("not valid")
 
-// ExitNotValid is an exit status.
+// ExitNotValid is the exit status of nix-closure for a store path that is not valid.
 const ExitNotValid = 3
 
 func (e *NotValidError) Error() string {
@@ -51,25 +51,23 @@ func (e *TooLargeError) Error() string {
 		"ask for less, or raise max-paths in the configuration", e.Max)
 }
 
-// Registry is who knows which store paths are valid and what they reference:
-// Nix's database, or Nix's own program.
+// Registry knows which store paths are valid and what they reference. It is Nix's database
+// or Nix's own program.
 type Registry interface {
-	// Versions returns one for each name. It fails with NotValidError.
-	// From a registry that cannot tell one row from the next, they
-	// are zero.
+	// Versions returns one version for each name. It fails with NotValidError. If the
+	// registry cannot identify rows, the versions are zero.
 	Versions(ctx context.Context, names []BaseName) ([]RowVersion, error)
-	// Closure returns the names and everything that they reference, in any
-	// order, or fails with NotValidError or, past max, TooLargeError.
+	// Closure returns the names and everything that they reference, in any order. It fails
+	// with NotValidError, and with TooLargeError above max paths.
 	Closure(ctx context.Context, names []BaseName, max int) ([]BaseName, error)
-	// Stamp was taken before anything that the other methods answered.
+	// Stamp returns a stamp that was taken before any answer of the other methods.
 	Stamp() Stamp
 }
 
-// Remembered answers from the memo alone: one small file to read and two to look
-// at, whatever the closure's size. Not ok: ask Resolve.
+// Remembered answers from the memo alone. It reads one small file and looks at two, for
+// closures of every size. If ok is false, call Resolve.
 //
-// The answer is about now only as long as the caller holds Nix's collector off,
-// see HoldCollector.
+// The answer counts only while the caller holds Nix's collector off: see HoldCollector.
 func (m Memo) Remembered(q Query) (_ Resolution, ok bool) {
 	e, ok := m.lookup(q)
 	if !ok || !e.Stamp.Holds(m.Store) {
@@ -78,12 +76,13 @@ func (m Memo) Remembered(q Query) (_ Resolution, ok bool) {
 	return e.resolution(), true
 }
 
-// Resolve finds the closure that q asks for, and remembers it.
+// Resolve finds the closure that q asks for, and remembers it. It fails with NotValidError,
+// and with TooLargeError above max paths.
 //
-// Roots: the roots with everything that they reference. Closure-info: the paths
-// that it lists, no more; they must be closed under references, and those that
-// the closure-info does not reference itself become pins of their own. Both: what
-// either has.
+// For roots, the closure has the roots and everything that they reference. For a
+// closure-info, it has the paths in the list and no other. These must be closed under
+// references. Those that the closure-info does not reference become pins too. For both, the
+// closure has the paths of both.
 func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolution, error) {
 	if e, ok := m.lookup(q); ok && e.Paths <= max {
 		now, err := r.Versions(ctx, e.Pins)
@@ -146,14 +145,14 @@ func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (li
 		return nil, nil, tooLarge
 	}
 	if err != nil {
-		// That it is not valid says more, and such a one may be fetched.
+		// "Not valid" says more, and a path that is not valid can be fetched.
 		if _, asked := r.Versions(ctx, []BaseName{q.Info}); errors.Is(asked, ErrNotValid) {
 			err = asked
 		}
 		return nil, nil, err
 	}
-	// The closure-info's own closure keeps what it references alive, and has
-	// itself in addition to what it lists.
+	// The closure-info keeps what it references alive. Its own closure also has the
+	// closure-info itself.
 	kept, err := r.Closure(ctx, []BaseName{q.Info}, max+1)
 	if tooLarge := (*TooLargeError)(nil); errors.As(err, &tooLarge) {
 		err = &TooLargeError{max}
@@ -179,7 +178,7 @@ func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (li
 	for _, n := range listed {
 		inList[n] = true
 	}
-	slices.Sort(whole) // the same mistake gives the same message each time
+	slices.Sort(whole) // so that the same mistake always gives the same message
 	for _, n := range whole {
 		if !inList[n] {
 			return nil, nil, fmt.Errorf("%s/store-paths is no closure: %s is referenced, but not listed; "+

@@ -13,14 +13,14 @@ import (
 	"time"
 )
 
-// Resolver asks the program that reads Nix's database. That is a program of its
-// own so that the one that every container starts need not link a database.
+// Resolver asks the program that reads Nix's database. That is a separate program, so that
+// the hook, which every container starts, links no database.
 type Resolver struct {
 	Program string   // absolute path of nix-closure
-	Args    []string // before the query: which configuration
+	Args    []string // before the query: the configuration
 }
 
-// Resolve lets the program resolve q into the memo that its configuration names.
+// Resolve has the program resolve q, into the memo of the program's configuration.
 func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution, error) {
 	args := append([]string{"resolve", "--json"}, r.Args...)
 	paths := q.Roots
@@ -52,7 +52,7 @@ func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution
 	return res, nil
 }
 
-// saidError is an error that the program said.
+// saidError is an error that the program printed.
 type saidError struct {
 	text   string
 	status int
@@ -64,8 +64,8 @@ func (e *saidError) Is(target error) bool {
 	return target == ErrNotValid && e.status == ExitNotValid
 }
 
-// waitDelay is how long a program's children may hold its output open after it
-// ended or its time was over.
+// waitDelay is how long a program's children may hold its output open after it ended or was
+// stopped.
 const waitDelay = time.Second
 
 func firstLine(s string) string {

@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stamp is the state of the database's files at a moment. The zero Stamp is of
-// no database and never trusted.
+// Stamp is the state of the database's files at one moment. The zero Stamp is of no
+// database, and never counts.
 type Stamp struct {
 	Taken int64       // nanoseconds since 1970
-	Files [2]fileMark // the database, its write-ahead log
+	Files [2]fileMark // the database and its write-ahead log
 }
 
-// fileMark tells whether a file was written to. All zero for a missing or empty file:
-// SQLite makes an empty log to read, and what was in a log that is gone is in the
+// fileMark tells whether a file was written to. It is zero for a missing or empty file:
+// SQLite makes an empty log before it reads, and what was in a removed log is in the
 // database.
 type fileMark struct {
 	Inode    uint64
@@ -26,16 +26,15 @@ type fileMark struct {
 	Modified int64 // nanoseconds since 1970
 }
 
-// racy is how long after a write the kernel may give a second write the same
-// time stamp, with a wide margin (a clock tick is 1 to 10 ms). git does the
-// same with its index.
+// racy is how long after a write the kernel may give another write the same time stamp,
+// with a wide margin: a clock tick is 1 to 10 ms. git's index uses the same rule.
 const racy = time.Second
 
-// DatabasePath is where Nix's database is.
+// DatabasePath returns the path of Nix's database.
 func (s Store) DatabasePath() string { return s.StateDir + "/db/db.sqlite" }
 
-// TakeStamp looks at the database's files. To be of use, it is taken before
-// what it stands for is read.
+// TakeStamp looks at the database's files. Take the stamp before you read what it stands
+// for.
 func TakeStamp(store Store) (Stamp, error) {
 	stamp := Stamp{Taken: time.Now().UnixNano()}
 	for i, path := range [...]string{store.DatabasePath(), store.DatabasePath() + "-wal"} {
@@ -54,11 +53,10 @@ func TakeStamp(store Store) (Stamp, error) {
 	return stamp, nil
 }
 
-// Ahead tells whether there is something in the write-ahead log.
+// Ahead reports whether the write-ahead log has anything in it.
 func (s Stamp) Ahead() bool { return s.Files[1] != fileMark{} }
 
-// Holds tells whether what was read after the stamp was taken is still what the
-// database says.
+// Holds reports whether the database still says what was read after the stamp was taken.
 func (s Stamp) Holds(store Store) bool {
 	if s.Taken == 0 {
 		return false

@@ -12,11 +12,13 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// Prefix begins every annotation of this program. A Kubernetes pod may put a
-// container's name and a dot before it.
+// Prefix begins every annotation of this program. In a Kubernetes pod, a container's name
+// and a dot may come before it.
 const Prefix = "nix-closure/"
 
-// The annotations, without Prefix.
+// The keys of the annotations, without Prefix. The runtime passes annotations on as they
+// are (runtime specification:
+// https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config.md#annotations).
 const (
 	KeyRoots        = "roots"
 	KeyClosureInfo  = "closure-info"
@@ -31,38 +33,37 @@ var keys = []string{KeyRoots, KeyClosureInfo, KeyMode, KeyRegistration, KeyListi
 // Mode is how a view is made.
 type Mode string
 
-// The modes that can be asked for. ModeAuto becomes one of the others.
+// The modes that a container can ask for. ModeAuto becomes one of the others when the view
+// is made.
 const (
 	ModeAuto    Mode = "auto"
 	ModeOverlay Mode = "overlay"
 	ModeBind    Mode = "bind"
 )
 
-// Valid tells whether it is one of the modes.
+// Valid reports whether m is one of the modes.
 func (m Mode) Valid() bool { return m == ModeAuto || m == ModeOverlay || m == ModeBind }
 
 // Request is what a container's annotations ask for.
 type Request struct {
-	Roots       []closure.BaseName // in the order given, each once; none where there is a ClosureInfo
+	Roots       []closure.BaseName // in the order given, each once; empty if ClosureInfo is set
 	ClosureInfo closure.BaseName   // empty: none
-	Mode        Mode               // empty: as the configuration says
+	Mode        Mode               // empty: the configuration decides
 	Listing     bool               // whether the store directory can be listed
-	// Registration: whether the container has a Nix database of its closure.
+	// Registration: the container gets a Nix database of its closure.
 	Registration bool
-	// Writable: whether store paths may be added inside, in memory.
+	// Writable: processes inside may add store paths, in memory.
 	Writable bool
-	// Sandbox: this is a pod's sandbox, which gets no closure. Of the other fields
-	// none is set.
+	// Sandbox: this is the sandbox of a pod, which gets no closure. No other field is set.
 	Sandbox bool
-	// Namespace is the pod's namespace, as the engine says it; empty: this is no
-	// container of Kubernetes.
+	// Namespace is the pod's Kubernetes namespace, as the engine says; empty: none.
 	Namespace string
-	// IgnoredNamespace is an annotation that names a namespace and is not believed,
-	// because an image or a user may have set it; empty: none.
+	// IgnoredNamespace is an annotation that names a namespace but is ignored, because an
+	// image or a user may have set it; empty: none.
 	IgnoredNamespace string
 }
 
-// Asked are the store paths that the container names.
+// Asked returns the store paths that the annotations name.
 func (r *Request) Asked() []closure.BaseName {
 	if r.ClosureInfo != "" {
 		return []closure.BaseName{r.ClosureInfo}
@@ -70,7 +71,7 @@ func (r *Request) Asked() []closure.BaseName {
 	return r.Roots
 }
 
-// Annotated tells whether any annotation is of this program, known or not.
+// Annotated reports whether any annotation has a key of this program, known or unknown.
 func Annotated(annotations map[string]string) bool {
 	for key := range annotations {
 		if _, _, ok := splitKey(key); ok {
@@ -80,7 +81,7 @@ func Annotated(annotations map[string]string) bool {
 	return false
 }
 
-// splitKey takes `[<container>.]nix-closure/<key>` apart.
+// splitKey splits `[<container>.]nix-closure/<key>`.
 func splitKey(annotation string) (container, key string, ok bool) {
 	before, key, ok := strings.Cut(annotation, Prefix)
 	if !ok {
@@ -90,10 +91,15 @@ func splitKey(annotation string) (container, key string, ok bool) {
 	return container, key, before == "" || dotted
 }
 
-// ParseAnnotations returns what the annotations ask for, or nil if they ask for
-// nothing. engine says whose word they are, and id is the container's, or empty
-// where it is not known yet. What is not understood in full is an error: a typing
-// mistake must not weaken the isolation.
+// ParseAnnotations returns what the annotations ask for, or nil if they ask for nothing.
+// engine decides which annotations about pods are believed. id is the container's ID, or
+// empty if it is not known yet.
+//
+// It guarantees, against everybody who can write annotations, that a nil error means that
+// every annotation of this program that is for this container was understood. An unknown
+// key, an unknown value or a malformed path is an error: a typing mistake must not weaken
+// the isolation. Of a sandbox, which gets no closure, the annotations are not read. It does
+// not look at the store: the store paths may not exist.
 func ParseAnnotations(store closure.Store, engine Engine, id string, annotations map[string]string) (*Request, error) {
 	if !Annotated(annotations) {
 		return nil, nil
@@ -110,7 +116,7 @@ func ParseAnnotations(store closure.Store, engine Engine, id string, annotations
 		return nil, err
 	}
 	request := &Request{Listing: true, Namespace: p.namespace, IgnoredNamespace: p.ignoredNamespace}
-	// Sorted, so that the same mistakes give the same message each time.
+	// Sorted, so that the same mistakes always give the same message.
 	for _, key := range slices.Sorted(maps.Keys(own)) {
 		if err := request.set(store, key, own[key].value); err != nil {
 			return nil, fmt.Errorf("annotation %s: %w", own[key].annotation, err)
@@ -134,9 +140,9 @@ func ParseAnnotations(store closure.Store, engine Engine, id string, annotations
 
 type setting struct{ annotation, value string }
 
-// ofContainer returns the settings, by key, that are for this container: the
-// pod-wide ones, and its own in their place. What the container says of its
-// roots or closure-info takes the place of both.
+// ofContainer returns the settings of this container, by key: those for the pod, replaced
+// by the container's own. A container's own roots or closure-info replaces both of the
+// pod's.
 func ofContainer(p pod, annotations map[string]string) (map[string]setting, error) {
 	everyone, own := map[string]setting{}, map[string]setting{}
 	for annotation, value := range annotations {
@@ -228,6 +234,7 @@ func parseBool(value string, to *bool) error {
 	return fmt.Errorf("%q is neither true nor false", value)
 }
 
-// isSeparator tells what separates roots: colons, which survive podman's CSV, a
-// quadlet's and a shell's quoting and are in no store path, white space and commas.
+// isSeparator reports whether a character separates roots. A colon survives podman's CSV
+// and the quoting of shells and quadlets, and no store path has one. White space and commas
+// work too.
 func isSeparator(r rune) bool { return strings.ContainsRune(": \t\r\n\v\f,", r) }

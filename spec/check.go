@@ -16,19 +16,20 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// ErrCovered says that something is mounted on a container's store directory or
-// inside it, and stays there when what config.json mounts there was taken off.
+// ErrCovered says that a mount that config.json does not list is on the container's store
+// directory, or inside it.
 var ErrCovered = errors.New("a mount is in the way of the view: another mount covers it, or config.json does not " +
 	"list it; remove it")
 
-// CheckMounts looks at what is really mounted in a container, by the mounts of
-// its mount namespace, which is the calling thread's: the name of a mount's source
-// may have led elsewhere when the runtime mounted it than when it was classified, and
-// config.json need not have all mounts. root is the container's root as a path in that
-// namespace without symbolic links. Runtimes mount it; if nothing is mounted there,
-// the name has led elsewhere since.
+// CheckMounts checks what is really mounted in a container. mounts are those of its mount
+// namespace, in which the calling thread must be. root is the path of the container's root
+// in that namespace, without symbolic links. It returns the store paths that mounts show.
 //
-// It returns the store paths that mounts show.
+// Classify is not enough, for two reasons. A source's name may have led elsewhere by the
+// time that the runtime mounted it, and config.json need not list all mounts.
+//
+// A root that is not the root of a mount is an error: runtimes mount it, so its name must
+// have led elsewhere since.
 func (h *Host) CheckMounts(mounts Mounts, root string) ([]closure.BaseName, error) {
 	isMount := false
 	var all []closure.BaseName
@@ -63,17 +64,18 @@ func (h *Host) rootInStore(base closure.BaseName) error {
 		"of it, or an overlay", h.store.Path(base))
 }
 
-// CheckRoot looks at a root by its name in config.json, and returns the store paths that
-// are layers of it. It refuses a root that is in the store: a runtime makes directories
-// there before createRuntime is called, so where config.json is rewritten, this is the
-// time to say so.
+// CheckRoot checks root.path of config.json
+// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config.md#root), and returns
+// the store paths that are layers of it. It refuses a root in the store. A runtime makes
+// directories in the root before it calls createRuntime, so this check belongs where
+// config.json is rewritten.
 func (h *Host) CheckRoot(bundle, root string) (layers []closure.BaseName, _ error) {
 	if !filepath.IsAbs(root) {
 		root = filepath.Join(bundle, root)
 	}
 	p, err := h.sourcePlace(root)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // for the runtime to say
+		return nil, nil // the runtime reports it
 	}
 	if err != nil {
 		return nil, err
@@ -81,23 +83,22 @@ func (h *Host) CheckRoot(bundle, root string) (layers []closure.BaseName, _ erro
 	if base, in := h.storePathAt(p); in {
 		return nil, h.rootInStore(base)
 	}
-	_, layers = h.showsPlace(p) // what it shows beside them, CheckMounts refuses
+	_, layers = h.showsPlace(p) // CheckMounts refuses all else that it shows
 	return layers, nil
 }
 
-// inContainer is how the container names a path.
+// inContainer returns a path as the container names it.
 func inContainer(point, root string) string {
 	return "/" + strings.TrimPrefix(strings.TrimPrefix(point, root), "/")
 }
 
-// CheckTarget looks at a directory of a container before a view is attached to
-// it: that nothing is mounted on it or inside it, that what is mounted on it does not
-// propagate, and that nobody else can take it away with what is mounted on it. dir is
-// its name in the container, and target where that leads; paths are as for
-// CheckMounts.
+// CheckTarget checks a directory of a container before a view is attached to it. It
+// guarantees that nothing is mounted on the directory or inside it, that its mount does not
+// propagate, and that no server can take the mount away. dir is the name of the directory
+// in the container, and target is where that name leads; paths are as for CheckMounts.
 //
-// Where target lies in a volume, which others may have too and rename things in, it
-// returns the volume's mount point; empty: it does not.
+// If target lies in a volume, CheckTarget returns the volume's mount point: other
+// containers may have that volume, and rename things in it. Else volume is empty.
 func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume string, _ error) {
 	named := strings.TrimSuffix(root, "/") + dir
 	for _, m := range mounts {
@@ -128,15 +129,15 @@ func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume stri
 	return m.point, nil
 }
 
-// isOwnTmpfs tells whether a mount is a tmpfs that the runtime made for this container:
+// isOwnTmpfs reports whether a mount is a tmpfs that the runtime made for this container:
 // no mount of the host has it.
 func (h *Host) isOwnTmpfs(m mountPoint) bool {
 	isHosts := slices.ContainsFunc(h.mounts, func(o mountPoint) bool { return o.device == m.device })
 	return m.kind == "tmpfs" && m.path == "/" && !isHosts
 }
 
-// ShowsFile returns what a file shows of the host that it must not, or nothing, by its
-// device and inode. A directory in which it does not show may lead to it by `..`.
+// ShowsFile returns what an open file shows of the host that it must not, by its device and
+// inode; empty: nothing. For a directory this is not enough, because `..` may lead to more.
 func (h *Host) ShowsFile(st *unix.Stat_t) (string, error) {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
@@ -152,8 +153,9 @@ func (h *Host) ShowsFile(st *unix.Stat_t) (string, error) {
 	return h.ids[fileID{st.Dev, st.Ino}], nil
 }
 
-// CheckMasks refuses paths that the runtime makes empty after the hooks, where that
-// would take the view out of sight.
+// CheckMasks refuses linux.maskedPaths
+// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config-linux.md#masked-paths)
+// that would hide a view. The runtime covers these paths after the hooks.
 func (c Config) CheckMasks(dirs ...string) error {
 	for _, masked := range c.MaskedPaths {
 		at := path.Clean("/" + masked)
@@ -168,9 +170,9 @@ func (c Config) CheckMasks(dirs ...string) error {
 	return nil
 }
 
-// CheckServers refuses a container whose root, or a mount on the way to one of dirs,
-// is a file system with a server that can take away what is mounted on it, or need not
-// answer. It goes by names alone, and so asks no server.
+// CheckServers refuses a container whose root, or a mount on the way to one of dirs, is on
+// a file system with a server. Such a server can take away what is mounted on it, or stop
+// answering. CheckServers reads names only, so it asks no server.
 func CheckServers(mounts Mounts, root string, dirs ...string) error {
 	for _, m := range mounts {
 		if !below(m.point, root) {
@@ -186,8 +188,8 @@ func CheckServers(mounts Mounts, root string, dirs ...string) error {
 	return nil
 }
 
-// serverOf returns the type of a file system, or of one that a layer of it is on if that
-// is movable.
+// serverOf returns the type of a mount's file system or, if a layer of it is on a movable
+// one, the type of that.
 func serverOf(mounts Mounts, m mountPoint) string {
 	for _, name := range m.layerNames() {
 		if on := mountOf(mounts, path.Clean("/"+name)); isMovable(on.kind) && on.device != "" {

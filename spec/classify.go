@@ -18,39 +18,41 @@ import (
 	"github.com/nix-closure/nix-closure/internal/proc"
 )
 
-// Class is what a mount of config.json means for the store.
+// Class is what a mount of config.json
+// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config.md#mounts) means for
+// the store.
 type Class int
 
-// The classes. A mount whose class cannot be found out is an error, never
-// NoneOfOurs.
+// The classes. A mount that cannot be judged is an error, never NoneOfOurs.
 const (
 	NoneOfOurs Class = iota
-	// Admitted: a bind of one store path, or of something below it, onto its own
-	// path. That store path was asked for as by an annotation. The view shows it, so
-	// the mount is taken off.
+	// Admitted: a bind mount of one store path, or of something below it, onto its own
+	// path. It asks for that store path as an annotation does. The mount is removed,
+	// because the view shows it.
 	Admitted
-	// Replaced: it lies on the store directory, or above it and shows the host's
-	// store there. The view takes its place.
+	// Replaced: a mount on the store directory, or one above it that shows the host's store
+	// there. The view takes its place.
 	Replaced
-	// Leaks: it shows the store, Nix's state directory, the daemon's socket or
-	// this program's runtime directory at some other place.
+	// Leaks: a mount that shows the store, Nix's state directory, the daemon's socket or
+	// this program's runtime directory at another place.
 	Leaks
 )
 
-// Verdict is what was found out of a mount.
+// Verdict is the result of Classify.
 type Verdict struct {
 	Class Class
-	// Shows is what a mount that Leaks shows.
+	// Shows is what the mount shows, if it Leaks.
 	Shows string
-	// Asked are the store paths that the mount names and shows, on their own place or
-	// on another.
+	// Asked are the store paths that the mount names and shows, at their own place or at
+	// another.
 	Asked []closure.BaseName
 }
 
-// Classify tells what a mount of a config.json means. It looks at the host as it is
-// now, and by the names that the mount gives: whoever can rename a part of the source
-// can make it another by the time that the runtime mounts it, so what is mounted is
-// looked at again (CheckMounts). bundle is where relative sources of binds begin.
+// Classify judges a mount of a config.json, by the names that the mount gives and by the
+// host as it is now. bundle is where relative sources of bind mounts begin.
+//
+// It does not guarantee what the runtime will mount: a process that can rename a part of
+// the source can change that afterwards. CheckMounts looks again at what is mounted.
 func (h *Host) Classify(bundle string, m specs.Mount) (Verdict, error) {
 	destination := path.Clean("/" + m.Destination)
 	if destination == h.store.Dir {
@@ -89,11 +91,12 @@ func (h *Host) Classify(bundle string, m specs.Mount) (Verdict, error) {
 	return v, nil
 }
 
-// ErrInside says that a mount lies inside the store directory and is not admitted.
+// ErrInside says that a mount lies inside the store directory and is not Admitted.
 var ErrInside = errors.New("lies inside the store directory, where only a store path or a part of it, bound " +
 	"onto its own path, can be asked for; take the mount out, or mount it elsewhere")
 
-// admit classifies a mount inside the store directory, at a path relative to it.
+// admit judges a mount inside the store directory. inside is its destination, relative to
+// that directory.
 func (h *Host) admit(m specs.Mount, sources []source, inside string) (Verdict, error) {
 	if len(sources) != 1 || !isBind(m) {
 		return Verdict{}, ErrInside
@@ -118,7 +121,7 @@ func (h *Host) admit(m specs.Mount, sources []source, inside string) (Verdict, e
 	return Verdict{}, ErrInside
 }
 
-// sourcePlace returns where a source is, and looks into its file system if need be.
+// sourcePlace returns the place of a source, and looks into its file system if necessary.
 func (h *Host) sourcePlace(name string) (place, error) {
 	real, err := filepath.EvalSymlinks(name)
 	if err != nil {
@@ -141,7 +144,7 @@ func isBind(m specs.Mount) bool {
 	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
 
-// sourcesOf lists what of the host a mount shows: nothing, for most types.
+// sourcesOf returns the files of the host that a mount shows. Most types show none.
 func sourcesOf(bundle string, m specs.Mount) ([]source, error) {
 	absolute := func(p string) string {
 		if filepath.IsAbs(p) {
@@ -161,11 +164,10 @@ func sourcesOf(bundle string, m specs.Mount) ([]source, error) {
 	return []source{{path: absolute(m.Source)}}, nil
 }
 
-// layersOf lists the directories that an overlay of a config.json names.
+// layersOf returns the directories that the options of an overlay in config.json name.
 func layersOf(m specs.Mount) ([]source, error) {
 	var all []source
-	// The kernel takes what is between commas for options, whatever string of the list
-	// it is in.
+	// The kernel splits the options at commas, whichever string of the list they are in.
 	for option := range strings.SplitSeq(strings.Join(m.Options, ","), ",") {
 		key, value, _ := strings.Cut(option, "=")
 		if strings.Contains(option, `\`) {
@@ -185,13 +187,13 @@ func layersOf(m specs.Mount) ([]source, error) {
 	return all, nil
 }
 
-// shown returns what a source shows that it must not, or nothing, and the store paths
+// shown returns what a source shows that it must not (empty: nothing), and the store paths
 // that it shows.
 func (h *Host) shown(s source) (shows string, asked []closure.BaseName, _ error) {
-	// O_PATH: no permission but the way there, no side effect on what is opened.
+	// O_PATH needs no permission but to reach the file, and has no side effect on it.
 	f, err := os.OpenFile(s.path, unix.O_PATH, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		return "", nil, nil // the runtime cannot mount it either, or CheckMounts sees it
+		return "", nil, nil // the runtime cannot mount it either, or CheckMounts finds it
 	}
 	if err != nil {
 		return "", nil, err
@@ -219,7 +221,7 @@ func (h *Host) shown(s source) (shows string, asked []closure.BaseName, _ error)
 	shown[0].place = m.placeOf(real)
 	if s.recursive {
 		for _, o := range h.mounts {
-			// What is mounted beneath the topmost mount does not come with it.
+			// A mount that is covered by the topmost one does not come with it.
 			if o.point != real && below(o.point, real) {
 				shown = append(shown, o)
 			}
@@ -228,9 +230,8 @@ func (h *Host) shown(s source) (shows string, asked []closure.BaseName, _ error)
 	return h.showsAny(h.mounts, shown)
 }
 
-// showsAny is showsPlace for several mounts, of which the file systems are looked into
-// when the places alone do not tell. mounts are those of the calling thread's mount
-// namespace.
+// showsAny is showsPlace for several mounts. It looks into their file systems if the places
+// alone do not tell. mounts are those of the calling thread's mount namespace.
 func (h *Host) showsAny(mounts Mounts, shown []mountPoint) (shows string, asked []closure.BaseName, _ error) {
 	for _, m := range shown {
 		if shows, _ := h.showsPlace(m.place); shows != "" {
@@ -259,7 +260,7 @@ func (h *Host) showsAny(mounts Mounts, shown []mountPoint) (shows string, asked 
 	return "", asked, nil
 }
 
-// onDisk returns which guarded directory is on a disk, or nothing.
+// onDisk returns the guarded directory that is on a disk; empty: none.
 func (h *Host) onDisk(disk uint64) string {
 	device := fmt.Sprintf("%d:%d", unix.Major(disk), unix.Minor(disk))
 	for _, g := range h.guarded {

@@ -14,26 +14,27 @@ import (
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
-// comparer compares what shows with guarded directories.
+// comparer compares what a file system shows with guarded directories.
 type comparer struct {
-	// lax: the file system says what it likes of a file's times and links, as FUSE
-	// and servers do. Then names decide, and sizes.
+	// lax: the file system is free to say anything about times and links, as FUSE and
+	// network servers are. Then names and sizes decide.
 	lax bool
-	// layered: a guarded directory may itself be merged, and what shows be a layer.
+	// layered: a guarded directory may itself be merged, so what shows may be a layer of
+	// it.
 	layered bool
 	left    int // how many names may still be looked at
 	root    int // what is looked into
-	// rootNames are the names in it, once they were read.
+	// rootNames are the names in root, once they are read.
 	rootNames []string
 }
 
-// mostCompared bounds the names that are looked at in one file system. An image with a
-// store of its own has some thousand.
+// mostCompared bounds the names that are looked at in one file system. An image with its
+// own store has some thousand.
 const mostCompared = 200_000
 
 var errTooMany = errors.New("it has too many names to tell whether the host's store shows there")
 
-// mostOfHost bounds the names of a directory of the host's own, such as the store.
+// mostOfHost bounds the names of a directory of the host, such as the store.
 const mostOfHost = 10_000_000
 
 func tooMany(err error) error {
@@ -43,7 +44,7 @@ func tooMany(err error) error {
 	return err
 }
 
-// shows tells whether a guarded directory, or a part of it, shows at a position.
+// shows reports whether a guarded directory, or a part of it, shows at a position.
 func (c *comparer) shows(position string, t *tree) (bool, error) {
 	fd := c.root
 	if position != "" {
@@ -70,7 +71,7 @@ func (c *comparer) shows(position string, t *tree) (bool, error) {
 	return c.contains(fd, t.fd, names, t.store)
 }
 
-// showsFile tells whether a guarded file shows at a position.
+// showsFile reports whether a guarded file shows at a position.
 func (c *comparer) showsFile(position string, f guardedFile) (bool, error) {
 	dir, name := c.root, position
 	if above, base := path.Split(position); above != "" {
@@ -85,10 +86,10 @@ func (c *comparer) showsFile(position string, f guardedFile) (bool, error) {
 	return like.same, err
 }
 
-// maybeMerged tells whether a directory needs to be looked into: it is merged, or may
-// lie, or has the guarded one's attributes and another inode number, which overlay makes
-// up for a directory of another file system. Any other is the guarded directory itself,
-// or is not.
+// maybeMerged reports whether a directory must be looked into. That is so if overlay merges
+// it, if its file system may lie, or if it has the guarded directory's attributes but
+// another inode number: overlay makes up numbers for directories of other file systems.
+// Every other directory either is the guarded one or is not.
 func (c *comparer) maybeMerged(dir int, like likeness) bool {
 	if like.attributes || c.lax || c.layered {
 		return true
@@ -97,15 +98,15 @@ func (c *comparer) maybeMerged(dir int, like likeness) bool {
 	return unix.Fstat(dir, &st) != nil || st.Nlink == 1
 }
 
-// contains tells whether a directory has something of a guarded one in it: one of names,
-// or what is below.
+// contains reports whether a directory has something of a guarded one in it: one of names,
+// or something below.
 func (c *comparer) contains(dir, guarded int, names []string, store bool) (bool, error) {
 	for _, name := range names {
 		if c.left--; c.left < 0 {
 			return false, errTooMany
 		}
 		like, err := c.compare(dir, name, guarded, name)
-		// The same name and the same times are no accident.
+		// The same name with the same times is no accident.
 		if err != nil || like.same || like.attributes {
 			return like.same || like.attributes, err
 		}
@@ -113,7 +114,7 @@ func (c *comparer) contains(dir, guarded int, names []string, store bool) (bool,
 			continue
 		}
 		if _, err := closure.ParseBaseName(name); err == nil && store && c.lax {
-			return true, nil // nor is the same hash
+			return true, nil // nor is the same hash an accident
 		}
 		if like.kind != unix.S_IFDIR {
 			continue
@@ -146,8 +147,8 @@ func (c *comparer) containsBelow(dir, guarded int, name string, like likeness) (
 	return c.contains(a, b, names, false)
 }
 
-// open is openBelow in what is looked into. What this process may not enter, a FUSE
-// file system may let another user enter.
+// open is openBelow in the file system that is looked into. A FUSE file system may let
+// another user enter what this process may not enter.
 func (c *comparer) open(dir int, name string) (int, error) {
 	fd, err := openBelow(dir, name)
 	if errors.Is(err, unix.EACCES) && !c.lax {
@@ -156,7 +157,7 @@ func (c *comparer) open(dir int, name string) (int, error) {
 	return fd, err
 }
 
-// names returns the names in a directory, those in the root from the first reading.
+// names returns the names in a directory. It reads those of the root once.
 func (c *comparer) names(dir int) ([]string, error) {
 	if dir != c.root {
 		names, err := rootfs.Names(dir, mostCompared)
@@ -180,15 +181,15 @@ func ignore(err, target error) error {
 	return err
 }
 
-// likeness is how like a guarded file another is.
+// likeness is how similar a file is to a guarded one.
 type likeness struct {
-	kind       uint32 // the type of both; 0: they have different ones, or one is not there
+	kind       uint32 // the type of both; 0: the types differ, or one file is missing
 	same       bool   // it is the same file
 	attributes bool   // it has the guarded file's attributes
 }
 
-// compare compares a file with a guarded one. That is looked at twice, because it may
-// change meanwhile.
+// compare compares a file with a guarded one. It reads the guarded one's attributes twice,
+// because they may change in between.
 func (c *comparer) compare(dir int, name string, guarded int, guardedName string) (likeness, error) {
 	var like likeness
 	own, there, err := c.stat(guarded, guardedName, false)
@@ -210,8 +211,9 @@ func (c *comparer) compare(dir int, name string, guarded int, guardedName string
 	return like, err
 }
 
-// stat returns the attributes of a file. Where this user may not look, no container of
-// this user's may, and the file counts as not there, unless others may look all the same.
+// stat returns the attributes of a file. A file that this user may not look at counts as
+// missing: no container of this user may look at it either. othersMay is for file systems
+// where others may.
 func (c *comparer) stat(dir int, name string, othersMay bool) (st unix.Stat_t, there bool, _ error) {
 	flags := unix.AT_SYMLINK_NOFOLLOW
 	if name == "" {
@@ -230,7 +232,7 @@ func (c *comparer) stat(dir int, name string, othersMay bool) (st unix.Stat_t, t
 // match compares attributes.
 func (c *comparer) match(like *likeness, shown, own unix.Stat_t) {
 	if c.lax {
-		// Directories have nothing that could be relied on.
+		// The attributes of directories cannot be relied on here.
 		equal := own.Size > 0 && shown.Size == own.Size && shown.Mtim.Sec == own.Mtim.Sec
 		like.same = like.same || like.kind == unix.S_IFREG && equal
 		return

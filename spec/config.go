@@ -17,39 +17,41 @@ import (
 	"github.com/nix-closure/nix-closure/internal/nopoll"
 )
 
-// MaxConfig bounds a config.json, in bytes. A node's largest are some hundred
-// kilobytes; 20,000 mounts are four megabytes.
+// MaxConfig bounds a config.json, in bytes. The largest of a node have some hundred
+// kilobytes; 20,000 mounts have four megabytes.
 const MaxConfig = 64 << 20
 
-// Config is what this program reads of a config.json. Fields that it does not
-// know are kept by Rewrite, and not looked at.
+// Config is what this program reads of a config.json
+// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config.md). Rewrite keeps all
+// other fields, and nothing looks at them.
 type Config struct {
 	Root        string // root.path: absolute, or relative to the bundle
 	Mounts      []specs.Mount
 	Annotations map[string]string
-	// MountLabel is linux.mountLabel, the SELinux label for what is mounted
-	// for the container; mostly empty.
+	// MountLabel is linux.mountLabel, the SELinux label of the container's mounts; mostly
+	// empty.
 	MountLabel string
-	// UID and GID are the container's user, as the container numbers it.
+	// UID and GID are the container's user (process.user), as the container numbers it.
 	UID, GID uint32
-	// Memory is the container's memory limit in bytes; 0 or less: none.
+	// Memory is the container's memory limit (linux.resources.memory.limit), in bytes; 0 or
+	// less: no limit.
 	Memory int64
-	// MaskedPaths are what the runtime covers after the hooks.
+	// MaskedPaths is linux.maskedPaths: the runtime covers these paths after the hooks.
 	MaskedPaths []string
 	// RootPropagates: linux.rootfsPropagation asks for mounts that propagate.
 	RootPropagates bool
-	// PIDs is the container's PID namespace: OwnPIDs, HostPIDs or the path of
-	// another's.
+	// PIDs is the container's PID namespace: OwnPIDs, HostPIDs or the path of another one
+	// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config-linux.md#namespaces).
 	PIDs string
 }
 
-// What PIDs says that is no path.
+// The values of PIDs that are not paths.
 const (
 	OwnPIDs  = "own"
 	HostPIDs = "host"
 )
 
-// ReadConfig reads a config.json.
+// ReadConfig reads the config.json with this path. It fails for one larger than MaxConfig.
 func ReadConfig(path string) (Config, error) {
 	f, err := nopoll.Open(path, unix.O_RDONLY, 0)
 	if err != nil {
@@ -67,7 +69,7 @@ func ReadConfig(path string) (Config, error) {
 	return c, nil
 }
 
-// ReadLimited reads all of r, and fails past max bytes.
+// ReadLimited reads all of r, and fails after max bytes.
 func ReadLimited(r io.Reader, max int) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(r, int64(max)+1))
 	if err == nil && len(text) > max {
@@ -76,8 +78,8 @@ func ReadLimited(r io.Reader, max int) ([]byte, error) {
 	return text, err
 }
 
-// ParseConfigAnnotations returns the annotations of a config.json, and looks at
-// nothing else.
+// ParseConfigAnnotations returns the annotations of a config.json, and looks at nothing
+// else in it.
 func ParseConfigAnnotations(text []byte) (map[string]string, error) {
 	var c struct {
 		Annotations map[string]string `json:"annotations"`
@@ -88,8 +90,8 @@ func ParseConfigAnnotations(text []byte) (map[string]string, error) {
 	return c.Annotations, nil
 }
 
-// configText is what is read of a config.json, and no more: the decoder prepares itself
-// for each field of each type, at every start.
+// configText has only the fields that are read. At every start, the decoder prepares itself
+// for each field of each type.
 type configText struct {
 	Root struct {
 		Path string `json:"path"`
@@ -123,7 +125,8 @@ type configText struct {
 	} `json:"linux"`
 }
 
-// ParseConfig parses the text of a config.json.
+// ParseConfig parses the text of a config.json. It refuses a text that runtimes in Go and
+// in C would read differently: see topLevel.
 func ParseConfig(text []byte) (Config, error) {
 	var c configText
 	err := json.Unmarshal(text, &c)
@@ -145,7 +148,7 @@ func ParseConfig(text []byte) (Config, error) {
 	return c.config(), nil
 }
 
-// config is what this program makes of it.
+// config returns what this program uses of c.
 func (c *configText) config() Config {
 	var mounts []specs.Mount
 	for _, m := range c.Mounts {
@@ -167,8 +170,8 @@ func (c *configText) config() Config {
 	}
 }
 
-// oddCase tells whether the name of a field that is read may be there in another
-// case, anywhere. It is a quick look that most texts pass.
+// oddCase reports whether the name of a field that is read may occur in another case,
+// anywhere in the text. It is a quick check that most texts pass.
 func oddCase(text []byte) bool {
 	lower := bytes.ToLower(text)
 	for _, name := range readFields {
@@ -177,18 +180,18 @@ func oddCase(text []byte) bool {
 			return true
 		}
 	}
-	// A letter may be written as an escape, or be one that only folds to it.
+	// A letter may be written as an escape, or be a letter that only folds to the one in
+	// the name.
 	return bytes.Contains(text, []byte(`\u`)) || bytes.Contains(text, []byte("\u017f"))
 }
 
-// readFields are the fields at the top of a config.json whose meaning matters
-// here.
+// readFields are the top-level fields of a config.json that this program reads.
 var readFields = [...]string{"root", "mounts", "annotations", "process", "linux", "hooks"}
 
-// topLevel takes a config.json apart. A field whose name differs from one that
-// is read only by upper and lower case is refused: runtimes in Go would take it
-// for the same field, those in C would not, and this program must see what the
-// runtime sees.
+// topLevel splits a config.json into its top-level fields. It refuses a field whose name
+// differs from one that is read only by upper and lower case. Runtimes in Go would take it
+// for the same field, those in C would not, and this program must see what the runtime
+// sees.
 func topLevel(text []byte) (map[string]json.RawMessage, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(text, &fields); err != nil {

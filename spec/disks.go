@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// guardDisks adds the files that hold the disks which guarded directories are on: who
-// reads such a file reads the directory. It does not know the disks of a zfs pool, nor
-// any but the first of btrfs.
+// guardDisks guards the files that hold the disks of guarded directories, because a process
+// that reads such a file reads the directory. It does not know the disks of a ZFS pool, nor
+// any but the first disk of btrfs.
 func (h *Host) guardDisks() error {
 	done := map[string]bool{}
 	for _, g := range slices.Clone(h.guarded) {
@@ -32,7 +32,7 @@ func (h *Host) guardDisks() error {
 		for _, file := range files {
 			real, err := filepath.EvalSymlinks(file)
 			if errors.Is(err, fs.ErrNotExist) {
-				continue // the name that it had when the device was set up: it says nothing now
+				continue // the name from when the device was set up; it proves nothing now
 			}
 			if err == nil {
 				err = h.guardFile(real)
@@ -45,13 +45,13 @@ func (h *Host) guardDisks() error {
 	return nil
 }
 
-// filesOf returns the files below a device that mounts of the host have.
+// filesOf returns the files that hold a device, of those that mounts of the host show.
 func (h *Host) filesOf(device string) ([]string, error) {
 	if !strings.HasPrefix(device, "0:") {
 		return backingFiles(device)
 	}
-	// btrfs, or erofs of a file: the device number is made up, and the source says what
-	// it is made of.
+	// btrfs, or erofs on a file: the device number is made up, and the mount's source names
+	// the device or file.
 	i := slices.IndexFunc(h.mounts, func(m mountPoint) bool { return m.device == device })
 	if i < 0 || !filepath.IsAbs(h.mounts[i].source) || slices.Contains(memoryKinds, h.mounts[i].kind) {
 		return nil, nil
@@ -73,7 +73,7 @@ func (h *Host) filesOf(device string) ([]string, error) {
 	return nil, nil
 }
 
-// guardFile guards a file by its place, by device and inode, and where a file system
+// guardFile guards a file by its place, by its device and inode, and where a file system
 // that is made of others shows it.
 func (h *Host) guardFile(real string) error {
 	id, err := identify(real)
@@ -102,13 +102,14 @@ func (h *Host) guardFile(real string) error {
 // mostDevices bounds how many devices are looked at below one.
 const mostDevices = 64
 
-// backingFiles returns the names of the files below a block device, major:minor, and
-// below the devices that it is made of: partitions' disks, device mapper, loop devices.
+// backingFiles returns the names of the files that hold a block device (major:minor), and
+// the devices that it is made of: the disk of a partition, device mapper, loop devices.
 func backingFiles(device string) ([]string, error) {
 	dirs := []string{"/sys/dev/block/" + device}
 	link, err := os.Readlink(dirs[0])
 	if errors.Is(err, fs.ErrNotExist) {
-		// Engines mask this directory in containers, and so where they run in one.
+		// Engines mask this directory in containers, so it is masked where an engine runs
+		// in a container.
 		if dirs[0], err = classOf(device); err != nil || dirs[0] == "" {
 			return nil, err
 		}
@@ -118,14 +119,14 @@ func backingFiles(device string) ([]string, error) {
 		return nil, err
 	}
 	if !strings.Contains(link, "/virtual/") {
-		return nil, nil // of hardware
+		return nil, nil // hardware
 	}
 	var files []string
 	for i := 0; i < len(dirs); i++ {
 		if len(dirs) > mostDevices {
 			return nil, fmt.Errorf("it is made of more than %d devices", mostDevices)
 		}
-		for _, of := range []string{dirs[i], dirs[i] + "/.."} { // a partition is below its disk
+		for _, of := range []string{dirs[i], dirs[i] + "/.."} { // a partition's directory is in that of its disk
 			text, err := os.ReadFile(of + "/loop/backing_file")
 			if err == nil {
 				files = append(files, strings.TrimSuffix(string(text), "\n"))
@@ -144,8 +145,8 @@ func backingFiles(device string) ([]string, error) {
 	return files, nil
 }
 
-// classOf returns the directory of a block device by the list of all of them; empty: the
-// kernel does not tell of it here.
+// classOf returns the directory of a block device, from the list of all block devices;
+// empty: the kernel does not show it here.
 func classOf(device string) (string, error) {
 	const class = "/sys/class/block/"
 	all, err := os.ReadDir(class)

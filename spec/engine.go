@@ -8,27 +8,27 @@ import (
 	"strings"
 )
 
-// Engine is who had the hook called. It decides which annotations are believed:
-// those that the engine sets itself on every container, over whatever an image, a
-// user or a pod's author wrote there.
+// Engine is the engine that had the hook called. It decides which annotations are believed:
+// those that this engine sets on every container, and so overwrites whatever an image, a
+// user or a pod's author wrote.
 type Engine string
 
-// The engines by the names that --engine takes. UnknownEngine is believed in
-// nothing.
+// The engines, by the names that --engine takes. No annotation about pods is believed from
+// UnknownEngine.
 const (
 	UnknownEngine Engine = ""
 	Podman        Engine = "podman"
 	Docker        Engine = "docker"
-	// Containerd is containerd's CRI, as Kubernetes uses it. Other clients of
-	// containerd set no annotations of their own.
+	// Containerd is containerd's CRI, as Kubernetes uses it. Other clients of containerd
+	// set no annotations of their own.
 	Containerd Engine = "containerd"
 	CRIO       Engine = "cri-o"
 )
 
-// Engines are the engines that have a name.
+// Engines are all engines but UnknownEngine.
 var Engines = []Engine{Podman, Docker, Containerd, CRIO}
 
-// ParseEngine returns the engine with a name.
+// ParseEngine returns the engine with this name, as --engine takes it.
 func ParseEngine(name string) (Engine, error) {
 	if !slices.Contains(Engines, Engine(name)) {
 		return "", fmt.Errorf("engine %q: not one of podman, docker, containerd, cri-o", name)
@@ -36,10 +36,10 @@ func ParseEngine(name string) (Engine, error) {
 	return Engine(name), nil
 }
 
-// EngineOfBundle tells by where a bundle is whether containerd's CRI made the
-// container. containerd puts a container's bundle below the client's namespace,
-// and k8s.io is the CRI's: neither an image, a pod's author nor a user of Docker
-// has a say in that path. A client of containerd that names k8s.io itself is root.
+// EngineOfBundle returns Containerd if the path of a bundle shows that containerd's CRI
+// made the container. containerd puts a bundle below the namespace of its client, and
+// k8s.io is the CRI's. No image, pod's author or user of Docker can choose that path.
+// Another client that uses the namespace k8s.io is root.
 func EngineOfBundle(bundle, id string) Engine {
 	if id != "" && strings.HasSuffix(bundle, "/io.containerd.runtime.v2.task/k8s.io/"+id) {
 		return Containerd
@@ -47,8 +47,7 @@ func EngineOfBundle(bundle, id string) Engine {
 	return UnknownEngine
 }
 
-// podKeys are the annotations with which a CRI engine says which container of a
-// pod this is.
+// podKeys are the annotations by which a CRI engine says which container of a pod this is.
 type podKeys struct {
 	engine                           Engine
 	kind, name, namespace, sandboxID string
@@ -67,7 +66,7 @@ var allPodKeys = []podKeys{
 	},
 }
 
-// keysOf returns the annotations that an engine sets itself; not ok: none.
+// keysOf returns the annotations that an engine sets itself; ok is false if it sets none.
 func keysOf(engine Engine) (_ podKeys, ok bool) {
 	i := slices.IndexFunc(allPodKeys, func(k podKeys) bool { return k.engine == engine })
 	if i < 0 {
@@ -76,23 +75,24 @@ func keysOf(engine Engine) (_ podKeys, ok bool) {
 	return allPodKeys[i], true
 }
 
-// pod is what is believed of a container's place in a pod.
+// pod is what is believed about a container's place in a pod.
 type pod struct {
 	sandbox         bool
 	name, namespace string
-	// Annotations that claim a name or a namespace and are not believed; empty:
-	// none does.
+	// ignoredName and ignoredNamespace are annotations that claim a name or a namespace and
+	// are not believed; empty: none.
 	ignoredName, ignoredNamespace string
 }
 
-// podOf reads which container of a pod this is. id is the container's; empty: not
+// podOf finds out which container of a pod this is. id is the container's ID; empty: not
 // known yet.
 //
-// podman before 4.5.1 copies an image's annotations onto the container, so on an
-// engine that does not set a key itself, the key may be the image's. A container
-// is believed to be a pod's sandbox (the pause container) only by the sandbox's
-// ID, which is the sandbox's own: engines choose it at random when the container is
-// made, so that no image, user or pod's author can have written it.
+// podman before 4.5.1 copies an image's annotations onto the container. So if the engine
+// does not set a key itself, the value may be the image's.
+//
+// A container is believed to be a pod's sandbox (the pause container) only if the sandbox's
+// ID is its own ID. Engines choose that ID at random when they make the container, so no
+// image, user or pod's author can have written it.
 func podOf(engine Engine, id string, annotations map[string]string) (pod, error) {
 	var p pod
 	for _, keys := range allPodKeys {
@@ -125,7 +125,8 @@ func podOf(engine Engine, id string, annotations map[string]string) (pod, error)
 			p.ignoredNamespace = keys.namespace
 		}
 	}
-	// Where the engine itself says that this is none, another key is not its word.
+	// If the engine itself says that this is no sandbox, another engine's key does not
+	// count.
 	if keys, ok := keysOf(engine); ok && p.sandbox {
 		if kind := annotations[keys.kind]; kind != "" && kind != sandboxKind {
 			return pod{}, fmt.Errorf("annotation %s is %q, and another says that this container is a pod's sandbox; "+
@@ -135,9 +136,9 @@ func podOf(engine Engine, id string, annotations map[string]string) (pod, error)
 	return p, nil
 }
 
-// SetContainer sets the annotations by which an engine says which container of a
-// pod this is, in place of what stands there. It is for a caller who has it from the
-// engine itself, about a container that is no sandbox.
+// SetContainer sets the annotations by which an engine says which container of a pod this
+// is, and replaces those that are there. Call it only with a name and a namespace that come
+// from the engine itself, and only for a container that is no sandbox.
 func SetContainer(annotations map[string]string, engine Engine, name, namespace string) {
 	keys, ok := keysOf(engine)
 	if !ok {
@@ -154,8 +155,8 @@ func SetContainer(annotations map[string]string, engine Engine, name, namespace 
 	}
 }
 
-// Matters tells whether an annotation has a say in what a container gets: it is of
-// this program, or says which container this is.
+// Matters reports whether an annotation can change what a container gets: its key is of
+// this program, or it says which container this is.
 func Matters(annotation string) bool {
 	if _, _, ok := splitKey(annotation); ok {
 		return true

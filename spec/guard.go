@@ -16,14 +16,14 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// Host is what of this host a container with a closure must not see: the store
-// directory, Nix's state and log directories, this program's runtime directory, what
-// is in them and the directories above them.
+// Host knows what a container with a closure must not see of this host: the store
+// directory, Nix's state and log directories, this program's runtime directory, everything
+// in them, and the directories above them.
 //
-// They are recognised however a mount reaches them. On a file system that has its
-// own files, by the place on it. Where a file system is made of others, as an
-// overlay or FUSE, by looking into it (look.go). Single files also by device and
-// inode, because they may have hard links.
+// It recognises them whichever mount shows them. On a file system with its own files, it
+// goes by the place. It looks into a file system that is made of others, such as overlay or
+// FUSE (look.go). It recognises single files by device and inode too, because they may have
+// hard links.
 type Host struct {
 	store     closure.Store
 	storeReal string // without symbolic links
@@ -31,46 +31,46 @@ type Host struct {
 	mounts    Mounts
 	guarded   []guard
 	trees     []*tree
-	// opened and openedDeep tell which of them are open.
+	// opened and openedDeep tell which trees are open.
 	opened, openedDeep bool
-	// layersAsked are the store paths that layers of overlays are in.
+	// layersAsked are store paths in which layers of overlays lie.
 	layersAsked []askedAt
 	handles     handleRoots
-	// directories are those whose attributes rootsAlone has looked at.
+	// directories has the attributes of the directories that rootsAlone has looked at.
 	directories map[string]*unix.Stat_t
 	files       []guardedFile
 	ids         map[fileID]string
-	// identified are the ids of paths that were looked at; zero: nothing is there.
+	// identified has the IDs of the paths that were looked at; zero: the path does not
+	// exist.
 	identified map[string]fileID
-	// lookedInside: whether ids has what lookInside adds.
+	// lookedInside: ids has what lookInside adds.
 	lookedInside bool
-	// layered: a guarded directory is on a file system that is made of others, whose
-	// own files may show at any mount.
+	// layered: a guarded directory is on a file system that is made of others. The files of
+	// those may show at any mount.
 	layered bool
-	// looked are places that were looked into. What they show is in guarded.
+	// looked are the places that were looked into. What they show is in guarded.
 	looked map[place]bool
-	// ProcessesAllowed: whether mounts of /proc are none of our business.
+	// ProcessesAllowed: mounts of /proc are not judged.
 	ProcessesAllowed bool
 	// NamesElsewhere: the calling thread's mount namespace has another root directory than
-	// the host's, so that what overlays were mounted with names nothing there.
+	// the host's. So the names in the options of overlays mean nothing there.
 	NamesElsewhere bool
 	// OwnPIDs is the PID namespace of the container (/proc/PID/ns/pid), whose /proc it may
-	// have. nil: not known, as before it is made.
+	// have; nil: not known, because the container does not exist yet.
 	OwnPIDs os.FileInfo
-	// FUSEAllowed: whether a volume may be a FUSE file system, which is looked into
-	// then, and can show anything all the same.
+	// FUSEAllowed: a volume may be a FUSE file system. It is looked into, but it can show
+	// anything.
 	FUSEAllowed bool
 }
 
-// guard is a directory that must not show. Of the store directory, a single
-// store path may.
+// guard is a directory that must not show. A single store path of the store directory may.
 type guard struct {
 	place
 	name  string
 	store bool
 }
 
-// asked returns the store path that a path inside the guarded directory is of.
+// asked returns the store path that a path inside the guarded directory belongs to.
 func (g guard) asked(inside string) (closure.BaseName, bool) {
 	first, _, _ := strings.Cut(inside, "/")
 	base, err := closure.ParseBaseName(first)
@@ -85,8 +85,8 @@ type askedAt struct {
 
 type fileID struct{ device, inode uint64 }
 
-// LookAtHost finds out what to guard. mountinfo is the text of
-// /proc/self/mountinfo of the host. Close the Host when it is not needed any more.
+// LookAtHost finds out what to guard. mountinfo is the text of the host's
+// /proc/self/mountinfo (proc_pid_mountinfo(5)). Close the Host after use.
 func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Host, Err error) {
 	mounts, err := ParseMounts(mountinfo)
 	if err != nil {
@@ -118,15 +118,15 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Ho
 	if err := h.guardLayers(); err != nil {
 		return nil, err
 	}
-	return h, h.guardDisks() // of the layers
+	return h, h.guardDisks() // those of the layers
 }
 
-// logDir is where Nix keeps the output of builds: beside its state directory.
+// logDir is where Nix keeps the logs of builds: beside its state directory.
 func logDir(store closure.Store) string {
 	return filepath.Dir(store.StateDir) + "/log/" + filepath.Base(store.StateDir)
 }
 
-// Close releases what was opened.
+// Close closes the directories that the Host has open.
 func (h *Host) Close() {
 	for _, t := range h.trees {
 		if t.fd >= 0 {
@@ -140,9 +140,9 @@ func (h *Host) Close() {
 	h.trees, h.files = nil, nil
 }
 
-// guard adds a directory, and all above it by name. What is not there yet, and
-// may be made by the time that something is mounted, is guarded where it will be.
-// It returns the directory's path without symbolic links.
+// guard guards a directory and all directories above it, by their names. A directory that
+// does not exist yet may exist when something is mounted, so it is guarded where it will
+// be. It returns the directory's path without symbolic links.
 func (h *Host) guard(dir string, store bool) (real string, err error) {
 	there, missing := dir, ""
 	real, err = filepath.EvalSymlinks(there)
@@ -187,15 +187,15 @@ func (h *Host) guard(dir string, store bool) (real string, err error) {
 	return real, nil
 }
 
-// lookInside adds the files of the state directory that must not be reached by a
-// hard link either. Most containers' mounts never need it.
+// lookInside adds the files of the state directory, which must not be reached by a hard
+// link either. The mounts of most containers do not need this.
 func (h *Host) lookInside() error {
 	if h.lookedInside {
 		return nil
 	}
 	for _, dir := range []string{h.store.StateDir, h.store.StateDir + "/db", h.store.StateDir + "/daemon-socket"} {
 		entries, err := os.ReadDir(dir)
-		// What an ordinary user may not look into, no container of theirs may.
+		// If an ordinary user may not look into it, no container of that user may.
 		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
 			return err
 		}
@@ -221,7 +221,7 @@ func identify(path string) (fileID, error) {
 	return fileID{st.Dev, st.Ino}, nil
 }
 
-// showsPlace returns what a mount of p shows that it must not, or nothing; and the
+// showsPlace returns what a mount of p shows that it must not (empty: nothing), and the
 // store paths that it shows, which were asked for by name.
 func (h *Host) showsPlace(p place) (shows string, asked []closure.BaseName) {
 	for _, g := range h.guarded {
@@ -248,7 +248,7 @@ func (h *Host) showsPlace(p place) (shows string, asked []closure.BaseName) {
 	return "", asked
 }
 
-// storePathAt returns the store path that a place is in.
+// storePathAt returns the store path in which a place is.
 func (h *Host) storePathAt(p place) (closure.BaseName, bool) {
 	for _, g := range h.guarded {
 		if !g.store || !p.within(g.place) {
@@ -262,11 +262,11 @@ func (h *Host) storePathAt(p place) (closure.BaseName, bool) {
 	return "", false
 }
 
-// ErrNoMount says that a path is on none of the mounts that a mountinfo lists.
+// ErrNoMount says that a path is on no mount that mountinfo lists.
 var ErrNoMount = errors.New("is on none of the mounts in mountinfo")
 
-// Open opens what mounts are compared with. Where that is done in a mount namespace of
-// others, it is called before that is joined: the host's names need not lead there.
+// Open opens the directories that mounts are compared with. Call it before you join another
+// mount namespace: the host's names may lead elsewhere there.
 func (h *Host) Open() error {
 	if err := h.openTrees(); err != nil {
 		return err
@@ -275,8 +275,7 @@ func (h *Host) Open() error {
 	return nil
 }
 
-// MountsInStore returns the mount points of the host that lie inside the store
-// directory.
+// MountsInStore returns the host's mount points inside the store directory.
 func (h *Host) MountsInStore() []string {
 	var inside []string
 	for _, m := range h.mounts {

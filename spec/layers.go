@@ -13,17 +13,17 @@ import (
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
-// Where a guarded directory is on an overlay, as the store of a live or netboot system
-// is, its files have places of their own on the file systems of the layers. Those were
-// mounted before the host changed its root directory, by names that are no more. The
-// handles of the files tell where they are (handles.go).
+// The store of a live or netboot system is on an overlay. Then its files also have places
+// on the file systems of the layers. Those were mounted before the host changed its root
+// directory, under names that are gone. The handles of the files tell where they are
+// (handles.go).
 
-// guardLayers guards the directories of layers in which a guarded directory's files
-// are, for each guarded directory that is on an overlay. Where the kernel gives no
-// handles, what shows the same at other mounts of the host is a layer.
+// guardLayers guards, for each guarded directory that is on an overlay, the directories of
+// the layers in which its files are. If the kernel gives no handles, every mount of the
+// host that shows the same counts as a layer.
 func (h *Host) guardLayers() error {
 	var unknown bool
-	// What is found shows more: a layer may be on an overlay in turn.
+	// What is found can lead to more: a layer may itself be on an overlay.
 	for i := 0; i < len(h.guarded); i++ {
 		g := h.guarded[i]
 		fd := h.openPlace(g.place)
@@ -66,12 +66,12 @@ func (h *Host) openPlace(p place) int {
 	return -1
 }
 
-// mostMissed bounds how many directories are looked for that are on no layer that could be
-// found, as those on a server or a FUSE file system.
+// mostMissed bounds how many directories are searched for in vain. Such directories are on
+// layers that cannot be found, for example on a server or a FUSE file system.
 const mostMissed = 64
 
-// guardLayersOf guards the layers that the directories in one guarded directory are in, and
-// tells whether all were found.
+// guardLayersOf guards the layers in which the directories of one guarded directory are,
+// and reports whether it found all of them.
 func (h *Host) guardLayersOf(g guard, dir int) (all bool, _ error) {
 	names, err := rootfs.Names(dir, mostOfHost)
 	if err != nil {
@@ -94,7 +94,7 @@ func (h *Host) guardLayersOf(g guard, dir int) (all bool, _ error) {
 			return false, err
 		}
 		if !there || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			continue // only directories know the way to the root
+			continue // only a directory has `..`, the way to its parent
 		}
 		layer, at := layered.layerOf(handle, st)
 		if layer < 0 {
@@ -111,14 +111,14 @@ func (h *Host) guardLayersOf(g guard, dir int) (all bool, _ error) {
 	return missed == 0, nil
 }
 
-// layersOfHost opens files by handles on any file system of the host.
+// layersOfHost opens files by handles on every file system of the host.
 type layersOfHost struct {
 	handleRoots
 	mounts Mounts
 }
 
-// layerOf opens the directory, on the file system of a layer, that a directory of an
-// overlay is in, and returns its place; -1: it cannot be told.
+// layerOf opens the directory, on the layer's file system, that contains a directory of an
+// overlay, and returns its place; -1: unknown.
 func (l *layersOfHost) layerOf(handle unix.FileHandle, shown unix.Stat_t) (int, place) {
 	for {
 		fd, at := l.open(handle, shown)
@@ -148,8 +148,8 @@ func (l *layersOfHost) addNext() bool {
 	return false
 }
 
-// mark marks the names that a layer has. Two layers of the store can have one store path:
-// it is the same. Of another directory, each file is compared.
+// mark marks the names that a layer has. If two layers of the store have the same store
+// path, it is the same. Files of other directories are compared one by one.
 func (l *layersOfHost) mark(known map[string]bool, layer int, shown []string, store bool, dir int) error {
 	names, err := rootfs.Names(layer, mostOfHost)
 	if err != nil {
@@ -174,7 +174,7 @@ func (l *layersOfHost) mark(known map[string]bool, layer int, shown []string, st
 	return nil
 }
 
-// addLayer guards a layer, and has it looked for.
+// addLayer guards a layer, and adds it to the trees that are searched for.
 func (h *Host) addLayer(g guard, p place) {
 	for _, known := range h.guarded {
 		if known.place == p {
@@ -194,11 +194,11 @@ func (h *Host) addLayer(g guard, p place) {
 	}
 }
 
-// lookAtMounts looks into all that is mounted on the host. What cannot be looked into is
-// refused when a container mounts it; until then, it matters for nobody.
+// lookAtMounts looks into every mount of the host. It ignores one that cannot be looked
+// into: that one is refused when a container mounts it, and harms nobody before.
 func (h *Host) lookAtMounts() {
 	for _, m := range h.mounts {
-		// No layer of the store is on a server; which may not answer.
+		// No layer of the store is on a server, which may not answer.
 		if !isMovable(m.kind) {
 			_ = h.look(h.mounts, m)
 		}

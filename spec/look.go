@@ -19,46 +19,46 @@ import (
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
-// An overlay shows the files of other file systems, and nothing says which: its
-// options are what someone typed when it was mounted, relative to some directory, by
-// way of links and mounts that may be others by now. So it is looked into.
+// An overlay shows the files of other file systems, and nothing in mountinfo says which.
+// Its options are what a user typed when it was mounted: relative to some directory,
+// through links and mounts that may have changed. So the overlay is looked into.
 //
-// Where can a guarded directory be in it? A layer is a directory of the file system
-// that the guarded one is on. If the layer is the guarded directory or lies above
-// it, the rest of the guarded directory's path follows: each end of that path is a
-// position to look at. If the layer lies inside, the handles of the overlay's files
-// say so (handles.go), or, where the kernel gives none, the overlay begins with one of
-// the guarded directory's own, which are compared too (deepTrees).
+// Where in it can a guarded directory be? A layer is a directory of the file system that
+// the guarded directory is on. If the layer is the guarded directory or lies above it, the
+// overlay shows the guarded directory at the rest of its path. So each end of that path is
+// a position to look at. If the layer lies inside the guarded directory, the handles of the
+// overlay's files say so (handles.go). If the kernel gives no handles, the overlay begins
+// with one of the guarded directory's own directories, which are compared too (deepTrees).
 //
-// What is there is compared with the guarded directory itself, by what overlay
-// passes through of a file and nobody can set: above all the time of its last
-// change, and the inode number, but for bits above the 32nd that say which layer it
-// is of (xino). A directory that overlay merges of several layers has attributes of
-// the upper-most, and a link count of 1 (fs/overlayfs/inode.c, ovl_getattr): there
-// what is in it is compared. So neither whiteouts nor directories that an upper layer
-// has in place of the store's hide anything that shows.
+// What shows at a position is compared with the guarded directory, by attributes that
+// overlay passes through and that nobody can set. These are above all the time of the last
+// change (ctime) and the inode number, without the bits above the 32nd, which name the
+// layer (xino). A directory that overlay merges from several layers has the attributes of
+// the uppermost and a link count of 1 (fs/overlayfs/inode.c, ovl_getattr). Of such a
+// directory, the contents are compared. So neither a whiteout nor a directory of an upper
+// layer can hide what else shows.
 //
-// What the options name is evidence too where it leads to a guarded place today. It is
-// never evidence that nothing shows.
+// The names in the options are evidence too, if they lead to a guarded place today. They
+// are never evidence that nothing shows.
 
-// tree is a guarded directory that is looked for.
+// tree is a guarded directory that is searched for.
 type tree struct {
 	name      string
 	store     bool
 	real      string   // its path without symbolic links
 	device    string   // of its file system
 	fd        int      // -1: not open yet
-	positions []string // relative to what is looked into; "": it itself
+	positions []string // relative to what is looked into; "": that itself
 	deep      []string // see deepTrees
 	names     []string // in it, once they were read; not of the store
 }
 
-// common returns those names that can be in the tree. A store can have some ten
-// thousand, and is not read for that.
+// common returns those of names that can be in the tree. It does not read the store for
+// this, which can have tens of thousands of names.
 func (t *tree) common(names []string) ([]string, error) {
 	if !t.store && t.names == nil {
 		own, err := rootfs.Names(t.fd, mostOfHost)
-		if err != nil && !errors.Is(err, unix.EACCES) { // what this user may not list, no container may
+		if err != nil && !errors.Is(err, unix.EACCES) { // if this user may not list it, no container may
 			return nil, fmt.Errorf("reading %s: %w", t.name, err)
 		}
 		t.names = slices.Sorted(slices.Values(append(own, "")))
@@ -77,7 +77,7 @@ func (t *tree) common(names []string) ([]string, error) {
 	return all, nil
 }
 
-// guardedFile is a file that is looked for.
+// guardedFile is a file that is searched for.
 type guardedFile struct {
 	name      string
 	dir       int    // the directory that it is in
@@ -85,7 +85,7 @@ type guardedFile struct {
 	positions []string
 }
 
-// positionsOf returns the ends of paths, and "".
+// positionsOf returns all ends of these paths, and "".
 func positionsOf(paths ...string) []string {
 	positions := []string{""}
 	for _, p := range paths {
@@ -99,8 +99,8 @@ func positionsOf(paths ...string) []string {
 	return positions
 }
 
-// deepTrees are directories inside guarded ones, with which a file system that is
-// looked into may begin.
+// deepTrees are directories inside guarded ones with which a file system that is looked
+// into may begin.
 var deepTrees = map[string][]string{
 	"store":   {".links"},
 	"state":   {"db", "daemon-socket", "gcroots", "gcroots/auto", "gcroots/per-user", "profiles", "profiles/per-user"},
@@ -108,7 +108,7 @@ var deepTrees = map[string][]string{
 	"runtime": {"views", "closures", "registrations", "containers"},
 }
 
-// addTree has a guarded directory looked for.
+// addTree adds a guarded directory to those that are searched for.
 func (h *Host) addTree(name, real string, m mountPoint, store bool) {
 	h.layered = h.layered || m.isLayered()
 	paths := append(h.pathsOnLayers(m, real, 0), real, m.placeOf(real).path)
@@ -127,12 +127,12 @@ func (h *Host) addTree(name, real string, m mountPoint, store bool) {
 	})
 }
 
-// overlaysDeep bounds how many overlays may be layers of each other; the kernel has two
+// overlaysDeep bounds how many overlays may be layers of each other. The kernel allows two
 // (FILESYSTEM_MAX_STACK_DEPTH).
 const overlaysDeep = 4
 
-// pathsOnLayers returns where a path can be on the layers of an overlay that it is on, and
-// on their layers, by the names that the options have.
+// pathsOnLayers returns where a path on an overlay can be on the layers, and on their
+// layers, by the names in the options.
 func (h *Host) pathsOnLayers(m mountPoint, real string, depth int) []string {
 	if depth == overlaysDeep {
 		return nil
@@ -146,16 +146,16 @@ func (h *Host) pathsOnLayers(m mountPoint, real string, depth int) []string {
 		paths = append(paths, layer+rest)
 		at, err := realPath("/" + layer + rest)
 		if err != nil {
-			continue // these names are places to look at, and prove nothing
+			continue // these names say where to look, and prove nothing
 		}
 		paths = append(paths, h.pathsOnLayers(mountOf(h.mounts, at), at, depth+1)...)
 	}
 	return paths
 }
 
-// openTrees opens the guarded directories, when they are needed for the first time.
-// That may be in a container's mount namespace, where their names must lead to what
-// they led to on the host.
+// openTrees opens the guarded directories when they are first needed. That may be in a
+// container's mount namespace, where their names must lead to the same directories as on
+// the host.
 func (h *Host) openTrees() error {
 	if h.opened {
 		return nil
@@ -178,7 +178,7 @@ func (h *Host) openTrees() error {
 	return nil
 }
 
-// openDeepTrees opens what is looked for where there are no handles.
+// openDeepTrees opens the directories that are needed if there are no handles.
 func (h *Host) openDeepTrees() error {
 	if h.openedDeep {
 		return nil
@@ -187,7 +187,7 @@ func (h *Host) openDeepTrees() error {
 	for _, t := range slices.Clone(h.trees) {
 		for _, deep := range t.deep {
 			at, err := openBelow(t.fd, deep)
-			// What this user may not enter, no container of this user's may.
+			// If this user may not enter it, no container of this user may.
 			if errors.Is(err, errNotThere) || errors.Is(err, unix.EACCES) {
 				continue
 			}
@@ -200,15 +200,15 @@ func (h *Host) openDeepTrees() error {
 	return nil
 }
 
-// needsLook tells whether a mount may show guarded directories by a device number
-// that is not theirs.
+// needsLook reports whether a mount may show guarded directories under a device number that
+// is not theirs.
 func (h *Host) needsLook(m mountPoint) bool {
 	return !slices.Contains(kernelKinds, m.kind) && (h.layered || !m.ownsItsFiles())
 }
 
-// look looks into the file system of m, from every mount of it in mounts, which are
-// those of the calling thread's mount namespace. Where a guarded directory shows is
-// guarded from then on. One that cannot be looked into is an error.
+// look looks into the file system of m, from every mount of it in mounts, which are those
+// of the calling thread's mount namespace. From then on, the places where a guarded
+// directory shows are guarded too. A file system that cannot be looked into is an error.
 func (h *Host) look(mounts Mounts, m mountPoint) error {
 	if !h.needsLook(m) || h.looked[m.place] {
 		return nil
@@ -232,7 +232,7 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 			failed = cmp.Or(failed, err)
 		}
 	}
-	// What is mounted from further above shows it too.
+	// A mount from further above shows this one too.
 	for looked := range h.looked {
 		if m.within(looked) {
 			h.looked[m.place] = true
@@ -248,28 +248,28 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 	return cmp.Or(failed, fmt.Errorf("%s on %s: %w", m.kind, m.point, errHidden))
 }
 
-// errPart: by a redirect, a directory of an overlay may have another name than on its
-// layer, anywhere in it. One that leads to the store lies below what shows of the store
-// at the overlay's root, if that is in sight.
+// errPart: by a redirect, a directory of an overlay can have another name than on its
+// layer, anywhere in the overlay. A redirect that leads to the store lies below what the
+// overlay's root shows of the store, so the root must be in sight.
 var errPart = errors.New("only a part of it is mounted, and nothing tells what the rest shows; mount it whole too")
 
 var errFUSE = errors.New("what a FUSE file system shows is what its program likes, also later; take the " +
 	"volume out, or set fuse = true in the configuration if the programs behind this host's volumes are trusted")
 
-// sawRoot tells whether the root of a file system was looked into.
+// sawRoot reports whether the root of a file system was looked into.
 func (h *Host) sawRoot(device string) bool { return h.looked[place{device, "/"}] }
 
 var errHidden = errors.New("another mount covers it, so that it cannot be looked into; unmount it")
 
-// lookAtNames looks at what the options of an overlay name, as far as it leads anywhere
-// today. It returns the mount of a layer whose server or program can change what shows,
-// or else m; and a name that others than root can have changed since, if there is one.
+// lookAtNames looks at the names in an overlay's options that lead somewhere today. If the
+// server or program of a layer can change what shows, it returns the layer's mount, else m.
+// unsure is a name that other users than root may have changed since; empty: there is none.
 func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (below mountPoint, unsure string, _ error) {
 	if h.NamesElsewhere {
 		return m, "", nil
 	}
 	for _, name := range m.shownLayers() {
-		// Engines name layers relative to a directory of their own, users cannot.
+		// Engines name layers relative to their own directory. Users cannot.
 		if path.IsAbs(name) && unsure == "" && !h.rootsAlone(name) {
 			unsure = name
 		}
@@ -292,14 +292,15 @@ func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (below mountPoint, unsur
 	return m, unsure, nil
 }
 
-// hasOwn tells whether the host's root directory or a guarded one is on an overlay.
+// hasOwn reports whether the host's root directory, or a guarded directory, is on this
+// overlay.
 func (h *Host) hasOwn(m mountPoint) bool {
 	return mountOf(h.mounts, "/").device == m.device ||
 		slices.ContainsFunc(h.trees, func(t *tree) bool { return t.device == m.device })
 }
 
-// realPath returns a path without symbolic links, as filepath.EvalSymlinks does in more
-// system calls.
+// realPath returns a path without symbolic links. It needs fewer system calls than
+// filepath.EvalSymlinks.
 func realPath(name string) (string, error) {
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -309,11 +310,11 @@ func realPath(name string) (string, error) {
 	return proc.FileName(fd)
 }
 
-// showLayer notes that a directory of an overlay shows what is in a directory of a layer.
+// showLayer notes that a directory of an overlay shows a directory of a layer.
 func (h *Host) showLayer(at, layer place) {
 	for _, g := range slices.Clone(h.guarded) {
-		// Below the root of the overlay, a redirect may lead above a guarded directory;
-		// from the root on, its positions were looked at.
+		// Below the overlay's root, a redirect may lead above a guarded directory. At the
+		// root, the positions were looked at.
 		if rest := strings.TrimPrefix(g.path, layer.path); g.within(layer) && rest != "" && at.path != "/" {
 			h.guarded = append(h.guarded, guard{place{at.device, path.Join(at.path, rest)}, g.name, g.store})
 			continue
@@ -330,8 +331,8 @@ func (h *Host) showLayer(at, layer place) {
 	}
 }
 
-// lookAt looks into a file system from one mount of it. unsure is a name of a layer that
-// tells nothing, see lookAtNames.
+// lookAt looks into a file system from one mount of it. unsure is a layer's name that
+// proves nothing: see lookAtNames.
 func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool, unsure string) error {
 	if err := h.openTrees(); err != nil {
 		return err
@@ -341,9 +342,9 @@ func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool, unsure string) erro
 		return fmt.Errorf("looking into the %s on %s: %w", m.kind, m.point, err)
 	}
 	defer func() { unix.Close(fd) }()
-	// A copy has nothing mounted in it that could cover what is underneath. Where this
-	// process may not make one, a process in the container's user namespace cannot take
-	// a cover off either.
+	// Nothing is mounted in a clone that could cover what is underneath. If this process
+	// may not clone the mount, a process in the container's user namespace cannot remove a
+	// cover either.
 	clone, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err == nil {
 		unix.Close(fd)
@@ -405,8 +406,7 @@ func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, unsure string)
 	return nil
 }
 
-// lookAtFile looks at a mount of a single file: whether it is one of the state
-// directory's.
+// lookAtFile looks at a mount of a single file: is it a file of the state directory?
 func (h *Host) lookAtFile(c *comparer, m mountPoint) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(c.root, &st); err != nil {
@@ -442,7 +442,7 @@ func (h *Host) lookAtFile(c *comparer, m mountPoint) error {
 	return nil
 }
 
-// openMount opens the root of a mount, and no other that is mounted over it.
+// openMount opens the root of a mount. It fails if another mount covers it.
 func openMount(m mountPoint) (int, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
@@ -455,8 +455,8 @@ func openMount(m mountPoint) (int, error) {
 		}
 		return -1, os.NewSyscallError("openat2", err)
 	}
-	// STATX_MNT_ID: Linux 5.8. AT_STATX_DONT_SYNC: a network or FUSE file system is
-	// not asked.
+	// STATX_MNT_ID: Linux 5.8. AT_STATX_DONT_SYNC: the kernel does not ask a network or
+	// FUSE file system.
 	var st unix.Statx_t
 	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st)
 	if err == nil && strconv.FormatUint(st.Mnt_id, 10) != m.id {
@@ -471,8 +471,7 @@ func openMount(m mountPoint) (int, error) {
 
 var errNotThere = errors.New("not there")
 
-// openBelow opens a directory below another, on the same mount and not by way of a
-// link.
+// openBelow opens a directory below another, on the same mount and without following links.
 func openBelow(dir int, name string) (int, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,

@@ -11,26 +11,26 @@ import (
 	"strings"
 )
 
-// place is where a file is on its file system, whatever the names and mounts by
-// which it is reached: the device (major:minor) and the path from the file
-// system's root, both as mountinfo has them (proc_pid_mountinfo(5)).
+// place is where a file is on its file system, whichever names and mounts lead to it: the
+// device (major:minor) and the path from the file system's root, as in mountinfo
+// (proc_pid_mountinfo(5)).
 type place struct{ device, path string }
 
-// within tells whether p is dir or below it.
+// within reports whether p is dir or below it.
 func (p place) within(dir place) bool {
 	return p.device == dir.device && below(p.path, dir.path)
 }
 
-// below tells whether a path is dir or lies below it.
+// below reports whether a path is dir or below it.
 func below(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
-// mountPoint is a line of a mountinfo file.
+// mountPoint is one line of a mountinfo file.
 type mountPoint struct {
 	id, parent string
 	place             // of what is mounted
-	point      string // where
+	point      string // where it is mounted
 	group      string // peer group (shared:N), if its mounts propagate
 	slave      bool   // whether it receives what is mounted elsewhere (master:N)
 	kind       string // of file system
@@ -38,17 +38,18 @@ type mountPoint struct {
 	options    string // of the file system
 }
 
-// Mounts are the mounts of a mount namespace.
+// Mounts are the mounts of one mount namespace, in the order of mountinfo.
 type Mounts []mountPoint
 
-// ErrMountinfo says that a line of a mountinfo file is not understood. What it
-// stands for cannot be judged.
+// ErrMountinfo says that a line of a mountinfo file is not understood. Nobody can judge the
+// mount in it.
 var ErrMountinfo = errors.New("a line of mountinfo is not understood")
 
-// ParseMounts parses the text of a mountinfo file. A line that it does not
-// understand is an error: it may be the one that shows the store.
+// ParseMounts parses the text of a mountinfo file (proc_pid_mountinfo(5)). It guarantees
+// that it passes over no mount: a line that it does not understand is an error that wraps
+// ErrMountinfo, because that line may show the store.
 func ParseMounts(mountinfo []byte) (Mounts, error) {
-	text := string(mountinfo) // once: all that is returned is a part of it
+	text := string(mountinfo) // once: all results are parts of it
 	all := make(Mounts, 0, strings.Count(text, "\n")+1)
 	for line := range strings.Lines(text) {
 		m, ok := parseMount(strings.TrimSuffix(line, "\n"))
@@ -76,12 +77,12 @@ func parseMount(line string) (m mountPoint, ok bool) {
 		!isNumber(major) || !isNumber(minor) || m.kind == "" {
 		return m, false
 	}
-	// The source may be empty, and so may the options.
+	// The source may be empty, and the options too.
 	if m.source, m.options, ok = strings.Cut(rest, " "); !ok {
 		return m, false
 	}
-	// Of optional fields that are not known, none changes what is mounted: the
-	// manual page tells readers to ignore them.
+	// Unknown optional fields do not change what is mounted: the manual page tells readers
+	// to ignore them.
 	_, optional, _ := strings.Cut(flags, " ")
 	for field := range strings.SplitSeq(optional, " ") {
 		switch {
@@ -106,13 +107,12 @@ func isNumber(s string) bool {
 	return err == nil
 }
 
-// mountOf returns the mount that a path without symbolic links is on. It goes
-// from mount to mount as the kernel does: what is mounted on one that another
-// covers is not on the way.
+// mountOf returns the mount that a path without symbolic links is on. It goes from mount to
+// mount, as the kernel does: so it does not take a mount below one that is covered.
 func mountOf(mounts Mounts, real string) mountPoint {
 	var found mountPoint
 	for _, m := range mounts {
-		// The parent of the root is itself, or in no list.
+		// The root's parent is the root itself, or is not in the list.
 		isParent := func(o mountPoint) bool { return o.id == m.parent }
 		if m.point == "/" && (m.parent == m.id || !slices.ContainsFunc(mounts, isParent)) {
 			found = m
@@ -138,7 +138,7 @@ func placeOf(mounts Mounts, real string) place {
 	return mountOf(mounts, real).placeOf(real)
 }
 
-// placeOf returns the place of a path that is on this mount.
+// placeOf returns the place of a path on this mount.
 func (m mountPoint) placeOf(real string) place {
 	if m.device == "" {
 		return place{}
@@ -147,8 +147,8 @@ func (m mountPoint) placeOf(real string) place {
 	return place{m.device, cmp.Or(strings.TrimSuffix(m.path, "/")+rest, "/")}
 }
 
-// unescape undoes the kernel's \ooo for white space and backslashes. Not ok: there is
-// a backslash that the kernel would not have written.
+// unescape undoes the kernel's \ooo for white space and backslashes; ok is false for a
+// backslash that the kernel would not have written.
 func unescape(s string) (_ string, ok bool) {
 	if !strings.Contains(s, `\`) {
 		return s, true
@@ -172,12 +172,12 @@ func unescape(s string) (_ string, ok bool) {
 	return b.String(), true
 }
 
-// layerNames returns the directories that an overlay's options name, with every
-// escape undone. They are what someone typed when it was mounted: they tell where to
-// look, and never what is mounted.
+// layerNames returns the directories that an overlay's options name, with all escapes
+// undone. A user typed them when the overlay was mounted: they say where to look, and never
+// what is mounted.
 func (m mountPoint) layerNames() []string { return m.namedBy(layerOptions) }
 
-// shownLayers is layerNames without the directory that shows nowhere (workdir).
+// shownLayers is layerNames without workdir, which does not show.
 func (m mountPoint) shownLayers() []string {
 	return m.namedBy(layerOptions[:len(layerOptions)-1])
 }
@@ -192,8 +192,8 @@ func (m mountPoint) namedBy(keys []string) []string {
 		if !slices.Contains(keys, key) {
 			continue
 		}
-		// Once for mountinfo, and once for overlay, whose own escape is a backslash
-		// before the character.
+		// mountinfo has its own escape. Then overlay has one too: a backslash before the
+		// character.
 		if text, ok := unescape(value); ok {
 			value = text
 		}
@@ -207,7 +207,7 @@ func (m mountPoint) namedBy(keys []string) []string {
 // layerOptions are the options of an overlay that name directories, workdir last.
 var layerOptions = []string{"lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir"}
 
-// splitLayers goes over the names in the value of an overlay's option. A colon
+// splitLayers iterates over the names in the value of an overlay's option. A colon
 // separates them, unless a backslash is before it.
 func splitLayers(value string) func(yield func(string) bool) {
 	return func(yield func(string) bool) {

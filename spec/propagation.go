@@ -10,26 +10,25 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Receiving returns the mount points, below the container's root, of mounts that
-// receive what the host mounts later, or pass it on, though no mount of config.json
-// asked for that, and linux.rootfsPropagation did not. bundle is where relative sources
-// begin.
+// Receiving returns the mount points of mounts that must lose their propagation: those
+// below the container's root that receive what the host mounts later, or pass mounts on,
+// although neither a mount of config.json nor linux.rootfsPropagation asks for it
+// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config-linux.md#rootfs-mount-propagation).
+// bundle is where relative sources begin. mounts are those of the container's mount
+// namespace, and mountinfo is the text that they were read from.
 //
-// A mount asked for it if it shows what a mount of config.json shows that has an option
-// for propagation, and receives from the same mounts of the host. Where it is has no say:
-// symbolic links in the image lead a mount of config.json elsewhere than its destination
-// says, below one that asked, perhaps. Of two mounts of the same directory, of which one
-// asks, both keep it: they show the same, also later.
+// A mount counts as asked for if a mount of config.json with an option for propagation
+// shows the same, and if both receive from the same mounts of the host. Its mount point
+// does not count: symbolic links in the image can lead a mount elsewhere than its
+// destination says, perhaps below one that asks. If one of two mounts of the same directory
+// asks, both keep their propagation: they show the same, also later.
 //
-// What the container's root covers is left out, such as the mount that an engine made
-// there. No process of the container reaches it, and with pivot_root(2) it goes.
-//
-// mountinfo is the text that mounts were read from, which are of the container's mount
-// namespace.
+// Mounts that the container's root covers are left out, such as the one that an engine made
+// there. No process of the container reaches them, and pivot_root(2) removes them.
 func (h *Host) Receiving(c Config, bundle string, mountinfo []byte, mounts Mounts, root string) []string {
 	receives := func(m mountPoint) bool { return (m.slave || m.group != "") && below(m.point, root) }
 	if !slices.ContainsFunc(mounts, receives) {
-		return nil // as where the host's mounts are private
+		return nil // no mount of the host is shared
 	}
 	inside, around := split(mounts, root)
 	asked := &asked{groups: peerGroups(mountinfo), from: map[place][]string{}, kinds: map[string]bool{}}
@@ -48,8 +47,8 @@ func (h *Host) Receiving(c Config, bundle string, mountinfo []byte, mounts Mount
 	return all
 }
 
-// split returns the mounts of a container's root, and those of the host around it,
-// with what the root covers.
+// split separates the mounts in a container's root from the host's mounts around it,
+// including those that the root covers.
 func split(mounts Mounts, root string) (inside, outside Mounts) {
 	top := mountOf(mounts, root)
 	parents := map[string]string{}
@@ -58,7 +57,7 @@ func split(mounts Mounts, root string) (inside, outside Mounts) {
 	}
 	for _, m := range mounts {
 		isInside := false
-		// A mount has an ancestor for each line at most.
+		// A mount has at most one ancestor for each line.
 		for id, n := m.id, len(mounts); n > 0 && !isInside; n-- {
 			isInside = id == top.id
 			id = parents[id]
@@ -72,14 +71,14 @@ func split(mounts Mounts, root string) (inside, outside Mounts) {
 	return inside, outside
 }
 
-// Inside tells whether a mount, by its ID, is in a container's root.
+// Inside reports whether the mount with this ID is in a container's root.
 func (m Mounts) Inside(root, id string) bool {
 	inside, _ := split(m, root)
 	return slices.ContainsFunc(inside, func(o mountPoint) bool { return o.id == id })
 }
 
-// peerGroups returns, for each mount by its ID, the peer groups that it is in and that it
-// receives from, by their numbers (mount_namespaces(7)).
+// peerGroups returns, for each mount ID, the numbers of the peer groups that the mount is
+// in or receives from (mount_namespaces(7)).
 func peerGroups(mountinfo []byte) map[string][]string {
 	groups := map[string][]string{}
 	for line := range strings.Lines(string(mountinfo)) {
@@ -106,10 +105,10 @@ func groupOf(m mountPoint) []string {
 // asked is what may propagate in a container.
 type asked struct {
 	groups map[string][]string // see peerGroups
-	// from are the peer groups of the mounts of the host that show a place.
+	// from are, by place, the peer groups of the host's mounts that show it.
 	from  map[place][]string
-	kinds map[string]bool // of new file systems
-	hosts Mounts          // all of the host
+	kinds map[string]bool // types of new file systems
+	hosts Mounts          // all mounts of the host
 }
 
 // add adds what a config.json asks for, by the mounts of the host in one mount namespace.
@@ -137,7 +136,7 @@ func (a *asked) add(c Config, bundle string, host Mounts, groups func(mountPoint
 		}
 		sources, err := sourcesOf(bundle, m)
 		if err != nil {
-			continue // nothing that is understood asks
+			continue // what is not understood asks for nothing
 		}
 		for _, s := range sources {
 			if real, err := filepath.EvalSymlinks(s.path); err == nil {
@@ -147,10 +146,10 @@ func (a *asked) add(c Config, bundle string, host Mounts, groups func(mountPoint
 	}
 }
 
-// has tells whether a mount of the container asked for propagation: whether it is in no
-// peer group, and receives from none, that what config.json names is not in. A group of
-// its own, which a runtime makes for `shared`, has nothing of the host. Nor has a file
-// system that was made for the container, of which the kind is enough.
+// has reports whether a mount of the container asked for propagation. It did if all peer
+// groups that it is in or receives from are groups that config.json names. Two cases have
+// nothing of the host: a group that the runtime made for `shared`, and a file system that
+// was made for the container. For the latter, the type is enough.
 func (a *asked) has(m mountPoint) bool {
 	isHosts := func(o mountPoint) bool { return o.device == m.device }
 	if a.kinds[m.kind] && !slices.ContainsFunc(a.hosts, isHosts) {
@@ -171,13 +170,13 @@ func asksForPropagation(m specs.Mount) bool {
 	return slices.ContainsFunc(m.Options, isPropagation)
 }
 
-// isPropagation tells mount options, and values of linux.rootfsPropagation, by which
+// isPropagation reports whether a mount option, or a value of linux.rootfsPropagation, lets
 // mounts go from one mount namespace to another.
 func isPropagation(option string) bool {
 	return slices.Contains([]string{"shared", "rshared", "slave", "rslave"}, option)
 }
 
-// AsksForPropagation tells whether any mount of config.json, or the root, asks for
+// AsksForPropagation reports whether any mount of config.json, or the root, asks for
 // propagation.
 func (c Config) AsksForPropagation() bool {
 	return c.RootPropagates || slices.ContainsFunc(c.Mounts, asksForPropagation)

@@ -14,16 +14,19 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// StageHook is a hook and the stage that it is for.
+// StageHook is a hook and its stage
+// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config.md#posix-platform-hooks).
 type StageHook struct {
 	Stage string
 	specs.Hook
 }
 
-// Rewrite returns the text of a config.json without the mounts at these positions,
-// and with these hooks, each after the others of its stage, in place of one that is
-// the same. Every other field, known or not, keeps its value as it was written; where
-// there is nothing to do, the text is returned as it is.
+// Rewrite returns the text of a config.json without the mounts at the positions in without,
+// and with these hooks. Each hook comes after the others of its stage, and replaces an
+// equal one.
+//
+// It guarantees that every other field, known or unknown, keeps its value. If there is
+// nothing to change, it returns the text itself.
 func Rewrite(text []byte, without []int, hooks ...StageHook) ([]byte, error) {
 	if len(without)+len(hooks) == 0 {
 		return text, nil
@@ -105,11 +108,12 @@ func withHook(text json.RawMessage, h StageHook) (json.RawMessage, error) {
 	return marshal(append(kept, own))
 }
 
-// HasAnnotations tells whether a config.json has an annotation of this program, whichever
-// of its fields a runtime takes for the annotations. What follows the JSON object
-// is not looked at, as runc does not. One that has an annotation is an error if a
-// field is there twice, of those that are rewritten or decide what is: which one
-// counts, not every runtime sees alike.
+// HasAnnotations reports whether a config.json has an annotation of this program, whichever
+// of its fields a runtime takes for the annotations. Like runc, it does not look at what
+// follows the JSON object.
+//
+// If there is an annotation, a repeated field is an error, if Rewrite changes that field or
+// goes by it: runtimes do not agree on which one counts.
 func HasAnnotations(text []byte) (bool, error) {
 	fields, err := members(text)
 	if err != nil {
@@ -152,7 +156,7 @@ type member struct {
 	value json.RawMessage
 }
 
-// members takes a JSON object apart, in order. null has none.
+// members splits a JSON object into its members, in order. null has none.
 func members(text []byte) ([]member, error) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	begin, err := d.Token()
@@ -171,7 +175,7 @@ func members(text []byte) ([]member, error) {
 		if err != nil {
 			return nil, fmt.Errorf("not a JSON object: %w", err)
 		}
-		m := member{name: name.(string)} // the decoder takes nothing else there
+		m := member{name: name.(string)} // the decoder accepts only a string there
 		if err := d.Decode(&m.value); err != nil {
 			return nil, fmt.Errorf("not a JSON object: %w", err)
 		}
@@ -183,7 +187,7 @@ func members(text []byte) ([]member, error) {
 	return all, nil
 }
 
-// repeated returns a name that is there twice, after prefix; empty: none is.
+// repeated returns the first name that occurs twice, after prefix; empty: none.
 func repeated(prefix string, all []member) string {
 	seen := map[string]bool{}
 	for _, m := range all {
@@ -202,8 +206,8 @@ func unmarshalOptional(text json.RawMessage, to any) error {
 	return json.Unmarshal(text, to)
 }
 
-// marshal is json.Marshal that leaves <, > and & alone, as the engines' own
-// encoders do not agree on them.
+// marshal is json.Marshal without the escapes for <, > and &: the engines' encoders do not
+// agree on them.
 func marshal(v any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)

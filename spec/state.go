@@ -9,8 +9,9 @@ import (
 	"path/filepath"
 )
 
-// State is what a hook needs of the OCI state that the runtime writes to its
-// standard input (runtime-spec, runtime.md, "State").
+// State is the part of the OCI state that a hook needs. The runtime writes it to the hook's
+// standard input
+// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/runtime.md#state).
 type State struct {
 	ID          string            `json:"id"`
 	Pid         int               `json:"pid"` // 0: none; -1: the runtime does not say (gVisor)
@@ -18,11 +19,11 @@ type State struct {
 	Annotations map[string]string `json:"annotations"`
 }
 
-// maxID leaves room for what files named after a container add to its id.
+// maxID leaves room for what the names of a container's files add to its ID, in bytes.
 const maxID = 200
 
-// validID accepts what runc and crun accept, less what is no plain file name or
-// a hidden one. It becomes the name of a file and of a directory.
+// validID accepts the IDs that runc and crun accept, except those that are no plain file
+// name or a hidden one. The ID becomes the name of a file and of a directory.
 func validID(id string) bool {
 	if id == "" || len(id) > maxID || id[0] == '.' {
 		return false
@@ -38,12 +39,11 @@ func validID(id string) bool {
 	return true
 }
 
-// ErrNoState says that what should be an OCI state cannot be read as one.
+// ErrNoState says that a text is not an OCI state.
 var ErrNoState = errors.New("is not JSON of the expected form")
 
-// ParseState reads an OCI state. Of a state with an error in it, the annotations
-// are returned too, and the id if it is one, so that a message can name the
-// container.
+// ParseState parses an OCI state. After an error, it still returns the annotations, and the
+// ID if that is valid, so that a message can name the container.
 func ParseState(text []byte) (State, error) {
 	const where = "the OCI state on standard input"
 	var s State

@@ -9,12 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mostLinks bounds the symbolic links that are followed in one path, as the kernel does.
+// mostLinks bounds the symbolic links that are followed in one path. The kernel has the
+// same limit.
 const mostLinks = 40
 
-// rootsAlone tells whether an absolute path leads to a file that is there, by names and
-// links that nobody but root can change: so it led there when it was used, unless root has
-// changed that. Who may write is what the mode says.
+// rootsAlone reports whether an absolute path leads to an existing file by names and links
+// that only root can change. Then it led to the same file when it was used, unless root
+// changed it. It goes by the modes of the directories.
 func (h *Host) rootsAlone(name string) bool {
 	at, links := "/", 0
 	rest := strings.Split(name, "/")
@@ -33,7 +34,8 @@ func (h *Host) rootsAlone(name string) bool {
 		if above == nil || here == nil || above.Uid != 0 {
 			return false
 		}
-		// In a sticky directory, only its owner and root replace a file.
+		// In a sticky directory, only the file's owner, the directory's owner and root can
+		// replace a file.
 		if above.Mode&0o022 != 0 && (above.Mode&unix.S_ISVTX == 0 || here.Uid != 0) {
 			return false
 		}
@@ -59,7 +61,7 @@ func (h *Host) rootsAlone(name string) bool {
 }
 
 // lstat returns the attributes of a file, and remembers those of directories; nil: they
-// cannot be had.
+// cannot be read.
 func (h *Host) lstat(name string) *unix.Stat_t {
 	if st := h.directories[name]; st != nil {
 		return st

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nixdb reads Nix's database, and writes databases of the same form that
-// have one closure. It is the only package that links SQLite,
-// and only programs that are not on a container's start path import it.
+// Package nixdb reads Nix's database, and writes databases of the same form for one
+// closure. It is the only package that links SQLite. No program on a container's start path
+// may import it.
 package nixdb
 
 import (
@@ -18,23 +18,23 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// Snapshot is Nix's database at one moment, that of the first question: what
-// other processes write after it does not show. It implements closure.Registry.
+// Snapshot is Nix's database at one moment, that of the first query: later writes of other
+// processes do not show. It implements closure.Registry.
 type Snapshot struct {
 	store closure.Store
 	db    *sql.DB
 	tx    *sql.Tx
 	stamp closure.Stamp
-	// mustHold: nothing but the stamp says that nobody writes to the file.
+	// mustHold: only the stamp tells whether another process wrote to the file.
 	mustHold bool
 }
 
-// Open opens the database for reading only. It never waits for a writer where
-// Nix writes ahead (its default); where it does not, at most five seconds.
+// Open opens the database for reading only. If Nix writes ahead (its default), Open never
+// waits for a writer; else it waits at most five seconds.
 //
-// A user who may read the database and not write beside it can do so while some
-// process of Nix has it open. Otherwise the file is read as one that nobody
-// changes, and what was read counts if nobody did.
+// A user who may read the database but not write beside it can open it while a process of
+// Nix has it open. Otherwise the file is read as if nobody wrote to it, and the answers
+// count only if nobody did.
 func Open(ctx context.Context, store closure.Store) (*Snapshot, error) {
 	s, err := openHow(ctx, store, "mode=ro")
 	if err == nil {
@@ -48,15 +48,15 @@ func Open(ctx context.Context, store closure.Store) (*Snapshot, error) {
 	if immutableErr != nil {
 		return nil, err
 	}
-	// From before it was opened.
+	// The stamp is from before the database was opened.
 	unchanging.stamp, unchanging.mustHold = stamp, true
 	return unchanging, nil
 }
 
 func openHow(ctx context.Context, store closure.Store, how string) (_ *Snapshot, Err error) {
 	path := store.DatabasePath()
-	// The first look says whether there is a database: SQLite's own message
-	// does not name the file.
+	// This first look finds out whether there is a database: SQLite's own message does not
+	// name the file.
 	if _, err := closure.TakeStamp(store); err != nil {
 		return nil, err
 	}
@@ -71,9 +71,9 @@ func openHow(ctx context.Context, store closure.Store, how string) (_ *Snapshot,
 		}
 	}()
 	db.SetMaxOpenConns(1)
-	// Opening the write-ahead log may create it. Only then is the stamp taken,
-	// and only after it is anything read: what is committed in between makes the
-	// stamp stale, never the answers.
+	// Opening the write-ahead log may create it. So the stamp is taken after that, and
+	// before anything is read. A commit in between makes the stamp stale, but never the
+	// answers.
 	var one int
 	const anyPath = "SELECT count(*) FROM (SELECT 1 FROM ValidPaths LIMIT 1)"
 	if err := db.QueryRowContext(ctx, anyPath).Scan(&one); err != nil {
@@ -90,11 +90,11 @@ func openHow(ctx context.Context, store closure.Store, how string) (_ *Snapshot,
 	return &Snapshot{store: store, db: db, tx: tx, stamp: stamp}, nil
 }
 
-// Changed tells whether somebody wrote to the database while it was read as one
-// that nobody changes. Then an error says nothing of the store.
+// Changed reports whether a process wrote to the database while it was read as if nobody
+// did. Then an error says nothing about the store.
 func (s *Snapshot) Changed() bool { return s.mustHold && !s.stamp.Holds(s.store) }
 
-// check is for after something was read without an error.
+// check must be called after something was read without an error.
 func (s *Snapshot) check() error {
 	if s.Changed() {
 		return s.failed(errors.New("it was changed while it was read"))
@@ -107,7 +107,7 @@ func (s *Snapshot) Close() error {
 	return errors.Join(s.tx.Rollback(), s.db.Close())
 }
 
-// Stamp was taken before the snapshot.
+// Stamp returns the stamp from before the snapshot.
 func (s *Snapshot) Stamp() closure.Stamp { return s.stamp }
 
 // Versions returns the row and the time of registration of each name.
@@ -136,7 +136,7 @@ func (s *Snapshot) Closure(ctx context.Context, names []closure.BaseName, max in
 	if err != nil {
 		return nil, err
 	}
-	// One parameter, however many: SQLite limits their number.
+	// One parameter for all, because SQLite limits the number of parameters.
 	ids := make([]int64, len(versions))
 	for i, r := range versions {
 		ids[i] = r.Row

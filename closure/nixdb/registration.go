@@ -14,8 +14,8 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 )
 
-// Infos returns what the database says of each name, in the order of the names.
-// It fails with closure.NotValidError.
+// Infos returns what the database has about each name, in the order of the names. It fails
+// with closure.NotValidError.
 func (s *Snapshot) Infos(ctx context.Context, names []closure.BaseName) ([]closure.PathInfo, error) {
 	infos := make([]closure.PathInfo, len(names))
 	for i, n := range names {
@@ -34,8 +34,7 @@ func (s *Snapshot) Infos(ctx context.Context, names []closure.BaseName) ([]closu
 	return infos, s.check()
 }
 
-// paths completes the infos but for what is in tables of its own, and returns
-// their rows.
+// paths fills in the infos, except for what is in other tables, and returns their rows.
 func (s *Snapshot) paths(ctx context.Context, infos []closure.PathInfo) ([]int64, error) {
 	paths := make([]string, len(infos))
 	for i, info := range infos {
@@ -73,14 +72,14 @@ func (s *Snapshot) paths(ctx context.Context, infos []closure.PathInfo) ([]int64
 }
 
 func (s *Snapshot) references(ctx context.Context, ids []int64, infos []closure.PathInfo) error {
-	// In a closure all references are of the infos, and known by their rows. To
-	// have the database join them takes three times as long.
+	// In a closure, all references are to paths in infos, whose rows are known. A join in
+	// the database takes three times as long.
 	known := make(map[int64]closure.BaseName, len(ids))
 	for i, id := range ids {
 		known[id] = infos[i].Name
 	}
 	var others []int64 // rows
-	var from []int     // infos that reference them
+	var from []int     // the infos that reference them
 	err := s.each(ctx, ids, `
 		SELECT list.key, reference
 		FROM json_each(?) list CROSS JOIN Refs ON referrer = list.value`, func(rows *sql.Rows) error {
@@ -139,8 +138,8 @@ func (s *Snapshot) outputs(ctx context.Context, ids []int64, infos []closure.Pat
 	})
 }
 
-// each calls scan with each row that the query has for a list, its one
-// parameter: SQLite limits the number of parameters.
+// each calls scan for each row of a query about a list. The list is the only parameter,
+// because SQLite limits the number of parameters.
 func (s *Snapshot) each(ctx context.Context, list any, query string, scan func(*sql.Rows) error) error {
 	text, err := json.Marshal(list)
 	if err != nil {
@@ -162,8 +161,8 @@ func (s *Snapshot) each(ctx context.Context, list any, query string, scan func(*
 	return nil
 }
 
-// The schema of version 10, as Nix makes it. Indexes are made when the tables are
-// full: that is faster, and fills their pages.
+// The schema of version 10, as Nix makes it. The indexes are made after the tables are
+// filled: this is faster, and fills their pages.
 const (
 	tables = `
 CREATE TABLE ValidPaths (
@@ -203,17 +202,16 @@ CREATE INDEX IndexDerivationOutputs on DerivationOutputs(path);
 `
 )
 
-// WriteRegistration makes a Nix database of exactly these infos, in a new file
-// of mode 0600. Nix writes to its database even to read it, so each container
-// needs a copy of its own.
+// WriteRegistration makes a Nix database of exactly these infos, in a new file of mode
+// 0600. Nix writes to its database even to read it, so each container needs its own copy.
 //
-// The infos are what closure.Restrict returned. A reference, deriver or output
-// that is not one of them is an error, so that no byte of the file is of a name
-// that the container must not know.
+// The infos must be as closure.Restrict returns them. WriteRegistration guarantees that no
+// byte of the file comes from a name that the container must not know: a reference, deriver
+// or output outside the infos is an error.
 //
-// The file has no journal beside it and no free page. It is not synced, and a
-// process that is killed leaves a part of it: let path be a temporary name, and
-// rename it when this returned. After an error there is no file.
+// The file has no journal beside it and no free page. It is not synced, and a killed
+// process leaves an incomplete file: let path be a temporary name, and rename the file
+// afterwards. After an error there is no file.
 func WriteRegistration(ctx context.Context, path string, store closure.Store, infos []closure.PathInfo) (Err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -240,7 +238,7 @@ func fill(ctx context.Context, db *sql.DB, store closure.Store, infos []closure.
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback() }() // after Commit: nothing
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
 	if _, err := tx.ExecContext(ctx, tables); err != nil {
 		return err
 	}
@@ -313,7 +311,7 @@ func insert(ctx context.Context, tx *sql.Tx, store closure.Store, infos []closur
 	return nil
 }
 
-// orNull is v, or NULL for nothing, which is how Nix writes it.
+// orNull returns v, or NULL for a zero value, as Nix writes it.
 func orNull[T comparable](v T) any {
 	if v == *new(T) {
 		return nil

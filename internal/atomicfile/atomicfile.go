@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package atomicfile writes files that a reader sees whole or not at all. They are not
-// synced: nothing in the runtime directory outlives a boot, and a config.json is written
-// anew with its container.
+// Package atomicfile writes files that a reader sees complete or not at all. The files are
+// not synced: nothing in the runtime directory outlives a boot, and a config.json is
+// written anew with its container.
 package atomicfile
 
 import (
@@ -19,15 +19,15 @@ import (
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
-// Write writes a file with mode 0600 in a directory that others write to and that is
-// swept: see CreateTemporary.
+// Write writes a file of mode 0600 in a directory that other processes write to and sweep:
+// see CreateTemporary.
 func Write(dir *os.Root, name string, data []byte) (Err error) {
 	temporary := "." + name + "." + rand.Text()
 	f, err := CreateTemporary(dir, temporary)
 	if err != nil {
 		return err
 	}
-	defer f.Close() // and the lock ends, when the file has its name
+	defer f.Close() // closing ends the lock, after the file has its name
 	defer func() {
 		if Err != nil {
 			_ = dir.Remove(temporary)
@@ -39,16 +39,17 @@ func Write(dir *os.Root, name string, data []byte) (Err error) {
 	return dir.Rename(temporary, name)
 }
 
-// WriteBy writes a file with mode 0600 under a temporary name of the caller's in the same
-// directory, which nobody else writes at the same time and nobody else can change. It
-// does so without package os, whose files ask the poller first: that is six more system
-// calls for each file.
+// WriteBy writes a file of mode 0600. It writes it under the caller's temporary name in the
+// same directory first. No other process may write that name at the same time, and no other
+// user may be able to change it. WriteBy does without package os, whose files register with
+// the poller: that is six more system calls for each file.
 func WriteBy(path, temporary string, data []byte) error {
 	return replace(path, temporary, unix.O_TRUNC|unix.O_NOFOLLOW, data, nil)
 }
 
-// Replace replaces a file. The new one has the owner and the mode of the old. A link is
-// replaced, and not what it leads to: that may be another container's too.
+// Replace replaces a file. The new file has the owner and mode of the old one. If path is a
+// symbolic link, the link is replaced and not its target, which may belong to another
+// container too.
 func Replace(path string, data []byte) error {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -59,8 +60,8 @@ func Replace(path string, data []byte) error {
 	return replace(path, temporary, unix.O_EXCL, data, &st)
 }
 
-// replace writes a temporary file and gives it the name. as has the owner and the mode
-// that it is to have; nil: this process's and 0600.
+// replace writes a temporary file and renames it to path. The file gets the owner and mode
+// in as; nil: this process's owner, and 0600.
 func replace(path, temporary string, flags int, data []byte, as *unix.Stat_t) (Err error) {
 	fd, err := unix.Open(temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|flags, 0o600)
 	if err != nil {
@@ -87,7 +88,7 @@ func replace(path, temporary string, flags int, data []byte, as *unix.Stat_t) (E
 	return nil
 }
 
-// own gives an open file the owner and the mode of another.
+// own gives an open file the owner and mode of another.
 func own(fd int, name string, as *unix.Stat_t) error {
 	if err := unix.Fchown(fd, int(as.Uid), int(as.Gid)); err != nil {
 		return &os.PathError{Op: "chown", Path: name, Err: err}
@@ -116,8 +117,8 @@ func write(fd int, name string, data []byte) error {
 	return nil
 }
 
-// CreateTemporary makes a file that is going to be renamed, with a lock (flock) that
-// keeps sweeps from it for as long as it is open. Nobody else has its name.
+// CreateTemporary makes a file that the caller will rename. A lock (flock(2)) keeps sweeps
+// from it while it is open. No other process has its name.
 func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
 	for range 100 {
 		f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
@@ -135,15 +136,15 @@ func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
 	return nil, fmt.Errorf("%s/%s: cannot be locked", dir.Name(), name)
 }
 
-// LockAbandoned takes the lock of a file that CreateTemporary made, or that has its
-// name and a hyphen and more, if nobody has it: whoever made it was killed. Until
-// release, nobody makes it anew; remove it before.
+// LockAbandoned takes the lock of a file that CreateTemporary made, or whose name is that
+// name with a hyphen and more, if nobody holds it: then its maker was killed. Until
+// release, nobody makes the file again. Remove it before release.
 func LockAbandoned(dir *os.Root, name string) (release func(), ok bool) {
 	dot := strings.LastIndexByte(name, '.') + 1
 	random, _, _ := strings.Cut(name[dot:], "-")
 	f, err := dir.Open(name[:dot] + random)
 	if errors.Is(err, fs.ErrNotExist) {
-		return func() {}, true // it is made before the others, and removed after
+		return func() {}, true // it is made first and removed last
 	}
 	if err != nil {
 		return nil, false

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package commandline reads the command line of an OCI runtime, runc's or crun's.
+// Package commandline parses the command line of an OCI runtime, runc or crun. The runtime
+// specification leaves it open; runc's is the model for the others.
 package commandline
 
 import (
@@ -12,24 +13,25 @@ import (
 
 // Arguments is what is understood of a runtime's command line.
 type Arguments struct {
-	Makes  bool   // whether a container may be made
-	ID     string // of that container; in doubt, the last argument, which it mostly is
+	Makes  bool   // the command may make a container
+	ID     string // of that container; in doubt, the last argument, which is mostly the ID
 	Bundle string // as given; empty: the current directory
 	Root   string // where the runtime keeps its containers; empty: its default
-	// Log and LogFormat say where errors go; empty: nowhere but standard error.
+	// Log and LogFormat say where the runtime writes errors; empty: to standard error only.
 	Log, LogFormat string
-	// PreserveFDs is how many file descriptors of the runtime's own, from 3 on, the
-	// container gets, as given; empty: none but those of LISTEN_FDS.
+	// PreserveFDs is how many of the runtime's file descriptors, from 3 on, the container
+	// gets, as given; empty: only those of LISTEN_FDS.
 	PreserveFDs string
-	// Doubt is why Bundle may not be what the runtime takes for it.
+	// Doubt is the reason why the runtime may take another directory for the bundle than
+	// Bundle; nil: there is no doubt.
 	Doubt error
 }
 
-// The options of runc and crun, of versions 1, as engines write them: those
-// that take a value are true. A runtime that has one reads it as every other does,
-// or refuses the command line. Not here is what they read each in its own way:
-// `-b=X` is X to runc and =X to crun, `-bundle X` is X and undle, and crun's
-// --config is the file that it reads in place of config.json.
+// The options of runc 1 and crun 1, as engines write them; true: the option takes a value.
+// Every runtime that has one of these options reads it in the same way, or refuses the
+// command line. Options that they read differently are not here: `-b=X` is X for runc and
+// =X for crun, `-bundle X` is X for runc and undle for crun, and crun's --config names the
+// file that it reads instead of config.json.
 var (
 	globalOptions = map[string]bool{
 		"--cgroup-manager": true, "--criu": true, "--log": true, "--log-format": true, "--log-level": true,
@@ -48,11 +50,11 @@ var (
 // makers are the commands that make a container.
 var makers = []string{"create", "run", "restore"}
 
-// IsMaker tells whether a command makes a container.
+// IsMaker reports whether a command makes a container.
 func IsMaker(arg string) bool { return slices.Contains(makers, arg) }
 
-// Parse understands a command line, without the program's name. It goes by no
-// runtime's rules: what not all of them read alike it leaves in doubt.
+// Parse parses a command line, without the program's name. It follows the rules of no
+// single runtime: what they do not all read in the same way leaves a Doubt.
 func Parse(args []string) Arguments {
 	var a Arguments
 	rest := a.options(args, globalOptions)
@@ -86,8 +88,8 @@ func Parse(args []string) Arguments {
 	return a
 }
 
-// options reads options, and returns the arguments from the first on that is none.
-// In doubt it returns nothing.
+// options parses options, and returns the arguments from the first that is no option. In
+// doubt, it returns nothing.
 func (a *Arguments) options(args []string, known map[string]bool) []string {
 	for len(args) > 0 {
 		arg := args[0]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package config reads the node's configuration, /etc/nix-closure/config.toml.
-// Every key has a default, and so has the file.
+// Package config reads the node's configuration, /etc/nix-closure/config.toml. Every key
+// has a default, and the file is optional.
 package config
 
 import (
@@ -21,10 +21,10 @@ import (
 	"github.com/nix-closure/nix-closure/spec"
 )
 
-// Path is where the configuration is if nobody says otherwise.
+// Path is the path of the configuration, unless --config names another.
 const Path = "/etc/nix-closure/config.toml"
 
-// Config is the node's configuration.
+// Config is the node's configuration. docs/configuration.md describes the keys.
 type Config struct {
 	StoreDir   string    `toml:"store-dir"`
 	StateDir   string    `toml:"state-dir"`
@@ -33,34 +33,33 @@ type Config struct {
 	Mode       spec.Mode `toml:"mode"`
 	NixStore   string    `toml:"nix-store"` // empty: the usual places
 	Substitute bool      `toml:"substitute"`
-	// SubstituteTimeout bounds the fetching for one container.
+	// SubstituteTimeout bounds the time of fetching for one container.
 	SubstituteTimeout Duration `toml:"-"`
 	MaxPaths          int      `toml:"-"`
-	// WritableSize bounds what one container adds to its store; 0: half of the
-	// container's memory limit, or a gibibyte where it has none.
+	// WritableSize bounds what one container adds to its store, in bytes; 0: half of the
+	// container's memory limit, or 1 GiB without one.
 	WritableSize Size `toml:"-"`
-	// RuntimeInodes and RuntimeSize bound what views, registrations and the memo
+	// RuntimeInodes and RuntimeSize (in bytes) bound what views, registrations and the memo
 	// take of the runtime directory's file system; 0: a quarter of it.
 	RuntimeInodes int64  `toml:"-"`
 	RuntimeSize   Size   `toml:"-"`
 	Runtime       string `toml:"runtime"`
-	// Engine is the engine that calls nix-closure-runtime, where that cannot be seen:
-	// "cri-o", or empty.
+	// Engine is the engine that calls nix-closure-runtime, if the wrapper cannot recognise
+	// it: "cri-o", or empty.
 	Engine string `toml:"engine"`
-	// SharedPID: a container may have the PID namespace of the host, or that of a
-	// container with another closure.
+	// SharedPID: a container may have the PID namespace of the host, or of a container with
+	// another closure.
 	SharedPID bool `toml:"shared-pid"`
-	// FUSE: a container may have volumes on FUSE file systems, which can show
-	// anything.
+	// FUSE: a container may have volumes on FUSE file systems, which can show anything.
 	FUSE bool `toml:"fuse"`
-	// Rootless says that the user who runs this program is not the host's root,
-	// who owns /run. No key sets it.
+	// Rootless: the user who runs this program is not the host's root, who owns /run. No
+	// key sets it.
 	Rootless bool          `toml:"-"`
 	Allow    []policy.Rule `toml:"allow"`
 }
 
-// Default is the configuration of a host without a file, for the user who runs
-// this program.
+// Default returns the configuration of a host without a file, for the user who runs this
+// program.
 func Default() Config {
 	p := defaultPaths()
 	return Config{
@@ -76,19 +75,18 @@ func Default() Config {
 	}
 }
 
-// Store is the Nix store that the configuration names.
+// Store returns the Nix store of the configuration.
 func (c Config) Store() closure.Store {
 	return closure.Store{Dir: c.StoreDir, StateDir: c.StateDir}
 }
 
-// Policy is what the configuration allows.
+// Policy returns the policy of the configuration.
 func (c Config) Policy() policy.Policy {
 	return policy.Policy{Store: c.Store(), RuntimeDir: c.RuntimeDir, Rules: c.Allow}
 }
 
-// Read reads the configuration in path. Where path is the default one, it need
-// not exist, and the runtime directory and the log that it names are root's
-// alone: other users have their own.
+// Read reads the configuration with this path. The file at Path need not exist. Its runtime
+// directory and log file are for root only: other users have their own.
 func Read(path string) (Config, error) {
 	text, err := os.ReadFile(path)
 	if path == Path && errors.Is(err, fs.ErrNotExist) {
@@ -108,8 +106,8 @@ func Read(path string) (Config, error) {
 	return c, nil
 }
 
-// Parse reads the text of a configuration. A key that it does not know is an
-// error: a typing mistake must not weaken anything.
+// Parse parses the text of a configuration. An unknown key is an error: a typing mistake
+// must not weaken anything.
 func Parse(text []byte) (Config, error) {
 	c := Default()
 	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
@@ -137,7 +135,7 @@ func Parse(text []byte) (Config, error) {
 	return c, c.check()
 }
 
-// notInMountOptions are the characters that overlay's options give a meaning to.
+// notInMountOptions are the characters that have a meaning in overlay's options.
 const notInMountOptions = ":,\\\"\n"
 
 func (c Config) check() error {

@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// Duration is a length of time, written "100s" or "2m30s".
+// Duration is a length of time, written as "100s" or "2m30s".
 type Duration time.Duration
 
-// Size is a number of bytes, written as a number with or without K, M, G or T
-// (powers of 1024) after it.
+// Size is a number of bytes, written with or without K, M, G or T (powers of 1024) at the
+// end.
 type Size int64
 
-// Limits of what a configuration may say. The largest are more than any host has: a
+// The limits of what a configuration may say. The largest are more than any host has: a
 // larger number is a mistake.
 const (
 	mostPaths    = 10_000_000
@@ -29,9 +29,9 @@ const (
 	longest      = 24 * time.Hour
 )
 
-// units are the keys whose values are sizes, times and numbers, as they are written.
-// Nil, for a key that is left out, and the empty text are the default, and nothing
-// else is: a number that can be taken for "none" or "without limit" is refused.
+// units are the keys whose values are sizes, times and numbers, as they are written. A
+// missing key (nil) and an empty text mean the default. No other value does: a number that
+// could mean "none" or "no limit" is refused.
 type units struct {
 	SubstituteTimeout any `toml:"substitute-timeout"`
 	MaxPaths          any `toml:"max-paths"`
@@ -40,7 +40,7 @@ type units struct {
 	RuntimeSize       any `toml:"runtime-size"`
 }
 
-// apply reads the values.
+// apply parses the values.
 func (u units) apply(c *Config) error {
 	maxPaths := int64(c.MaxPaths)
 	for _, v := range []struct {
@@ -65,7 +65,7 @@ func (u units) apply(c *Config) error {
 	return nil
 }
 
-// written is a value as it can be found in the file.
+// written returns a value as the reader finds it in the file.
 func written(value any) string {
 	if text, ok := value.(string); ok {
 		return strconv.Quote(text)
@@ -108,7 +108,7 @@ func (s *Size) read(value any) error {
 	return nil
 }
 
-// number reads a number from 1 to most.
+// number parses a number from 1 to most.
 func number(to *int64, most int64) func(value any) error {
 	return func(value any) error {
 		n, ok := value.(int64)

@@ -11,19 +11,18 @@ import (
 	"github.com/nix-closure/nix-closure/internal/idmap"
 )
 
-// paths are where the runtime directory and the log are if the configuration
-// does not say.
+// paths are the runtime directory and the log file, if the configuration does not name
+// others.
 type paths struct {
 	runtimeDir, logFile string
 	rootless            bool
 }
 
-// defaultPaths are root's, or, for an ordinary user, below that user's own
-// runtime directory. A hook has no environment, so that is found without
-// XDG_RUNTIME_DIR.
+// defaultPaths returns root's paths or, for an ordinary user, paths below that user's
+// runtime directory. A hook may have no environment, so this does not use XDG_RUNTIME_DIR.
 //
-// Root is who owns /run: in the user namespace of a rootless engine this process
-// has user id 0 too, but /run belongs to a user who has no name there.
+// Root is the owner of /run. In the user namespace of a rootless engine, this process has
+// user ID 0 too, but the owner of /run has no number there.
 func defaultPaths() paths {
 	euid := os.Geteuid()
 	var st unix.Stat_t
@@ -39,8 +38,8 @@ func defaultPaths() paths {
 	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && int(st.Uid) == euid && st.Mode&0o022 == 0 {
 		dir += "/nix-closure"
 	} else {
-		// Everybody may make files there. Whose it is, is looked at before
-		// anything in it is believed.
+		// Every user may make files there. The owner is checked before anything in it is
+		// believed.
 		dir = fmt.Sprintf("/tmp/nix-closure-%d", uid)
 	}
 	return paths{dir, dir + "/nix-closure.log", true}

@@ -12,10 +12,10 @@ import (
 	"github.com/moby/sys/user"
 )
 
-// Outside is the number that an id of a user namespace has outside of it. path is
-// a uid_map or gid_map of /proc; what is outside is, of another namespace than
-// the caller's, the caller's own, and of the caller's own, its parent's
-// (user_namespaces(7)). Not ok: the id has no number there.
+// Outside returns the number that an ID of a user namespace has outside that namespace
+// (user_namespaces(7)). path is a uid_map or gid_map below /proc. For another namespace than
+// the caller's, "outside" is the caller's namespace; for the caller's own, it is the parent
+// of that. ok is false if the ID has no number there.
 func Outside(path string, id int) (_ int, ok bool, _ error) {
 	maps, err := user.ParseIDMapFile(path)
 	if err != nil {
@@ -34,19 +34,22 @@ func find(maps []user.IDMap, id int) (int, bool) {
 	return 0, false
 }
 
-// RootIDs are the user ids that files of the host's root have for this process.
-// In the initial user namespace that is 0. In another, 0 is the one who made the
-// namespace, or the container's root, and the host's root has the id of everybody
-// who has none there (user_namespaces(7)). That may be another user: who must rely
-// on it in a user namespace has nothing of another user's in that place.
+// RootIDs returns the user IDs that files of the host's root have for this process. In the
+// initial user namespace, that is 0. In another one, 0 is the namespace's own root. The
+// host's root then has the overflow ID, as every user without a number in the namespace
+// (user_namespaces(7)).
+//
+// It does not guarantee that a file with the overflow ID belongs to root: it may belong to
+// another such user. A caller in a user namespace must not rely on it for places where other
+// users can make files.
 func RootIDs() []uint32 {
-	// What cannot be read is empty: then only 0 is root.
+	// An unreadable file counts as empty: then only 0 is root.
 	uidMap, _ := os.ReadFile("/proc/self/uid_map")
 	overflow, _ := os.ReadFile("/proc/sys/kernel/overflowuid")
 	return rootIDs(string(uidMap), string(overflow))
 }
 
-// rootIDs is RootIDs by the texts of a uid_map and of overflowuid.
+// rootIDs is RootIDs for the texts of uid_map and overflowuid.
 func rootIDs(uidMap, overflow string) []uint32 {
 	if m := strings.Fields(uidMap); len(m) == 0 || slices.Equal(m, []string{"0", "0", "4294967295"}) {
 		return []uint32{0}

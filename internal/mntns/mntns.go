@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// path is the mount namespace of a process: a number, `self` or `thread-self`.
+// path returns the mount namespace of a process: a number, `self` or `thread-self`.
 func path(process string) string { return "/proc/" + process + "/ns/mnt" }
 
-// Same tells whether two processes have one mount namespace.
+// Same reports whether two processes are in the same mount namespace.
 func Same(process, other string) (bool, error) {
 	a, err := os.Stat(path(process))
 	if err != nil {
@@ -29,8 +29,8 @@ func Same(process, other string) (bool, error) {
 	return os.SameFile(a, b), nil
 }
 
-// Open opens the mount namespace of a process, without asking the poller as os.Open
-// does.
+// Open opens the mount namespace of a process. Unlike os.Open, it does not register the file
+// with the poller.
 func Open(process string) (*os.File, error) {
 	fd, err := unix.Open(path(process), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -39,8 +39,9 @@ func Open(process string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path(process)), nil
 }
 
-// Join puts the calling goroutine's thread into a mount namespace, and keeps the
-// goroutine on it.
+// Join puts the calling goroutine's thread into a mount namespace (setns(2)), and locks the
+// goroutine to that thread. It needs CAP_SYS_ADMIN and CAP_SYS_CHROOT in this process's user
+// namespace, and CAP_SYS_ADMIN in the one that owns the mount namespace.
 func Join(namespace *os.File) error {
 	runtime.LockOSThread()
 	// setns(2) refuses a thread that shares its root directory with others.
@@ -57,9 +58,9 @@ func setns(namespace *os.File) error {
 	return nil
 }
 
-// Do calls f in a mount namespace, and comes back. The calling goroutine stays on its
-// thread from then on: a thread of its own would have to be made and waited for at
-// each start.
+// Do calls f in a mount namespace, and returns to the one from before. If it cannot return,
+// that is an error. The calling goroutine stays locked to its thread: a thread of its own
+// would have to be made and waited for at each start.
 func Do(namespace *os.File, f func() error) (Err error) {
 	runtime.LockOSThread()
 	home, err := Open("thread-self")

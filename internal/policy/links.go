@@ -16,34 +16,33 @@ import (
 	"github.com/nix-closure/nix-closure/internal/idmap"
 )
 
-// maxLinks is how many links are followed from one match of a glob: as many as
-// the kernel follows in one path.
+// maxLinks is how many links are followed from one match of a glob: as many as the kernel
+// follows in one path.
 const maxLinks = 40
 
-// walk looks for links to store paths.
+// walk searches for links to store paths.
 //
-// Only what root alone can change is trusted. That holds for the directory `/`,
-// whose owner and mode are looked at first. And where it holds for a directory,
-// nobody else can replace what is in it: so the owner and the mode of a directory
-// in it are those of the directory that the name will lead to from then on, and
-// the target of a link in it is the one that root gave it. (The owner of a link
-// does not matter. To change its target, the link has to be replaced, for which
-// the directory must be written to.) So it holds for every directory that was
-// entered, by whatever name or link, and paths can be strings: between two system
-// calls nobody but root could have made them mean something else.
+// It trusts only what root alone can change. First it looks at the owner and mode of `/`.
+// If a directory is trusted, nobody else can replace anything in it. So the owner and mode
+// of a directory in it will stay those of the directory with that name, and the target of a
+// link in it is the one that root gave it. (The owner of a link does not matter. To change
+// its target, a user has to replace the link, which needs write access to the directory.)
+// By induction, this holds for every directory that was entered, by whatever name or link.
+// So paths can be strings: between two system calls, only root could have changed their
+// meaning.
 //
-// Who may write is what the file system says: of an access control list the
-// group's bits are the upper bound, but a network file system, or a FUSE one
-// that is mounted with allow_other, can say what it likes.
+// The file system says who may write. The group's bits are the upper bound of an access
+// control list. But a network file system, or a FUSE one that is mounted with allow_other,
+// can say anything.
 type walk struct {
 	store closure.Store
-	left  []closure.BaseName // asked for, and not allowed yet
-	// roots are the user ids that root may have; nil: not looked up yet.
+	left  []closure.BaseName // asked for and not allowed yet
+	// roots are the user IDs that root may have; nil: not looked up yet.
 	roots []uint32
-	// others are directories that are root's, but whose links are not.
+	// others are directories that belong to root, but whose links do not.
 	others []foreign
-	// reason says, at the end of a message, which directory is not trusted, and why;
-	// of several, the first.
+	// reason says, at the end of a message, which directory is not trusted, and why. It is
+	// about the first such directory.
 	reason string
 }
 
@@ -52,7 +51,7 @@ type foreign struct {
 	why string
 }
 
-// allow takes paths off those that are left.
+// allow removes paths from those that are left.
 func (w *walk) allow(named func(b closure.BaseName) bool) {
 	w.left = slices.DeleteFunc(w.left, named)
 }
@@ -62,13 +61,13 @@ const (
 	askedFor      = "what containers ask for is linked there"
 )
 
-// find allows what the globs lead to, until nothing is left.
+// find allows what the globs lead to, until no path is left.
 func (w *walk) find(runtimeDir string, globs []string) {
 	for _, f := range []struct{ dir, why string }{
 		{w.store.Dir, anybodyBuilds},
 		{w.store.GCRoots().Dir, askedFor},
-		{runtimeDir, askedFor}, // has an ordinary user's GC roots
-		// The daemon makes a link to whatever path it is told (AddIndirectRoot).
+		{runtimeDir, askedFor}, // it has an ordinary user's GC roots
+		// The daemon makes a link to every path that a user names (AddIndirectRoot).
 		{w.store.StateDir + "/gcroots/auto", "every user of the Nix daemon can have links made there"},
 		{"/proc", "processes decide what its links say"},
 	} {
@@ -84,8 +83,8 @@ func (w *walk) find(runtimeDir string, globs []string) {
 	}
 }
 
-// expand allows the store paths that links lead to which a glob, below a directory
-// that is trusted, finds.
+// expand allows the store paths that are the targets of links that a glob finds. dir is a
+// trusted directory, and glob is relative to it.
 func (w *walk) expand(dir, glob string) {
 	component, rest, more := strings.Cut(glob, "/")
 	for _, name := range w.names(dir, component) {
@@ -102,8 +101,8 @@ func (w *walk) expand(dir, glob string) {
 				w.expand(end, rest)
 			}
 		case inStore:
-			// Something below a store path is not that store path: root did not
-			// name the rest of it.
+			// Something below a store path is not that store path: root named only that
+			// part.
 			if base, err := w.store.ParseExact(end); err == nil {
 				w.allow(func(b closure.BaseName) bool { return b == base })
 			}
@@ -111,7 +110,7 @@ func (w *walk) expand(dir, glob string) {
 	}
 }
 
-// names are those in a directory that one component of a glob means.
+// names returns the names in a directory that match one component of a glob.
 func (w *walk) names(dir, component string) []string {
 	if !strings.ContainsAny(component, `*?[\`) {
 		return []string{component}
@@ -130,14 +129,14 @@ func (w *walk) names(dir, component string) []string {
 	return names
 }
 
-// follow goes from a directory that is trusted and has no link in its name along
-// a path, link by link. It returns where that leads, without a link in its name,
-// and does not enter it if it is a directory; or, as soon as a link's target lies
-// in the store, that target; or "", if it leads nowhere, round in a circle or
-// through a directory that is not trusted.
+// follow follows a path, link by link. dir is a trusted directory without a link in its
+// name, and rest is relative to it. follow returns where the path leads, without a link in
+// its name, and does not enter that if it is a directory. If a link's target lies in the
+// store, follow returns that target at once. It returns "" if the path leads nowhere, in a
+// circle, or through a directory that is not trusted.
 func (w *walk) follow(dir, rest string) (end string, inStore bool) {
 	for links := 0; rest != ""; {
-		// Of a relative target this is the text too, once its `..` are used up.
+		// After its `..` are resolved, a relative target has this text too.
 		if text := join(dir, rest); links > 0 && strings.HasPrefix(text, w.store.Dir+"/") {
 			return text, true
 		}
@@ -167,7 +166,7 @@ func (w *walk) follow(dir, rest string) (end string, inStore bool) {
 			rest = target
 		case errors.Is(err, fs.ErrNotExist):
 			return "", false
-		case !errors.Is(err, syscall.EINVAL): // which says that it is no link
+		case !errors.Is(err, syscall.EINVAL): // EINVAL: it is no link
 			w.unreadable(dir, err)
 			return "", false
 		case rest == "":
@@ -181,14 +180,13 @@ func (w *walk) follow(dir, rest string) (end string, inStore bool) {
 	return dir, false
 }
 
-// join puts a path after a directory, and leaves it as it is.
+// join appends a path to a directory, and does not clean it.
 func join(dir, rest string) string {
 	return strings.TrimSuffix(dir, "/") + "/" + rest
 }
 
-// trusted tells whether this is a directory in which nobody but root can make,
-// replace or remove a link, or have one made. Of those above it that must be
-// known already.
+// trusted reports whether only root can make, replace or remove a link in a directory, or
+// have one made. The directories above must be trusted already.
 func (w *walk) trusted(dir string) bool {
 	info, err := os.Lstat(dir)
 	if err != nil || !info.IsDir() {
@@ -202,8 +200,8 @@ func (w *walk) trusted(dir string) bool {
 	switch {
 	case !w.isRoot(st.Uid):
 		return w.ignore(dir, fmt.Sprintf("user %d can write there (mode %04o)", st.Uid, mode))
-	// With the sticky bit too: it keeps others' links from being replaced, and
-	// not new ones from being made.
+	// Also with the sticky bit: it keeps others from replacing links, but not from making
+	// new ones.
 	case mode&0o002 != 0:
 		return w.ignore(dir, fmt.Sprintf("everybody can write there (owner %d, mode %04o)", st.Uid, mode))
 	case mode&0o020 != 0:
@@ -217,7 +215,7 @@ func (w *walk) trusted(dir string) bool {
 	return true
 }
 
-// ignore notes why links in a directory allow nothing.
+// ignore notes why the links in a directory allow nothing.
 func (w *walk) ignore(dir, why string) bool {
 	if w.reason == "" {
 		w.reason = fmt.Sprintf("; links in %q are ignored: %s", dir, why)
@@ -225,8 +223,8 @@ func (w *walk) ignore(dir, why string) bool {
 	return false
 }
 
-// unreadable is ignore where a system call failed, with a name in it of
-// whatever characters.
+// unreadable is ignore after a failed system call, whose error may have any character in a
+// name.
 func (w *walk) unreadable(dir string, err error) {
 	w.ignore(dir, fmt.Sprintf("they cannot be read: %v", errors.Unwrap(err)))
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package policy says which store paths containers may ask for: the rules of the
-// configuration (policy.go), and the symbolic links that rules name (links.go).
+// Package policy decides which store paths containers may ask for: by the rules of the
+// configuration (policy.go), and by the symbolic links that rules name (links.go).
 package policy
 
 import (
@@ -17,21 +17,22 @@ import (
 // Policy is what one host allows.
 type Policy struct {
 	Store closure.Store
-	// RuntimeDir is the runtime directory. What containers ask for is linked there, so
-	// that no link in it allows anything.
+	// RuntimeDir is the runtime directory. It has links to what containers ask for, so no
+	// link in it allows anything.
 	RuntimeDir string
-	// Rules allow store paths. Where there is none, everything is allowed.
+	// Rules allow store paths. Without a rule, every store path is allowed.
 	Rules []Rule
 }
 
-// Rule is an [[allow]] of the configuration: which roots containers may ask for.
+// Rule is an [[allow]] of the configuration: it names the roots that containers may ask
+// for.
 type Rule struct {
 	Namespaces []string `toml:"namespaces"` // of Kubernetes; nil: every container
-	// Roots are globs, of path.Match, with or without wildcards: `*` stops at a
-	// slash, and a dot in front is a character like any other.
+	// Roots are globs as for path.Match, with or without wildcards: `*` stops at a slash,
+	// and also matches a dot at the beginning.
 	//
-	// One below the store directory is of store paths' names. Any other is of
-	// symbolic links, whose targets are store paths.
+	// A glob below the store directory matches names of store paths. Any other glob matches
+	// symbolic links whose targets are store paths.
 	Roots []string `toml:"roots"`
 }
 
@@ -39,8 +40,8 @@ func (r Rule) appliesTo(namespace string) bool {
 	return len(r.Namespaces) == 0 || namespace != "" && slices.Contains(r.Namespaces, namespace)
 }
 
-// Validate refuses a rule that cannot mean anything, and one that could be taken to
-// mean more than it does.
+// Validate refuses a rule that can have no meaning, and one that a reader could understand
+// as more than it allows.
 func (r Rule) Validate(storeDir string) error {
 	if r.Namespaces != nil && len(r.Namespaces) == 0 {
 		return errors.New("namespaces = []: names none; leave it out for every container")
@@ -80,7 +81,7 @@ func checkGlob(storeDir, glob string) error {
 			return errors.New("not a well-formed glob; a `[` is not closed, or a `\\` is the last; " +
 				"`\\` before a character makes it an ordinary one")
 		}
-		// A shell takes [!s] for every character but s, path.Match for ! or s.
+		// For a shell, [!s] is every character but s. For path.Match, it is ! or s.
 		if strings.Contains(component, "[!") {
 			return errors.New("`[!` is not what it is in a shell; write `[^` for every other character, " +
 				"`[\\!` for an exclamation mark")
@@ -89,18 +90,17 @@ func checkGlob(storeDir, glob string) error {
 	return nil
 }
 
-// Check refuses store paths that a container may not ask for. The namespace is its
-// Kubernetes one; a container without one has "", which no rule can name.
+// Check refuses store paths that a container may not ask for. namespace is the container's
+// Kubernetes namespace; empty: it has none, and no rule with namespaces applies.
 //
-// It is guaranteed, against every user of the host but root, and against whoever
-// may add to the store, that a store path is allowed only if root named it: in a
-// glob of the configuration, or in a symbolic link that such a glob finds. Links
-// are looked for anew at each call, so what root links or unlinks counts from
-// the next container on.
+// It guarantees, against every user of the host but root, and against everybody who may add
+// to the store, that a store path is allowed only if root named it: in a glob of the
+// configuration, or in a symbolic link that such a glob finds. It reads the links at each
+// call, so a link that root makes or removes counts from the next container on.
 //
-// It is not guaranteed that a name is deserved. Whoever may add to the store may
-// add a store path of any name, and let it refer to any other; against them,
-// names are no protection, and links are.
+// It does not guarantee that a store path deserves its name. A user who may add to the
+// store may add a store path with any name, and let it refer to any other. Against such a
+// user, names are no protection, but links are.
 func (p Policy) Check(namespace string, paths []closure.BaseName) error {
 	if len(p.Rules) == 0 {
 		return nil
@@ -133,7 +133,7 @@ func (p Policy) Check(namespace string, paths []closure.BaseName) error {
 		"add it there, or ask for another%s", w.store.Path(w.left[0]), whose, w.reason)
 }
 
-// matches tells whether one component of a path is what one of a glob means.
+// matches reports whether a component of a path matches a component of a glob.
 func matches(glob, name string) bool {
 	ok, err := path.Match(glob, name)
 	return ok && err == nil

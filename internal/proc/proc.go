@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package proc reads what the kernel says of processes, in few system calls: the hook
-// is on every container's start path.
+// Package proc reads what the kernel says about processes (proc(5)). It needs few system
+// calls, because the hook is on every container's start path.
 package proc
 
 import (
@@ -19,31 +19,33 @@ import (
 	"github.com/nix-closure/nix-closure/internal/mntns"
 )
 
-// Dir is where the processes are. Tests set another.
+// Dir is the directory of the processes. Tests set another.
 var Dir = "/proc"
 
-// StartTime tells a process from a later one with the same number, in clock ticks since
-// boot. Of one that ended, and is there only for its parent to see how, it says so.
+// StartTime returns the time at which a process started, in clock ticks since boot. It
+// distinguishes the process from a later one with the same number. For a process that has
+// ended, it returns an error for which IsGone is true, also if its parent has not waited
+// for it yet.
 func StartTime(pid int) (uint64, error) {
 	fields, err := Fields(strconv.Itoa(pid))
 	if err != nil {
 		return 0, err
 	}
-	// Where only the first thread has ended, the others are the process.
+	// If only the first thread has ended, the process runs on with the others.
 	if fields[0] == "X" || fields[0] == "Z" && fields[17] == "1" {
 		return 0, fmt.Errorf("process %d: %w: it has ended", pid, fs.ErrNotExist)
 	}
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
-// IsGone tells whether an error of StartTime says that the process has ended: it is
-// not there, or it ended between opening and reading.
+// IsGone reports whether an error of StartTime says that the process has ended: it does not
+// exist, or it ended between opening and reading.
 func IsGone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
 
-// InitProcess is the container's process, found from inside its mount namespace,
-// where /proc is still the host's: of the processes that this one descends from,
-// the oldest in that namespace. It is -1 where that cannot be seen: a record with
-// another process of the namespace would end with that process.
+// InitProcess returns the container's process, from inside the container's mount namespace,
+// where /proc is still the host's. It is the oldest of this process's ancestors in that
+// namespace. It is -1 if the ancestors cannot be seen: with another process of the
+// namespace, the record would end too early.
 func InitProcess() int {
 	pid, process := -1, "self"
 	for {
@@ -57,8 +59,8 @@ func InitProcess() int {
 		process = fields[1]
 		same, err := mntns.Same("self", process)
 		if errors.Is(err, fs.ErrPermission) {
-			// It has more privileges than this process, which no process of
-			// the container has.
+			// It has more privileges than this process, so it is no process of the
+			// container.
 			return pid
 		}
 		if err != nil {
@@ -73,16 +75,15 @@ func InitProcess() int {
 	}
 }
 
-// Fields are the fields of a process's stat (proc_pid_stat(5)) from the third on: state
-// is 0, ppid 1, num_threads 17, starttime 19.
+// Fields returns the fields of a process's stat file (proc_pid_stat(5)) from the third on:
+// state is 0, ppid 1, num_threads 17, starttime 19.
 func Fields(process string) ([]string, error) {
 	path := Dir + "/" + process + "/stat"
 	text, err := ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	// The second is the program's name in parentheses, which may have anything
-	// in it.
+	// The second field is the program's name in parentheses, with any characters in it.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	if len(fields) < 20 {
 		return nil, fmt.Errorf("%s: not understood", path)
@@ -90,8 +91,9 @@ func Fields(process string) ([]string, error) {
 	return fields, nil
 }
 
-// ReadFile reads a small file with three system calls, without package os, whose files
-// ask the poller first: a regular file, or one of /proc that is smaller than a page.
+// ReadFile reads a small file with three system calls: a regular file, or a file of /proc
+// that is smaller than a page. It does without package os, whose files register with the
+// poller.
 func ReadFile(path string) ([]byte, error) { return ReadFileAt(unix.AT_FDCWD, path) }
 
 // ReadFileAt is ReadFile for a path relative to an open directory.
@@ -108,15 +110,15 @@ func ReadFileAt(dir int, path string) ([]byte, error) {
 			return nil, &os.PathError{Op: "read", Path: path, Err: err}
 		}
 		if text = text[:len(text)+n]; n == 0 || len(text) < cap(text) {
-			// What is not full is the end.
+			// A read that does not fill the buffer is the last.
 			return text, nil
 		}
 		text = append(text, make([]byte, len(text))...)[:len(text)]
 	}
 }
 
-// ReadMountinfo reads a mountinfo file, in few and large parts: the kernel makes each
-// anew.
+// ReadMountinfo reads a mountinfo file in few large parts, because the kernel generates the
+// text anew for each part.
 func ReadMountinfo(path string) ([]byte, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -136,7 +138,7 @@ func ReadMountinfo(path string) ([]byte, error) {
 	}
 }
 
-// FileName is the name of an open file in the mount namespace of the calling thread.
+// FileName returns the name of an open file in the mount namespace of the calling thread.
 func FileName(fd int) (string, error) {
 	return os.Readlink("/proc/thread-self/fd/" + strconv.Itoa(fd))
 }

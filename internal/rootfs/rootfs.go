@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rootfs finds, makes and reads files in the root of a container, which an image
-// filled: every path is resolved by descriptor, in that root.
+// Package rootfs finds, makes and reads files in a container's root. The image, which
+// filled the root, is hostile: so every path is resolved by descriptor, inside the root.
 package rootfs
 
 import (
@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Owner is a user and a group, as the user namespace of the calling thread numbers them.
+// Owner is a user and a group, as the calling thread's user namespace numbers them.
 type Owner struct{ UID, GID int }
 
-// Open opens a path as a process in the container would find it, without
-// leaving the root by a symbolic link, `..` or a link of /proc (openat2, Linux
-// 5.6). The descriptor is no more than a name (O_PATH): nothing can be read by it.
+// Open opens a path as a process in the container would. It guarantees, against the image
+// and against processes that change the root at the same time, that the file is inside the
+// root: no symbolic link, `..` or link of /proc leads out of it (openat2(2), Linux 5.6).
+// The descriptor is only a name (O_PATH): it cannot be read.
 func Open(root *os.File, unsafePath string) (*os.File, error) {
 	return OpenResolving(root, unsafePath, 0)
 }
@@ -30,7 +31,7 @@ func OpenResolving(root *os.File, unsafePath string, resolve uint64) (*os.File, 
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
 	}
 	err := error(unix.EAGAIN)
-	// EAGAIN: something was renamed or mounted meanwhile.
+	// EAGAIN: something was renamed or mounted in the meantime.
 	for try := 0; try < 100 && (errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)); try++ {
 		var fd int
 		if fd, err = unix.Openat2(int(root.Fd()), unsafePath, &how); err == nil {
@@ -40,11 +41,12 @@ func OpenResolving(root *os.File, unsafePath string, resolve uint64) (*os.File, 
 	return nil, &os.PathError{Op: "openat2", Path: unsafePath, Err: err}
 }
 
-// Directory opens a directory of a container, and makes it and what is missing above it,
-// for an owner; nil: this process's user. A symbolic link in the image, say /nix to
-// /etc, leads to a place in the image. It may lead to a mount, but nothing is made
-// there: an image could have the hook write in any directory of the host that its user
-// mounts.
+// Directory opens a directory of a container. It makes the directory, and the missing ones
+// above it, for owner; nil: for this process's user.
+//
+// A symbolic link in the image, such as /nix to /etc, leads to a place in the image. If it
+// leads to a mount, Directory guarantees that it makes nothing there. Otherwise an image
+// could have the hook write to every directory of the host that its user mounts.
 func Directory(root *os.File, path string, owner *Owner) (*os.File, error) {
 	target, err := Open(root, path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -66,8 +68,8 @@ func Directory(root *os.File, path string, owner *Owner) (*os.File, error) {
 	return target, nil
 }
 
-// mkdirAll makes a directory and what is missing above it, in the root, and
-// opens it. Each component is found and made by descriptor.
+// mkdirAll makes a directory, and the missing ones above it, in the root, and opens it. It
+// finds and makes each component by descriptor.
 func mkdirAll(root *os.File, path string, owner *Owner, resolve uint64) (*os.File, error) {
 	dir, err := OpenResolving(root, "/", resolve)
 	if err != nil {
@@ -79,8 +81,8 @@ func mkdirAll(root *os.File, path string, owner *Owner, resolve uint64) (*os.Fil
 		next, err := OpenResolving(root, done, resolve)
 		if errors.Is(err, os.ErrNotExist) {
 			err = unix.Mkdirat(int(dir.Fd()), name, 0o755)
-			// The directory that another container makes in the same volume meanwhile is
-			// as good.
+			// Another container may have made the directory in the same volume in the
+			// meantime. That one is as good.
 			if errors.Is(err, unix.EEXIST) {
 				next, err = OpenResolving(root, done, resolve)
 				if errors.Is(err, os.ErrNotExist) && isSymlink(dir, name) {
@@ -107,8 +109,8 @@ func isSymlink(dir *os.File, name string) bool {
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
 }
 
-// give makes a directory that was just made the owner's, if it is on the root's own
-// mount. In a volume somebody else may have put another in its place.
+// give makes owner the owner of a directory that was just made, if the directory is on the
+// root's own mount. In a volume, another process may have replaced it.
 func give(root, dir *os.File, path string, owner Owner) error {
 	own, err := OpenResolving(root, path, unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_SYMLINKS)
 	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ELOOP) {
@@ -131,12 +133,12 @@ func give(root, dir *os.File, path string, owner Owner) error {
 	return nil
 }
 
-// ErrTooMany says that a directory has more names than are read.
+// ErrTooMany says that a directory has more names than Names reads.
 var ErrTooMany = errors.New("the directory has too many names")
 
 // Names returns the names in an open directory, without `.` and `..`, in no order. The
-// directory may be open with O_PATH. One with some more names than most is
-// ErrTooMany: a container's can have any number.
+// directory may be open with O_PATH. It fails with ErrTooMany if there are some more names
+// than most: a container's directory can have any number.
 func Names(dir, most int) ([]string, error) {
 	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

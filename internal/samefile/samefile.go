@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package samefile tells whether two names or descriptors are of one file: by device and
-// inode, whatever the names.
+// Package samefile compares files by device and inode, whatever their names are.
 package samefile
 
 import "os"
 
-// Open tells whether two open files are the same.
+// Open reports whether two open files are the same file.
 func Open(a, b *os.File) (bool, error) {
 	one, err := a.Stat()
 	if err != nil {
@@ -16,7 +15,7 @@ func Open(a, b *os.File) (bool, error) {
 	return err == nil && os.SameFile(one, other), err
 }
 
-// At tells whether a path is still that of an open file. A link is not followed.
+// At reports whether a path still is the path of an open file. It does not follow a link.
 func At(f *os.File, path string) bool {
 	there, err := os.Lstat(path)
 	if err != nil {
@@ -26,8 +25,8 @@ func At(f *os.File, path string) bool {
 	return err == nil && os.SameFile(there, open)
 }
 
-// Paths tells whether two paths are of one file, or are the same where there is none any
-// more.
+// Paths reports whether two paths lead to the same file. If one of them does not exist, it
+// compares the paths.
 func Paths(a, b string) bool {
 	one, err := os.Stat(a)
 	other, err2 := os.Stat(b)

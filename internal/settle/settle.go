@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package settle gives tests the same process whoever runs them: under nohup, with
-// another umask, limits, locale or environment, with a full /tmp. Only tests, the demo
-// and the benchmark import it.
+// Package settle gives tests the same process for every user: under nohup, with another
+// umask, limits, locale or environment, with a full /tmp. Only tests, the demo and the
+// benchmark import it.
 package settle
 
 import (
@@ -23,14 +23,13 @@ import (
 // own begins the names of the variables by which tests tell their children what to do.
 const own = "NIX_CLOSURE_TEST_"
 
-// Run settles this process, runs main, and returns its exit status. It is for TestMain.
-// A child that a test starts is not settled again: its parent is, and what the test
-// gives it besides is meant.
+// Run settles this process, runs main, and returns its exit status. Call it from TestMain.
+// It does not settle a child that a test starts: the parent is settled, and the rest is
+// what the test gives the child on purpose.
 func Run(main func() int) int {
 	isOwn := func(variable string) bool { return strings.HasPrefix(variable, own) }
 	if !slices.ContainsFunc(os.Environ(), isOwn) {
-		// Go raised the limit on open files for this process, and restores it for its
-		// children.
+		// Go raised the limit on open files for this process, and restores it for children.
 		if err := settle(limits); err != nil {
 			fmt.Fprintf(os.Stderr, "settling the test: %v\n", err)
 			return 1
@@ -39,11 +38,11 @@ func Run(main func() int) int {
 	return main()
 }
 
-// Settle sets what this process inherited and tests must not depend on: its umask,
-// limits and environment, the signals that the processes it starts ignore, and a
-// directory for temporary files that has room.
+// Settle sets what this process inherited and tests must not depend on: the umask, limits,
+// the environment, the signals that its children ignore, and a directory for temporary
+// files that has room.
 //
-// A program that was started with an ignored SIGHUP, by nohup, goes on ignoring it.
+// A program that was started with SIGHUP ignored, as by nohup, continues to ignore it.
 func Settle() error { return settle(append([]limit{openFiles}, limits...)) }
 
 func settle(limits []limit) error {
@@ -51,8 +50,8 @@ func settle(limits []limit) error {
 	return errors.Join(settleSignals(), settleLimits(limits), settleEnvironment(), settleProgram())
 }
 
-// settleSignals makes started processes handle signals in the default way. A signal
-// that is caught here is not ignored there (execve(2)).
+// settleSignals has children handle signals in the default way: a signal that is caught
+// here is not ignored there (execve(2)).
 func settleSignals() error {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -65,12 +64,12 @@ func settleSignals() error {
 	return err
 }
 
-// ofLibc are the signals that the C library keeps for itself. Its posix_spawn, which
-// make calls, ignores the first in what it starts, and Go cannot catch them.
+// ofLibc are the signals that the C library reserves. Its posix_spawn, which make calls,
+// starts programs with the first one ignored, and Go cannot catch them.
 var ofLibc = []syscall.Signal{32, 33}
 
-// ignoredSignals reads the signals that are ignored from the text of /proc/PID/status,
-// but for the C library's own.
+// ignoredSignals returns the ignored signals in the text of /proc/PID/status, without those
+// of the C library.
 func ignoredSignals(status string) (ignored []os.Signal, _ error) {
 	for line := range strings.Lines(status) {
 		digits, ok := strings.CutPrefix(line, "SigIgn:")
@@ -92,11 +91,11 @@ func ignoredSignals(status string) (ignored []os.Signal, _ error) {
 	return nil, errors.New("/proc/self/status has no SigIgn")
 }
 
-// limit is a limit of a resource.
+// limit is the limit of one resource.
 type limit struct {
 	name     string
 	resource int
-	soft     uint64 // what tests have, where the hard limit allows it
+	soft     uint64 // what tests get, if the hard limit allows it
 	least    uint64 // with less, tests fail
 }
 
@@ -122,8 +121,8 @@ func settleLimits(limits []limit) error {
 			return fmt.Errorf("the hard limit on %s is %d, and tests need %d; raise it with ulimit -H",
 				l.name, now.Max, l.least)
 		}
-		// syscall.Setrlimit: after it, a new process gets this limit on open files, and
-		// not the one that Go found and raised for itself.
+		// syscall.Setrlimit, so that a new process gets this limit on open files, and not
+		// the one that Go found and raised for itself.
 		wanted := syscall.Rlimit{Cur: min(l.soft, now.Max), Max: now.Max}
 		if err := syscall.Setrlimit(l.resource, &wanted); err != nil {
 			return os.NewSyscallError("setrlimit", err)
@@ -132,15 +131,15 @@ func settleLimits(limits []limit) error {
 	return nil
 }
 
-// directories are where programs are found, after the directories of the PATH that
-// this process was started with. The last is where Go's own archive is unpacked.
+// directories are where programs are searched for, after the directories of the inherited
+// PATH. Go's own archive is unpacked in the last one.
 var directories = []string{
 	"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/go/bin",
 }
 
-// kept are the variables that stay, besides those of Go and of the tests: what reaches
-// a module proxy, a C compiler, and what is known of who reads the output. GOTMPDIR does
-// not stay: TMPDIR has room.
+// kept are the variables that stay, besides those of Go and of the tests: for a module
+// proxy, a C compiler, and the reader of the output. GOTMPDIR goes, because TMPDIR has
+// room.
 var kept = []string{
 	"TERM", "CI", "CC", "SSL_CERT_FILE", "SSL_CERT_DIR",
 	"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
@@ -183,8 +182,8 @@ func pathOf(path string) string {
 	return strings.Join(all, ":")
 }
 
-// account returns the user's home directory and name. A home that belongs to another
-// user, as sudo leaves it, is not used: Nix and podman refuse it.
+// account returns the user's home directory and name. It does not return a home directory
+// that belongs to another user, as sudo leaves it: Nix and podman refuse that.
 func account(home string) (ownHome, name string) {
 	var st unix.Stat_t
 	isOwn := home != "" && unix.Stat(home, &st) == nil && int64(st.Uid) == int64(os.Geteuid())
@@ -198,13 +197,13 @@ func account(home string) (ownHome, name string) {
 	return u.HomeDir, u.Username
 }
 
-// What tests take of the disk.
+// What tests need of the disk.
 const (
 	roomBytes = 2 << 30
 	roomFiles = 100_000
 )
 
-// roomy returns the first of these directories that has room for tests and can have
+// roomy returns the first of these directories that has room for tests and may have
 // programs in it, or the first if none has. A short name is good for sockets.
 func roomy(candidates ...string) string {
 	for _, dir := range candidates {
@@ -213,7 +212,7 @@ func roomy(candidates ...string) string {
 			st.Bavail*uint64(st.Bsize) < roomBytes {
 			continue
 		}
-		// Some file systems do not count files.
+		// A file system may not count its files.
 		if st.Files == 0 || st.Ffree >= roomFiles {
 			return dir
 		}
@@ -221,8 +220,8 @@ func roomy(candidates ...string) string {
 	return candidates[0]
 }
 
-// settleProgram lets every user run this program, which go test built with the umask
-// that it was started with: tests start themselves as other users.
+// settleProgram lets every user run this program, because tests start themselves as other
+// users. go test built it with the inherited umask.
 func settleProgram() error {
 	const path, others = "/proc/self/exe", 0o055
 	info, err := os.Stat(path)
@@ -232,5 +231,5 @@ func settleProgram() error {
 	if err := os.Chmod(path, info.Mode().Perm()|others); !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
-	return nil // the program of another user
+	return nil // another user's program
 }

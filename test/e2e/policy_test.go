@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// teams has a directory of links for a team, as the README has it.
+// teams has a directory of links for a team, as docs/configuration.md has it.
 const teams = "/nix/var/nix/gcroots/teams"
 
 // makeLinks makes teams/a/app, for the length of a test.

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	readme = "../../README.md"
+	repository = "../.." // its root
 	// ownMachine is set in the machine of TestReadme.
 	ownMachine = "NIX_CLOSURE_TEST_README"
 	greeting   = "Hello, world!\n"
@@ -31,7 +31,7 @@ const (
 	canaryCommand = "podman run --rm --annotation nix-closure/roots=/nix/store/canary IMAGE /bin/true"
 )
 
-// command is a command or a file of the README, as it is written there, and what the test
+// command is a command or a file of a document, as it is written there, and what the test
 // does with it: it runs it, or has a reason not to.
 type command struct {
 	text   string
@@ -39,56 +39,88 @@ type command struct {
 	notRun string
 }
 
-// commands are all that the README has in indented blocks, in its order.
-var commands = []command{
-	{text: greetCommand, run: greets},
-	{text: canaryCommand, run: (*readmeHost).canary},
-	{text: "make demo", notRun: "it makes a machine, and this is one; .ci/run runs it"},
-	{text: "make test", notRun: "this is a part of it"},
-	{text: "make && make install", run: (*readmeHost).installs},
-	{text: "make uninstall", run: (*readmeHost).uninstalls},
-	{text: "podman --runtime /usr/local/bin/nix-closure-runtime run --rm " +
-		"--annotation nix-closure/roots=/nix/store/…-hello-2.12 IMAGE /nix/store/…-hello-2.12/bin/hello", run: (*readmeHost).wrapped},
-	{text: `make && make install PREFIX="$HOME/.local" HOOKSDIR="$HOME/.local/share/nix-closure/hooks.d"`,
-		run: (*readmeHost).installsForUser},
-	{text: "[engine]\nhooks_dir = [\"/home/USER/.local/share/nix-closure/hooks.d\"]",
-		run: (*readmeHost).configuresUser},
-	{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12:/nix/store/…-bash-5.2 " +
-		"IMAGE /nix/store/…-bash-5.2/bin/bash -c /nix/store/…-hello-2.12/bin/hello", run: greets},
-	{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 " +
-		"-v /nix/store/…-bash-5.2:/nix/store/…-bash-5.2 IMAGE /nix/store/…-bash-5.2/bin/bash -c /nix/store/…-hello-2.12/bin/hello", run: greets},
-	{text: "nix-closure resolve /nix/store/…-hello-2.12", run: (*readmeHost).resolves},
-	{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 " +
-		"-v /nix/store/…-hello-2.12:/nix/store/…-hello-2.12 --workdir /nix/store/…-hello-2.12/share IMAGE /nix/store/…-hello-2.12/bin/hello", run: greets},
-	{text: "nix-store --realise /nix/store/…-hello-2.12 --add-root /nix/var/nix/gcroots/hello", run: (*readmeHost).keeps},
-	{text: readmeConfig, run: (*readmeHost).configures},
-	{text: "nix-closure gc --dry-run", run: (*readmeHost).reads},
-	{text: readmeMap, notRun: "it is a map of the folders"},
+// document is a document of this repository with commands in it.
+type document struct {
+	name string // from the root of the repository
+	// blocks are the commands of its indented blocks, and inline those of its running text,
+	// each in the order in which they run.
+	blocks, inline []command
 }
 
-const readmeConfig = `substitute = true           # fetch a root that is missing from Nix's substituters
+// documents are those whose commands are known, in the order in which a reader comes to
+// them.
+var documents = []document{
+	{name: "README.md", blocks: []command{
+		{text: greetCommand, run: greets},
+		{text: "make demo", notRun: "it makes a machine, and this is one; .ci/run runs it"},
+		{text: "make test", notRun: "this is a part of it"},
+		{text: canaryCommand, run: (*readmeHost).canary},
+		{text: "make && make install", run: (*readmeHost).installs},
+		{text: "make uninstall", run: (*readmeHost).uninstalls},
+		{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12:/nix/store/…-bash-5.2 " +
+			"IMAGE /nix/store/…-bash-5.2/bin/bash -c /nix/store/…-hello-2.12/bin/hello", run: greets},
+		{text: "nix-closure resolve /nix/store/…-hello-2.12", run: (*readmeHost).resolves},
+	}, inline: []command{
+		{text: "podman start", notRun: "TestStartedAgain"},
+		{text: "podman restart", notRun: "TestStartedAgain"},
+		{text: "nix-store --realise", notRun: "it is in a block of docs/annotations.md"},
+	}},
+	{name: "docs/engines.md", blocks: []command{
+		{text: "podman --runtime /usr/local/bin/nix-closure-runtime run --rm " +
+			"--annotation nix-closure/roots=/nix/store/…-hello-2.12 IMAGE /nix/store/…-hello-2.12/bin/hello",
+			run: (*readmeHost).wrapped},
+		{text: `make && make install PREFIX="$HOME/.local" HOOKSDIR="$HOME/.local/share/nix-closure/hooks.d"`,
+			run: (*readmeHost).installsForUser},
+		{text: "[engine]\nhooks_dir = [\"/home/USER/.local/share/nix-closure/hooks.d\"]",
+			run: (*readmeHost).configuresUser},
+		{text: "cp examples/podman/precreate/nix-closure-precreate.json /usr/share/containers/oci/hooks.d/",
+			run: (*readmeHost).addsPrecreate},
+		{text: "cp examples/containerd/nix-closure-runtime.toml /etc/containerd/conf.d/", notRun: "TestExampleDefaultRuntime"},
+		{text: "systemctl restart containerd", notRun: noSystemd},
+		{text: "containerd config dump | grep -A12 'runtimes.nix-closure'", notRun: "there is no containerd"},
+		{text: "kubectl apply -f examples/kubernetes/canary.yaml", notRun: noKubernetes},
+		{text: "kubectl wait --for=jsonpath='{.status.phase}'=Succeeded --timeout=60s pod/nix-closure-canary", notRun: noKubernetes},
+		{text: "kubectl describe pod nix-closure-canary", notRun: noKubernetes},
+		{text: "kubectl delete pod nix-closure-canary", notRun: noKubernetes},
+		{text: "docker run --annotation nix-closure/roots=/nix/store/…-hello-2.12 IMAGE /nix/store/…-hello-2.12/bin/hello",
+			notRun: "TestDocker… does it by Docker's API"},
+		{text: "cp examples/systemd/nix-closure-nri.service /etc/systemd/system/", notRun: noSystemd},
+		{text: "systemctl enable --now nix-closure-nri", notRun: noSystemd},
+		{text: "curl http://127.0.0.1:9440/healthz", notRun: "there is no engine; tests of plugins do it"},
+		{text: "curl http://127.0.0.1:9440/metrics", notRun: "there is no engine; tests of plugins do it"},
+	}, inline: []command{
+		{text: `podman --hooks-dir "$PWD/bin/hooks.d" run --rm …`, run: (*readmeHost).fromTheTree},
+	}},
+	{name: "docs/annotations.md", blocks: []command{
+		{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 " +
+			"-v /nix/store/…-bash-5.2:/nix/store/…-bash-5.2 IMAGE /nix/store/…-bash-5.2/bin/bash " +
+			"-c /nix/store/…-hello-2.12/bin/hello", run: greets},
+		{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 " +
+			"-v /nix/store/…-hello-2.12:/nix/store/…-hello-2.12 --workdir /nix/store/…-hello-2.12/share " +
+			"IMAGE /nix/store/…-hello-2.12/bin/hello", run: greets},
+		{text: "nix-store --realise /nix/store/…-hello-2.12 --add-root /nix/var/nix/gcroots/hello", run: (*readmeHost).keeps},
+	}},
+	{name: "docs/configuration.md", blocks: []command{
+		{text: exampleConfig, run: (*readmeHost).configures},
+	}, inline: []command{
+		{text: "nix-closure gc --dry-run", run: (*readmeHost).reads},
+	}},
+	{name: "docs/architecture.md", inline: []command{
+		{text: "nix-closure gc", run: (*readmeHost).reads},
+	}},
+}
+
+const (
+	noSystemd    = "needs systemd"
+	noKubernetes = "there is no API server; TestExampleDaemonSet has the pod"
+)
+
+const exampleConfig = `substitute = true           # fetch a missing root from Nix's substituters
 runtime    = "crun"         # what nix-closure-runtime becomes
 
-[[allow]]                   # without one, any valid store path may be asked for
+[[allow]]                   # without a rule, any valid store path may be asked for
+# namespaces = ["team-a"]   # of Kubernetes; without this line, the rule is for every container
 roots = ["/nix/var/nix/gcroots/teams/a/*", "/nix/store/*-hello-*", "/nix/store/*-bash-*"]`
-
-// readmeMap stands for the block of that beginning.
-const readmeMap = "cmd/nix-closure-hook "
-
-// inline are the commands that the README names in its text.
-var inline = []command{
-	{text: "make install", notRun: "it is in a block too"},
-	{text: "podman start", notRun: "TestStartedAgain"},
-	{text: "podman restart", notRun: "TestStartedAgain"},
-	{text: `podman --hooks-dir "$PWD/bin/hooks.d" run --rm …`, run: (*readmeHost).fromTheTree},
-	{text: "nix-store --add-root --indirect", notRun: "the hook calls it: TestRootlessGarbageCollector"},
-	{text: "loginctl enable-linger", notRun: "needs systemd"},
-	{text: "podman kube play", notRun: "TestKubePlay"},
-	{text: "nix-closure gc", run: (*readmeHost).reads},
-	{text: "make lint", notRun: "it is about the tree, and fetches the linters"},
-	{text: "make fuzz", notRun: "it is about the tree, and takes minutes"},
-	{text: "make cross", notRun: "it is about the tree; make test does it"},
-}
 
 // readmeHost is a host as the README leaves it.
 type readmeHost struct {
@@ -98,27 +130,41 @@ type readmeHost struct {
 }
 
 // A host as the README leaves it: in a machine of its own, after a real make install,
-// every command of the README does what the README says, in its order, with runc and with
-// crun. A command that this test does not know makes it fail.
+// every command of the README and of docs/ does what they say, in their order, with runc
+// and with crun. A command that this test does not know makes it fail.
 func TestReadme(t *testing.T) {
 	if os.Getenv(ownMachine) == "" {
 		inOwnMachine(t)
 		return
 	}
-	text, err := os.ReadFile(readme)
-	if err != nil {
-		t.Fatal(err)
+	var todo []command
+	var stores strings.Builder
+	for _, d := range documents {
+		text := readDocument(t, d.name)
+		if d.name == "README.md" {
+			if !strings.Contains(text, "`"+canaryReason+"…`") {
+				t.Errorf("the README does not say that the canary's reason is %q", canaryReason)
+			}
+			d.checkInline(t, text)
+		}
+		d.checkBlocks(t, text)
+		for _, c := range d.inline {
+			if !strings.Contains(text, "`"+c.text+"`") {
+				t.Errorf("%s does not name %q", d.name, c.text)
+			}
+		}
+		todo = append(append(todo, d.blocks...), d.inline...)
 	}
-	if !strings.Contains(string(text), "`"+canaryReason+"…`") {
-		t.Errorf("the README does not say that the canary's reason is %q", canaryReason)
+	for _, c := range todo {
+		if c.run != nil {
+			stores.WriteString(c.text + "\n")
+		}
 	}
-	todo := blocksOf(t, string(text))
-	todo = append(todo, inlineOf(t, string(text))...)
 	nixDaemon(t)
 	h := &readmeHost{paths: map[string]string{}, alice: user(t, "alice")}
 	h.alice.withoutConf(t)
 	h.alice.loadImage(t, ordinaryImage(t))
-	for _, p := range placeholders(string(text)) {
+	for _, p := range placeholders(stores.String()) {
 		h.paths[p] = buildProgram(t, strings.TrimPrefix(p, "/nix/store/…-"))
 	}
 	install(t)
@@ -157,20 +203,29 @@ func inOwnMachine(t *testing.T) {
 	t.Logf("%s", out)
 }
 
-// blocksOf returns the commands of a text's indented blocks, and fails if they are not
-// those of the table, in its order.
-func blocksOf(t *testing.T, text string) []command {
+func readDocument(t *testing.T, name string) string {
 	t.Helper()
-	var all []command
-	known := func(text string) bool {
-		i := slices.IndexFunc(commands, func(c command) bool { return c.text == text })
-		if i >= 0 {
-			all = append(all, commands[i])
-		}
-		return i >= 0
+	text, err := os.ReadFile(filepath.Join(repository, name))
+	if err != nil {
+		t.Fatal(err)
 	}
+	return string(text)
+}
+
+// checkBlocks fails if the commands of a text's indented blocks are not those of the
+// table, in its order.
+func (d document) checkBlocks(t *testing.T, text string) {
+	t.Helper()
+	var got []string
 	var block []string
+	isPicture := false
 	for line := range strings.Lines(text + "\n") {
+		if strings.HasPrefix(line, "```") {
+			isPicture = !isPicture
+		}
+		if isPicture {
+			continue
+		}
 		if indented, ok := strings.CutPrefix(line, "    "); ok {
 			block = append(block, strings.TrimRight(indented, "\n"))
 			continue
@@ -180,58 +235,44 @@ func blocksOf(t *testing.T, text string) []command {
 			continue
 		}
 		whole := strings.TrimRight(strings.Join(block, "\n"), "\n")
-		switch {
-		case whole == "", known(whole):
-		case strings.HasPrefix(whole, readmeMap):
-			known(readmeMap)
-		default:
-			for _, line := range block {
-				command, _, _ := strings.Cut(line, " #")
-				if command = strings.TrimSpace(command); command != "" && !known(command) {
-					t.Errorf("the README has a command that this test does not know: %q", command)
-				}
+		block = nil
+		if strings.Contains(whole, " = ") {
+			got = append(got, whole)
+			continue
+		}
+		for line := range strings.Lines(whole) {
+			command, _, _ := strings.Cut(line, " #")
+			if command = strings.TrimSpace(command); command != "" {
+				got = append(got, command)
 			}
 		}
-		block = nil
 	}
-	texts := func(all []command) (texts []string) {
-		for _, c := range all {
-			texts = append(texts, c.text)
-		}
-		return texts
+	var want []string
+	for _, c := range d.blocks {
+		want = append(want, c.text)
 	}
-	if got, want := texts(all), texts(commands); !slices.Equal(got, want) {
-		t.Errorf("of the commands that this test knows, the README has, in its order,\n%q\nwant\n%q", got, want)
+	if !slices.Equal(got, want) {
+		t.Errorf("%s has the commands\n%s\nand this test knows\n%s", d.name, strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	return all
 }
 
 // inlineCommand is a command in the running text.
 var inlineCommand = regexp.MustCompile("`((?:make|podman|docker|nix-closure|nix-store|nix|loginctl|systemctl) [^`]*)`")
 
-// inlineOf returns the commands in the running text, and fails if they are not those of the
-// table.
-func inlineOf(t *testing.T, text string) []command {
+// checkInline fails if the running text has a command that is not in the table.
+func (d document) checkInline(t *testing.T, text string) {
 	t.Helper()
-	found := map[string]bool{}
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "    ") {
 			continue
 		}
 		for _, m := range inlineCommand.FindAllStringSubmatch(line, -1) {
-			found[m[1]] = true
+			isKnown := func(c command) bool { return c.text == m[1] }
+			if !slices.ContainsFunc(d.inline, isKnown) {
+				t.Errorf("%s names a command that this test does not know: %q", d.name, m[1])
+			}
 		}
 	}
-	for _, c := range inline {
-		if !found[c.text] {
-			t.Errorf("the README does not name %q", c.text)
-		}
-		delete(found, c.text)
-	}
-	for c := range found {
-		t.Errorf("the README names a command that this test does not know: %q", c)
-	}
-	return inline
 }
 
 // script puts what this host has in the place of what the README leaves open.
@@ -248,7 +289,7 @@ func (h *readmeHost) script(t *testing.T, text string) string {
 func (h *readmeHost) sh(script string, env ...string) (stdout, stderr string, err error) {
 	var out, errs bytes.Buffer
 	cmd := exec.Command("/bin/sh", "-c", script)
-	cmd.Dir = filepath.Dir(readme)
+	cmd.Dir = repository
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err = cmd.Run()
@@ -353,6 +394,14 @@ func (h *readmeHost) configuresUser(t *testing.T, file string) {
 	must(t, "rm", h.alice.conf())
 	must(t, "rm", "-r", h.alice.home+"/.local/bin", h.alice.home+"/.local/share/nix-closure")
 	h.must(t, "make install")
+}
+
+// addsPrecreate: the closure is there with the third hook file too.
+func (h *readmeHost) addsPrecreate(t *testing.T, script string) {
+	t.Helper()
+	h.must(t, script)
+	defer must(t, "rm", podmansHooks+"/nix-closure-precreate.json")
+	greets(h, t, h.script(t, greetCommand))
 }
 
 func (h *readmeHost) resolves(t *testing.T, script string) {

@@ -90,7 +90,7 @@ var (
 )
 
 // Nix in the container answers as on the host, knows no other path, and finds
-// nothing to mend: for everybody for whom the README says so, to whom the state
+// nothing to mend: for everybody for whom docs/annotations.md says so, to whom the state
 // directory belongs, and a writable store too.
 func TestNixAnswers(t *testing.T) {
 	paths := pathsOf(t, store["env"])
@@ -147,7 +147,7 @@ func TestNixAnswers(t *testing.T) {
 }
 
 // Root without CAP_SYS_ADMIN cannot use Nix on a read-only store: Nix's own rule,
-// of which the README warns.
+// of which docs/annotations.md warns.
 func TestNixNeedsPower(t *testing.T) {
 	for _, p := range onePairEach {
 		_, stderr, err := container{runtime: p.runtime, mode: p.mode, root: "env"}.nix().run("/usr/bin/nix-store", "-qR", store["env"])

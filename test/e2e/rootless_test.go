@@ -23,7 +23,7 @@ import (
 )
 
 // ordinary is an ordinary user of the machine. Their podman finds the hooks as
-// the README says, by their containers.conf.
+// docs/engines.md says, by their containers.conf.
 type ordinary struct {
 	name string
 	id   int

@@ -165,7 +165,7 @@ func TestFullNode(t *testing.T) {
 	}
 }
 
-// compare prints, for the README, what a start takes and what the kernel keeps.
+// compare prints, for docs/speed.md, what a start takes and what the kernel keeps.
 func compare(t *testing.T, n *node, annotations map[string]string) {
 	inMode := func(mode string) map[string]string {
 		a := maps.Clone(annotations)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubernetes drives containerd as Kubernetes does: by its Go client and
+// Package engines drives containerd as Kubernetes does: by its Go client and
 // by the CRI, with nix-closure-runtime as the runtime and with nix-closure-nri as
 // a plugin. containerd, its shim, runc and crun are real, and so is the store. It
 // runs as root, in a machine of its own.
