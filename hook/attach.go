@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/internal/mntns"
 	"github.com/nix-closure/nix-closure/internal/proc"
+	"github.com/nix-closure/nix-closure/internal/rootfs"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -138,7 +138,7 @@ type target struct {
 // check looks not at where the view was attached, but at what the container's path
 // leads to.
 func (t *target) check(root *os.File) error {
-	now, err := openInRoot(root, t.dir)
+	now, err := rootfs.Open(root, t.dir)
 	if err != nil {
 		return fmt.Errorf("%s in the container: %w", t.dir, err)
 	}
@@ -149,118 +149,6 @@ func (t *target) check(root *os.File) error {
 		return fmt.Errorf("%s in the container leads elsewhere than to what was attached there; symbolic links in "+
 			"the image make it a part of another place that something is attached to, or something changes the "+
 			"container's root while it starts", t.dir)
-	}
-	return nil
-}
-
-// openInRoot opens a path as a process in the container would find it, without
-// leaving the root by a symbolic link, `..` or a link of /proc (openat2, Linux
-// 5.6). The descriptor is no more than a name (O_PATH): nothing can be read by it.
-func openInRoot(root *os.File, unsafePath string) (*os.File, error) {
-	return open(root, unsafePath, 0)
-}
-
-func open(root *os.File, unsafePath string, resolve uint64) (*os.File, error) {
-	how := unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
-	}
-	err := error(unix.EAGAIN)
-	// EAGAIN: something was renamed or mounted meanwhile.
-	for try := 0; try < 100 && (errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)); try++ {
-		var fd int
-		if fd, err = unix.Openat2(int(root.Fd()), unsafePath, &how); err == nil {
-			return os.NewFile(uintptr(fd), unsafePath), nil
-		}
-	}
-	return nil, &os.PathError{Op: "openat2", Path: unsafePath, Err: err}
-}
-
-// directory opens the directory of a container that a view goes to, and makes it
-// if it is missing. A symbolic link in the image, say /nix to /etc, leads to a place in
-// the image. It may lead to a mount, but nothing is made there: an image could
-// have the hook write in any directory of the host that its user mounts.
-func directory(root *os.File, path string, owner *view.Owner) (*os.File, error) {
-	target, err := openInRoot(root, path)
-	if errors.Is(err, os.ErrNotExist) {
-		target, err = mkdirAll(root, path, owner, unix.RESOLVE_NO_SYMLINKS)
-		if errors.Is(err, unix.ELOOP) {
-			target, err = mkdirAll(root, path, owner, unix.RESOLVE_NO_XDEV)
-		}
-		if errors.Is(err, unix.EXDEV) {
-			err = errors.New("a symbolic link in the image leads to a mount that has no such directory")
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	if st, err := target.Stat(); err != nil || !st.IsDir() {
-		target.Close()
-		return nil, errors.Join(errors.New("not a directory"), err)
-	}
-	return target, nil
-}
-
-// mkdirAll makes a directory and what is missing above it, in the root, and
-// opens it. Each component is found and made by descriptor.
-func mkdirAll(root *os.File, path string, owner *view.Owner, resolve uint64) (*os.File, error) {
-	dir, err := open(root, "/", resolve)
-	if err != nil {
-		return nil, err
-	}
-	done := ""
-	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
-		done += "/" + name
-		next, err := open(root, done, resolve)
-		if errors.Is(err, os.ErrNotExist) {
-			err = unix.Mkdirat(int(dir.Fd()), name, 0o755)
-			// The directory that another container makes in the same volume meanwhile is
-			// as good.
-			if errors.Is(err, unix.EEXIST) {
-				if next, err = open(root, done, resolve); errors.Is(err, os.ErrNotExist) && isSymlink(dir, name) {
-					err = fmt.Errorf("%s is a symbolic link in the image that leads nowhere", done)
-				}
-			} else if err != nil {
-				err = &os.PathError{Op: "mkdirat", Path: done, Err: err}
-			} else if next, err = open(root, done, resolve); err == nil && owner != nil {
-				err = give(root, next, done, *owner)
-			}
-		}
-		dir.Close()
-		if err != nil {
-			return nil, err
-		}
-		dir = next
-	}
-	return dir, nil
-}
-
-func isSymlink(dir *os.File, name string) bool {
-	var st unix.Stat_t
-	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
-}
-
-// give makes a directory that was just made the owner's, if it is on the root's own
-// mount. In a volume somebody else may have put another in its place.
-func give(root, dir *os.File, path string, owner view.Owner) error {
-	own, err := open(root, path, unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_SYMLINKS)
-	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ELOOP) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer own.Close()
-	a, err := own.Stat()
-	if err != nil {
-		return err
-	}
-	if b, err := dir.Stat(); err != nil || !os.SameFile(a, b) {
-		return err
-	}
-	if err := unix.Fchownat(int(own.Fd()), "", owner.UID, owner.GID, unix.AT_EMPTY_PATH); err != nil {
-		return &os.PathError{Op: "fchownat", Path: path, Err: err}
 	}
 	return nil
 }

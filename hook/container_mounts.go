@@ -13,6 +13,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/internal/proc"
+	"github.com/nix-closure/nix-closure/internal/rootfs"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -127,7 +128,7 @@ func (c *containerMounts) openTargets(targets []*target) error {
 
 // openTarget opens where one view goes, and returns the volume that it is in.
 func (c *containerMounts) openTarget(t *target) (volume string, err error) {
-	if t.file, err = directory(c.root, t.dir, c.owner); err != nil {
+	if t.file, err = rootfs.Directory(c.root, t.dir, (*rootfs.Owner)(c.owner)); err != nil {
 		return "", fmt.Errorf("%s in the container: %w; the image must have a directory there, or nothing", t.dir, err)
 	}
 	real, err := proc.FileName(int(t.file.Fd()))
@@ -143,7 +144,7 @@ func (c *containerMounts) cover(volume string, targets []*target) error {
 	var ways []string
 	for _, t := range targets {
 		// A link in the volume would be somebody else's to change.
-		direct, err := open(c.root, t.dir, unix.RESOLVE_NO_SYMLINKS)
+		direct, err := rootfs.OpenResolving(c.root, t.dir, unix.RESOLVE_NO_SYMLINKS)
 		if errors.Is(err, unix.ELOOP) {
 			return fmt.Errorf("%s in the container leads by a symbolic link into the volume on %s, where others may "+
 				"change it; mount the volume elsewhere, or take an image without the link", t.dir, inside)
@@ -156,7 +157,7 @@ func (c *containerMounts) cover(volume string, targets []*target) error {
 			ways = append(ways, way)
 		}
 	}
-	dir, err := open(c.root, inside, unix.RESOLVE_NO_SYMLINKS)
+	dir, err := rootfs.OpenResolving(c.root, inside, unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {
 		return err
 	}
@@ -183,7 +184,7 @@ func (c *containerMounts) isolate() error {
 		receiving = nil
 	}
 	for _, point := range receiving {
-		dir, err := open(c.root, "/"+strings.TrimPrefix(point, c.realRoot), unix.RESOLVE_NO_SYMLINKS)
+		dir, err := rootfs.OpenResolving(c.root, "/"+strings.TrimPrefix(point, c.realRoot), unix.RESOLVE_NO_SYMLINKS)
 		if err == nil {
 			err = view.SetPrivateAlone(dir)
 			_ = dir.Close()
@@ -215,7 +216,7 @@ func (c *containerMounts) detach() (detached bool, _ error) {
 	positions := slices.Sorted(slices.Values(slices.Concat(c.inspected.mounts.replaced, c.inspected.mounts.admitted)))
 	for _, i := range slices.Backward(positions) {
 		m := c.bundle.Mounts[i]
-		f, err := openInRoot(c.root, m.Destination)
+		f, err := rootfs.Open(c.root, m.Destination)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // went with the mount that it was on
 		}

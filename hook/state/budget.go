@@ -140,9 +140,9 @@ func (s *sweeper) inventory() (total view.Cost, unused []kept, _ error) {
 			}
 		}
 	}
-	cache, last, err := s.dir.lookAtCache()
+	cache, err := s.dir.cacheUse()
 	if err == nil {
-		total, unused = total.Add(cache), append(unused, kept{cost: cache, last: last})
+		total, unused = total.Add(cache.cost), append(unused, kept{cost: cache.cost, last: cache.last})
 	}
 	return total, unused, ignoreMissing(err)
 }

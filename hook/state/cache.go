@@ -52,35 +52,44 @@ func (d *Dir) HoldCache() (release func(), _ error) {
 // cache removes what Nix noted of substituters, if nobody fetches and nobody fetched
 // for some time.
 func (s *sweeper) cache(context.Context) error {
-	_, last, err := s.dir.lookAtCache()
+	use, err := s.dir.cacheUse()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil || time.Since(last) < remembered(s.unused) {
+	if err != nil || time.Since(use.last) < remembered(s.unused) {
 		return err
 	}
 	_, err = s.removeCache()
 	return err
 }
 
-// lookAtCache tells what the cache takes of its file system, and when anything in it was
-// last written.
-func (d *Dir) lookAtCache() (cost view.Cost, last time.Time, _ error) {
-	err := filepath.WalkDir(d.CacheDir(), func(_ string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		cost = cost.Add(view.Cost{Inodes: 1, Bytes: view.InodeBytes + info.Size()})
-		if info.ModTime().After(last) {
-			last = info.ModTime()
-		}
-		return nil
-	})
-	return cost, last, err
+// cacheUse is what the cache takes of its file system, and when anything in it was last
+// written.
+type cacheUse struct {
+	cost view.Cost
+	last time.Time
+}
+
+func (d *Dir) cacheUse() (cacheUse, error) {
+	var u cacheUse
+	err := filepath.WalkDir(d.CacheDir(), u.add)
+	return u, err
+}
+
+// add adds one file, for filepath.WalkDir.
+func (u *cacheUse) add(_ string, e fs.DirEntry, err error) error {
+	if err != nil {
+		return err
+	}
+	info, err := e.Info()
+	if err != nil {
+		return err
+	}
+	u.cost = u.cost.Add(view.Cost{Inodes: 1, Bytes: view.InodeBytes + info.Size()})
+	if info.ModTime().After(u.last) {
+		u.last = info.ModTime()
+	}
+	return nil
 }
 
 // removeCache removes the cache, unless somebody fetches.
