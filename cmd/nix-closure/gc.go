@@ -35,7 +35,7 @@ removes, a line each.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if unused < 0 {
-				return errors.New("--unused-for is less than nothing")
+				return usage(cmd, "--unused-for is less than nothing")
 			}
 			// Also after an error, what was removed is said.
 			swept, err := sweep(cmd.Context(), *configPath, unused, dryRun)
