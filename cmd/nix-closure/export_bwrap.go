@@ -9,8 +9,12 @@ import (
 	"os"
 )
 
-// maxBwrapArguments is bubblewrap's own limit, of all its arguments together.
-const maxBwrapArguments = 9000
+// bubblewrap takes so many arguments, those of its command line with them, of which
+// there are at least three: --args, the descriptor and a program.
+const (
+	maxBwrapArguments    = 9000
+	bwrapCommandArgument = 3
+)
 
 // writeBwrap writes the arguments of an empty store directory with the store paths of
 // the closure in it, which is read-only at the end. bwrap follows a symlink that it
@@ -38,9 +42,8 @@ func (e exported) writeBwrap(w *bufio.Writer) error {
 		}
 		arguments = append(arguments, "--remount-ro", e.store.Dir)
 	}
-	// The caller adds at least a program.
-	if len(arguments) >= maxBwrapArguments {
-		return fmt.Errorf("%d store paths are %d arguments, and bwrap takes at most %d; "+
+	if len(arguments)+bwrapCommandArgument > maxBwrapArguments {
+		return fmt.Errorf("%d store paths are %d arguments, and bwrap takes at most %d with its command line; "+
 			"give it one mount with --view", len(e.closure.Names), len(arguments), maxBwrapArguments)
 	}
 	for _, a := range arguments {
