@@ -35,7 +35,7 @@ func (h *host) measureResolve(p *progress) (*resolving, error) {
 			program string
 			args    []string
 		}{
-			{&r.nix, "/usr/bin/nix-store", []string{"--query", "--requisites", root}},
+			{&r.nix, "nix-store", []string{"--query", "--requisites", root}},
 			{&r.cold, program, resolve},
 			{&r.warm, program, resolve},
 		} {
