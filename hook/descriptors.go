@@ -43,7 +43,7 @@ func (c *containerMounts) checkDescriptors() error {
 		return &os.PathError{Op: "open", Path: path + "/fd", Err: err}
 	}
 	defer unix.Close(dir)
-	names, err := rootfs.Names(dir)
+	names, err := rootfs.Names(dir, mostHanded)
 	if err != nil {
 		return fmt.Errorf("%s/fd: %w", path, err)
 	}

@@ -73,6 +73,11 @@ func (p *pinned) checkNeighbours() error {
 		return err
 	}
 	defer n.close()
+	if err := p.host.Open(); err != nil {
+		return err
+	}
+	p.host.NamesElsewhere = true
+	defer func() { p.host.NamesElsewhere = false }()
 	processes, err := os.ReadDir(proc.Dir)
 	if err != nil {
 		return err

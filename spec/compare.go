@@ -33,6 +33,16 @@ const mostCompared = 200_000
 
 var errTooMany = errors.New("it has too many names to tell whether the host's store shows there")
 
+// mostOfHost bounds the names of a directory of the host's own, such as the store.
+const mostOfHost = 10_000_000
+
+func tooMany(err error) error {
+	if errors.Is(err, rootfs.ErrTooMany) {
+		return errTooMany
+	}
+	return err
+}
+
 // shows tells whether a guarded directory, or a part of it, shows at a position.
 func (c *comparer) shows(position string, t *tree) (bool, error) {
 	fd := c.root
@@ -149,12 +159,13 @@ func (c *comparer) open(dir int, name string) (int, error) {
 // names returns the names in a directory, those in the root from the first reading.
 func (c *comparer) names(dir int) ([]string, error) {
 	if dir != c.root {
-		return rootfs.Names(dir)
+		names, err := rootfs.Names(dir, mostCompared)
+		return names, tooMany(err)
 	}
 	if c.rootNames == nil {
-		names, err := rootfs.Names(dir)
+		names, err := rootfs.Names(dir, mostCompared)
 		if err != nil {
-			return nil, err
+			return nil, tooMany(err)
 		}
 		c.rootNames = names
 	}

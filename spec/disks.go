@@ -107,6 +107,13 @@ const mostDevices = 64
 func backingFiles(device string) ([]string, error) {
 	dirs := []string{"/sys/dev/block/" + device}
 	link, err := os.Readlink(dirs[0])
+	if errors.Is(err, fs.ErrNotExist) {
+		// Engines mask this directory in containers, and so where they run in one.
+		if dirs[0], err = classOf(device); err != nil || dirs[0] == "" {
+			return nil, err
+		}
+		link, err = os.Readlink(dirs[0])
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -135,4 +142,27 @@ func backingFiles(device string) ([]string, error) {
 		}
 	}
 	return files, nil
+}
+
+// classOf returns the directory of a block device by the list of all of them; empty: the
+// kernel does not tell of it here.
+func classOf(device string) (string, error) {
+	const class = "/sys/class/block/"
+	all, err := os.ReadDir(class)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, e := range all {
+		number, err := os.ReadFile(class + e.Name() + "/dev")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		if strings.TrimSuffix(string(number), "\n") == device {
+			return class + e.Name(), nil
+		}
+	}
+	return "", nil
 }

@@ -36,6 +36,8 @@ type Host struct {
 	// layersAsked are the store paths that layers of overlays are in.
 	layersAsked []askedAt
 	handles     handleRoots
+	// directories are those whose attributes rootsAlone has looked at.
+	directories map[string]*unix.Stat_t
 	files       []guardedFile
 	ids         map[fileID]string
 	// identified are the ids of paths that were looked at; zero: nothing is there.
@@ -49,6 +51,9 @@ type Host struct {
 	looked map[place]bool
 	// ProcessesAllowed: whether mounts of /proc are none of our business.
 	ProcessesAllowed bool
+	// NamesElsewhere: the calling thread's mount namespace has another root directory than
+	// the host's, so that what overlays were mounted with names nothing there.
+	NamesElsewhere bool
 	// OwnPIDs is the PID namespace of the container (/proc/PID/ns/pid), whose /proc it may
 	// have. nil: not known, as before it is made.
 	OwnPIDs os.FileInfo
@@ -259,6 +264,16 @@ func (h *Host) storePathAt(p place) (closure.BaseName, bool) {
 
 // ErrNoMount says that a path is on none of the mounts that a mountinfo lists.
 var ErrNoMount = errors.New("is on none of the mounts in mountinfo")
+
+// Open opens what mounts are compared with. Where that is done in a mount namespace of
+// others, it is called before that is joined: the host's names need not lead there.
+func (h *Host) Open() error {
+	if err := h.openTrees(); err != nil {
+		return err
+	}
+	h.handles.add(h.mounts, h.guarded)
+	return nil
+}
 
 // MountsInStore returns the mount points of the host that lie inside the store
 // directory.

@@ -4,6 +4,7 @@ package spec
 
 import (
 	"errors"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -11,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/internal/proc"
-	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
 // Since Linux 6.6, overlay gives a handle for each of its files that has the handle of
@@ -65,6 +65,8 @@ type handleRoots struct {
 	tried map[place]bool
 	// incomplete: a guarded directory is below none of them.
 	incomplete bool
+	// privileged: this process may open files by handles.
+	privileged bool
 }
 
 // handleRoot is a mount of a file system.
@@ -95,31 +97,32 @@ func (r *handleRoots) add(mounts Mounts, guarded []guard) {
 		if slices.ContainsFunc(r.roots, func(root handleRoot) bool { return g.within(root.m.place) }) {
 			continue
 		}
-		m, ok := bestMount(mounts, g.place)
-		if ok && m.kind == "overlay" {
-			continue // its files are others'
-		}
-		if !ok {
-			r.incomplete = true
-			continue
-		}
-		root, err := openByHandles(m)
-		if err != nil {
-			r.incomplete = true
-			continue
-		}
-		r.roots = append(r.roots, root)
+		r.addPlace(mounts, g.place)
 	}
 }
 
-// bestMount returns the mount that shows a place and the most around it.
-func bestMount(mounts Mounts, p place) (best mountPoint, ok bool) {
+// addPlace opens the mount that shows a place and the most around it. One that another
+// mount covers cannot be opened.
+func (r *handleRoots) addPlace(mounts Mounts, p place) {
+	var all Mounts
 	for _, m := range mounts {
-		if p.within(m.place) && (!ok || len(m.path) < len(best.path)) {
-			best, ok = m, true
+		if p.within(m.place) {
+			all = append(all, m)
 		}
 	}
-	return best, ok
+	slices.SortStableFunc(all, func(a, b mountPoint) int { return len(a.path) - len(b.path) })
+	for _, m := range all {
+		if m.kind == "overlay" {
+			return // its files are others'
+		}
+		root, err := openByHandles(m)
+		if err == nil {
+			r.privileged = true
+			r.roots = append(r.roots, root)
+			return
+		}
+	}
+	r.incomplete = true
 }
 
 // openByHandles opens the root of a mount, if its file system opens files by their
@@ -154,8 +157,8 @@ func openByHandles(m mountPoint) (handleRoot, error) {
 }
 
 // open opens a file of a layer that shows in an overlay as shown, and returns where it
-// is. Not ok: it is below none of the roots.
-func (r *handleRoots) open(handle unix.FileHandle, shown unix.Stat_t) (fd int, at place, ok bool) {
+// is. -1: it is below none of the roots.
+func (r *handleRoots) open(handle unix.FileHandle, shown unix.Stat_t) (fd int, at place) {
 	for _, root := range r.roots {
 		fd, err := unix.OpenByHandleAt(root.fd, handle, unix.O_PATH|unix.O_CLOEXEC)
 		if err != nil {
@@ -169,12 +172,12 @@ func (r *handleRoots) open(handle unix.FileHandle, shown unix.Stat_t) (fd int, a
 		}
 		if like.attributes {
 			if at, ok := root.placeOf(fd, st); ok {
-				return fd, at, true
+				return fd, at
 			}
 		}
 		unix.Close(fd)
 	}
-	return -1, place{}, false
+	return -1, place{}
 }
 
 // placeOf returns where an open file is. Not ok: it is not below the root, and then the
@@ -193,61 +196,84 @@ func (r handleRoot) placeOf(fd int, st unix.Stat_t) (place, bool) {
 	return place{r.m.device, path.Join(r.m.path, inside)}, true
 }
 
-// mostHandles bounds how many files of an overlay are looked for on its layers.
-const mostHandles = 512
-
-// lookByHandles looks where the files are, on the layers, that an overlay begins with. A
-// directory that is merged has no place: what is in it does. It tells whether that says
-// of all of them whether they are in guarded directories.
-func (h *Host) lookByHandles(mounts Mounts, m mountPoint, c *comparer) (known bool, _ error) {
-	if m.kind != "overlay" {
-		return false, nil
-	}
-	h.handles.add(mounts, h.guarded)
-	known = !h.handles.incomplete
-	left := mostHandles
-	var st unix.Stat_t
-	if err := unix.Fstat(c.root, &st); err != nil {
-		return false, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return h.lookAtHandle(m, c.root, "", m.path) && known, nil
-	}
-	names, err := c.names(c.root)
-	if errors.Is(err, unix.EACCES) {
-		return false, nil // what this user may not list, no container of this user's may
-	}
-	if err != nil {
-		return false, err
-	}
-	for _, name := range names {
-		if left--; left < 0 {
-			return false, nil
-		}
-		merged, err := c.merged(c.root, name)
-		if err != nil {
-			return false, err
-		}
-		if merged < 0 {
-			known = h.lookAtHandle(m, c.root, name, m.path) && known
-			continue
-		}
-		inside, err := rootfs.Names(merged)
-		slices.Sort(inside)
-		for _, deeper := range inside[:min(len(inside), mostInMerged)] {
-			h.lookAtHandle(m, merged, deeper, path.Join(m.path, name))
-		}
-		unix.Close(merged)
-		if err != nil {
-			return false, err
-		}
-	}
-	return known, nil
+// layerLook looks where the files of an overlay are on its layers. A directory that is
+// merged has no place: what is in it does.
+type layerLook struct {
+	*Host
+	*comparer
+	m mountPoint
+	// thorough: every file counts. Else a few in each merged directory of the root, which is
+	// enough for what a redirect leads to the store, because that has only files of that.
+	thorough bool
+	// handles counts the files that have one, unknown those whose place cannot be told.
+	handles, unknown int
 }
 
-// mostInMerged bounds how many files are looked for in a merged directory. One that a
-// redirect leads to the store has only files of that.
-const mostInMerged = 16
+const (
+	// mostHandles bounds the files that are looked for in the root, mostInMerged those in a
+	// directory of it, where the look is not thorough.
+	mostHandles  = 512
+	mostInMerged = 16
+)
+
+// known tells whether it is known of the files whether they are in guarded directories.
+func (l *layerLook) known() bool {
+	return l.handles > 0 && l.unknown == 0 && !l.Host.handles.incomplete
+}
+
+func (l *layerLook) look(mounts Mounts) error {
+	l.Host.handles.add(mounts, l.guarded)
+	var st unix.Stat_t
+	if err := unix.Fstat(l.root, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return l.file(l.root, "", l.m.path)
+	}
+	return l.directory(l.root, l.m.path, mostHandles)
+}
+
+// directory looks at what is in a merged directory.
+func (l *layerLook) directory(dir int, at string, most int) error {
+	names, err := l.names(dir)
+	if errors.Is(err, unix.EACCES) {
+		return nil // what this user may not list, no container of this user's may
+	}
+	if err != nil {
+		return err
+	}
+	if !l.thorough && len(names) > most {
+		slices.Sort(names)
+		names = names[:most]
+		l.unknown++
+	}
+	for _, name := range names {
+		if l.left--; l.left < 0 {
+			return errTooMany
+		}
+		merged, err := l.merged(dir, name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case merged < 0:
+			err = l.file(dir, name, at)
+		case l.thorough || dir == l.root:
+			before := l.unknown
+			err = l.directory(merged, path.Join(at, name), mostInMerged)
+			if !l.thorough {
+				l.unknown = before
+			}
+		}
+		if merged >= 0 {
+			unix.Close(merged)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // merged opens a directory if overlay merges it of several layers; -1: it does not.
 func (c *comparer) merged(dir int, name string) (int, error) {
@@ -262,32 +288,34 @@ func (c *comparer) merged(dir int, name string) (int, error) {
 	return fd, err
 }
 
-// lookAtHandle notes what the directory that a file is in shows, by where the file is on
-// its layer: what is beside it there shows too. It tells whether the file has a handle.
-func (h *Host) lookAtHandle(m mountPoint, dir int, name, at string) (known bool) {
+// file notes what the directory that a file is in shows, by where the file is on its
+// layer: what is beside it there shows too.
+func (l *layerLook) file(dir int, name, at string) error {
 	handle, ok := layerHandle(dir, name)
 	if !ok {
-		return false
+		l.unknown++
+		return nil
 	}
-	var st unix.Stat_t
-	flags := unix.AT_SYMLINK_NOFOLLOW
-	if name == "" {
-		flags |= unix.AT_EMPTY_PATH
+	l.handles++
+	st, there, err := l.stat(dir, name, false)
+	if err != nil || !there {
+		return err
 	}
-	if err := unix.Fstatat(dir, name, &st, flags); err != nil {
-		return false
-	}
-	fd, layer, ok := h.handles.open(handle, st)
-	if !ok {
-		return true // in none of the guarded directories
+	fd, layer := l.Host.handles.open(handle, st)
+	if fd < 0 {
+		return nil // in none of the guarded directories
 	}
 	unix.Close(fd)
 	if name != "" {
 		layer.path = path.Dir(layer.path)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR && path.Base(layer.path) == ".links" {
-		return false // one of its names, by a hard link
+	// Of the names of a file with hard links, this need not be the one that shows.
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
+		if slices.ContainsFunc(l.guarded, func(g guard) bool { return layer.within(g.place) }) {
+			l.unknown++
+		}
+		return nil
 	}
-	h.showLayer(place{m.device, at}, layer)
-	return true
+	l.showLayer(place{l.m.device, at}, layer)
+	return nil
 }

@@ -30,13 +30,12 @@ func (h *Host) guardLayers() error {
 		if fd < 0 {
 			continue
 		}
-		before := len(h.guarded)
-		err := h.guardLayersOf(g, fd)
+		all, err := h.guardLayersOf(g, fd)
 		unix.Close(fd)
 		if err != nil {
 			return fmt.Errorf("looking for the layers of %s: %w", g.name, err)
 		}
-		unknown = unknown || len(h.guarded) == before && g.store
+		unknown = unknown || !all && g.store
 	}
 	if unknown {
 		h.lookAtMounts()
@@ -67,39 +66,49 @@ func (h *Host) openPlace(p place) int {
 	return -1
 }
 
-// guardLayersOf guards the layers that the directories in one guarded directory are in.
-func (h *Host) guardLayersOf(g guard, dir int) error {
-	names, err := rootfs.Names(dir)
+// mostMissed bounds how many directories are looked for that are on no layer that could be
+// found, as those on a server or a FUSE file system.
+const mostMissed = 64
+
+// guardLayersOf guards the layers that the directories in one guarded directory are in, and
+// tells whether all were found.
+func (h *Host) guardLayersOf(g guard, dir int) (all bool, _ error) {
+	names, err := rootfs.Names(dir, mostOfHost)
 	if err != nil {
-		return ignore(err, unix.ENOTDIR)
+		return true, ignore(err, unix.ENOTDIR)
 	}
 	layered := layersOfHost{mounts: h.mounts}
 	defer layered.close()
 	c := comparer{}
-	known := map[string]bool{}
+	known, missed := map[string]bool{}, 0
 	for _, name := range names {
-		if known[name] {
+		if known[name] || missed > mostMissed {
 			continue
+		}
+		handle, ok := layerHandle(dir, name)
+		if !ok {
+			return false, nil // as for every other
 		}
 		st, there, err := c.stat(dir, name, false)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if !there || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			continue // only directories know the way to the root
 		}
-		layer, at := layered.layerOf(dir, name, st)
+		layer, at := layered.layerOf(handle, st)
 		if layer < 0 {
+			missed++
 			continue
 		}
 		h.addLayer(g, at)
 		err = layered.mark(known, layer, names, g.store, dir)
 		unix.Close(layer)
 		if err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return missed == 0, nil
 }
 
 // layersOfHost opens files by handles on any file system of the host.
@@ -110,14 +119,10 @@ type layersOfHost struct {
 
 // layerOf opens the directory, on the file system of a layer, that a directory of an
 // overlay is in, and returns its place; -1: it cannot be told.
-func (l *layersOfHost) layerOf(dir int, name string, shown unix.Stat_t) (int, place) {
-	handle, ok := layerHandle(dir, name)
-	if !ok {
-		return -1, place{}
-	}
+func (l *layersOfHost) layerOf(handle unix.FileHandle, shown unix.Stat_t) (int, place) {
 	for {
-		fd, at, ok := l.open(handle, shown)
-		if ok {
+		fd, at := l.open(handle, shown)
+		if fd >= 0 {
 			above, err := unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			unix.Close(fd)
 			if err != nil {
@@ -146,7 +151,7 @@ func (l *layersOfHost) addNext() bool {
 // mark marks the names that a layer has. Two layers of the store can have one store path:
 // it is the same. Of another directory, each file is compared.
 func (l *layersOfHost) mark(known map[string]bool, layer int, shown []string, store bool, dir int) error {
-	names, err := rootfs.Names(layer)
+	names, err := rootfs.Names(layer, mostOfHost)
 	if err != nil {
 		return err
 	}

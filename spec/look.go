@@ -46,6 +46,7 @@ type tree struct {
 	name      string
 	store     bool
 	real      string   // its path without symbolic links
+	device    string   // of its file system
 	fd        int      // -1: not open yet
 	positions []string // relative to what is looked into; "": it itself
 	deep      []string // see deepTrees
@@ -56,7 +57,7 @@ type tree struct {
 // thousand, and is not read for that.
 func (t *tree) common(names []string) ([]string, error) {
 	if !t.store && t.names == nil {
-		own, err := rootfs.Names(t.fd)
+		own, err := rootfs.Names(t.fd, mostOfHost)
 		if err != nil && !errors.Is(err, unix.EACCES) { // what this user may not list, no container may
 			return nil, fmt.Errorf("reading %s: %w", t.name, err)
 		}
@@ -121,7 +122,8 @@ func (h *Host) addTree(name, real string, m mountPoint, store bool) {
 		deep = "log"
 	}
 	h.trees = append(h.trees, &tree{
-		name: name, store: store, real: real, fd: -1, positions: positionsOf(paths...), deep: deepTrees[deep],
+		name: name, store: store, real: real, device: m.device, fd: -1,
+		positions: positionsOf(paths...), deep: deepTrees[deep],
 	})
 }
 
@@ -211,7 +213,7 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 	if !h.needsLook(m) || h.looked[m.place] {
 		return nil
 	}
-	below, err := h.lookAtNames(mounts, m)
+	below, unsure, err := h.lookAtNames(mounts, m)
 	if err != nil {
 		return err
 	}
@@ -223,7 +225,7 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 		if o.device != m.device || h.looked[o.place] {
 			continue
 		}
-		err := h.lookAt(mounts, o, isMovable(below.kind))
+		err := h.lookAt(mounts, o, isMovable(below.kind), unsure)
 		if err == nil {
 			h.looked[o.place] = true
 		} else if !errors.Is(err, errHidden) {
@@ -261,23 +263,39 @@ var errHidden = errors.New("another mount covers it, so that it cannot be looked
 
 // lookAtNames looks at what the options of an overlay name, as far as it leads anywhere
 // today. It returns the mount of a layer whose server or program can change what shows,
-// or else m.
-func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (mountPoint, error) {
+// or else m; and a name that others than root can have changed since, if there is one.
+func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (below mountPoint, unsure string, _ error) {
+	if h.NamesElsewhere {
+		return m, "", nil
+	}
 	for _, name := range m.shownLayers() {
+		// Engines name layers relative to a directory of their own, users cannot.
+		if path.IsAbs(name) && unsure == "" && !h.rootsAlone(name) {
+			unsure = name
+		}
 		real, err := realPath("/" + name)
 		if err != nil {
 			continue // no evidence
 		}
 		on := mountOf(mounts, real)
 		if on.device == "" {
-			return m, fmt.Errorf("%s: %w", real, ErrNoMount)
+			return m, "", fmt.Errorf("%s: %w", real, ErrNoMount)
 		}
 		if isMovable(on.kind) {
-			return on, nil
+			return on, unsure, nil
 		}
 		h.showLayer(place{m.device, "/"}, on.placeOf(real))
 	}
-	return m, nil
+	if h.hasOwn(m) {
+		unsure = "" // this host was started with it
+	}
+	return m, unsure, nil
+}
+
+// hasOwn tells whether the host's root directory or a guarded one is on an overlay.
+func (h *Host) hasOwn(m mountPoint) bool {
+	return mountOf(h.mounts, "/").device == m.device ||
+		slices.ContainsFunc(h.trees, func(t *tree) bool { return t.device == m.device })
 }
 
 // realPath returns a path without symbolic links, as filepath.EvalSymlinks does in more
@@ -312,8 +330,9 @@ func (h *Host) showLayer(at, layer place) {
 	}
 }
 
-// lookAt looks into a file system from one mount of it.
-func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool) error {
+// lookAt looks into a file system from one mount of it. unsure is a name of a layer that
+// tells nothing, see lookAtNames.
+func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool, unsure string) error {
 	if err := h.openTrees(); err != nil {
 		return err
 	}
@@ -333,16 +352,24 @@ func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool) error {
 		return os.NewSyscallError("open_tree", err)
 	}
 	c := comparer{lax: lax, layered: h.layered, left: mostCompared, root: fd}
-	if err := h.lookInto(mounts, m, &c); err != nil {
+	if err := h.lookInto(mounts, m, &c, unsure); err != nil {
 		return fmt.Errorf("looking into the %s on %s: %w", m.kind, m.point, err)
 	}
 	return nil
 }
 
-func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer) error {
-	known, err := h.lookByHandles(mounts, m, c)
-	if err != nil {
-		return err
+func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, unsure string) error {
+	known := false
+	if m.kind == "overlay" {
+		l := layerLook{Host: h, m: m, comparer: c, thorough: unsure != ""}
+		if err := l.look(mounts); err != nil {
+			return err
+		}
+		if known = l.known(); !known && unsure != "" && h.handles.privileged && (l.handles > 0 || h.layered) {
+			return fmt.Errorf("its layer %s is named by a path that others than root can change, "+
+				"or that leads nowhere, and "+
+				"nothing else tells what it shows; mount it by a path that is root's alone", unsure)
+		}
 	}
 	if !known {
 		if err := h.openDeepTrees(); err != nil {
@@ -395,7 +422,7 @@ func (h *Host) lookAtFile(c *comparer, m mountPoint) error {
 		if t.store || strings.HasPrefix(t.name, h.store.Dir+"/") {
 			continue // one file of the store was asked for by name
 		}
-		names, err := rootfs.Names(t.fd)
+		names, err := rootfs.Names(t.fd, mostOfHost)
 		if errors.Is(err, unix.EACCES) {
 			continue
 		}

@@ -5,6 +5,7 @@ package spec
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -317,6 +318,84 @@ func TestLayersInside(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// An optimised store has its files by hard links. A file of one store path says nothing of
+// the others that have it too.
+func TestHardLinksInLayers(t *testing.T) {
+	h := newNixHost(t)
+	h.write(t, h.path("a")+"/file")
+	must(t, os.MkdirAll(h.path("b"), 0o755), os.Link(h.path("a")+"/file", h.path("b")+"/file"),
+		os.Link(h.path("a")+"/file", h.store.Dir+"/.links/0456"))
+	for _, name := range []string{"a", "b"} {
+		at := mountOverlay(t, "/", h.dir+"/at-"+name, "lowerdir="+h.path(name)+":"+h.dir+"/data")
+		got, err := h.look(t).Classify("/", bind(at, "/x"))
+		if want := []closure.BaseName{named(name)}; err != nil || got.Class != NoneOfOurs || !slices.Equal(got.Asked, want) {
+			t.Errorf("%+v, %v; want %s asked for", got, err, want)
+		}
+	}
+}
+
+// Engines mask /sys/dev/block in containers, and so where they run in one.
+func TestMaskedDevices(t *testing.T) {
+	h := newNixHost(t)
+	var st unix.Stat_t
+	must(t, unix.Stat(h.dir, &st))
+	image := h.dir + "/disk"
+	f, err := os.Create(image)
+	must(t, err)
+	must(t, f.Truncate(16<<20), f.Close())
+	run(t, "mkfs.ext4", "-q", image)
+	at := made(t, h.dir+"/mnt")
+	run(t, "mount", "-o", "loop", image, at)
+	t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
+	must(t, unix.Stat(at, &st))
+	device := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	check := func() {
+		if files, err := backingFiles(device); err != nil || !slices.Equal(files, []string{image}) {
+			t.Errorf("%s: %q, %v; want %s", device, files, err, image)
+		}
+		if files, err := backingFiles("4095:1"); err != nil || files != nil {
+			t.Errorf("none: %q, %v", files, err)
+		}
+	}
+	check()
+	must(t, syscall.Mount("tmpfs", "/sys/dev/block", "tmpfs", 0, ""))
+	t.Cleanup(func() { _ = syscall.Unmount("/sys/dev/block", syscall.MNT_DETACH) })
+	check()
+}
+
+// A name is believed where only root can make it lead elsewhere.
+func TestRootsAlone(t *testing.T) {
+	dir := made(t, t.TempDir()+"/a/b")
+	base := filepath.Dir(filepath.Dir(dir))
+	must(t, os.Chmod(base, 0o755), os.Symlink("b", base+"/a/link"), os.Symlink("/usr/bin", base+"/a/away"),
+		os.Symlink("link", base+"/a/twice"), os.Symlink("round", base+"/a/round"))
+	h := &Host{}
+	for name, want := range map[string]bool{
+		"/usr": true, "/": true, "/usr/../etc": true, dir: true, base + "/a/link": true, base + "/a/away": true,
+		base + "/a/twice/.": true, base + "/a/round": false, base + "/a/none": false, base + "/none/b": false,
+	} {
+		if h.rootsAlone(name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+	must(t, os.Chmod(base+"/a", 0o777))
+	if (&Host{}).rootsAlone(dir) {
+		t.Error("anybody can rename it")
+	}
+	must(t, os.Chmod(base+"/a", 0o777|os.ModeSticky))
+	if !(&Host{}).rootsAlone(dir) {
+		t.Error("root's in a sticky directory")
+	}
+	must(t, os.Lchown(base+"/a/link", 12345, 12345), os.Chown(dir, 12345, 12345))
+	if (&Host{}).rootsAlone(base+"/a/link") || (&Host{}).rootsAlone(dir) {
+		t.Error("another's in a sticky directory")
+	}
+	must(t, os.Chmod(base+"/a", 0o755), os.Chown(base+"/a", 12345, 12345))
+	if (&Host{}).rootsAlone(dir) {
+		t.Error("a directory of another user's")
 	}
 }
 

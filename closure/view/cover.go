@@ -77,11 +77,11 @@ func (c *cover) fill(to, from int, ways []string) error {
 		first, rest, _ := strings.Cut(way, "/")
 		inside[first] = append(inside[first], rest)
 	}
-	names, err := rootfs.Names(from)
-	if err != nil {
+	names, err := rootfs.Names(from, c.left)
+	if err != nil && !errors.Is(err, rootfs.ErrTooMany) {
 		return err
 	}
-	if c.left -= len(names); c.left < 0 {
+	if c.left -= len(names); err != nil || c.left < 0 {
 		return fmt.Errorf("a volume that the view goes to has more than %d names beside it; "+
 			"mount it elsewhere", mostCovered)
 	}

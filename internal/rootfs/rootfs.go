@@ -82,7 +82,8 @@ func mkdirAll(root *os.File, path string, owner *Owner, resolve uint64) (*os.Fil
 			// The directory that another container makes in the same volume meanwhile is
 			// as good.
 			if errors.Is(err, unix.EEXIST) {
-				if next, err = OpenResolving(root, done, resolve); errors.Is(err, os.ErrNotExist) && isSymlink(dir, name) {
+				next, err = OpenResolving(root, done, resolve)
+				if errors.Is(err, os.ErrNotExist) && isSymlink(dir, name) {
 					err = fmt.Errorf("%s is a symbolic link in the image that leads nowhere", done)
 				}
 			} else if err != nil {
@@ -130,9 +131,13 @@ func give(root, dir *os.File, path string, owner Owner) error {
 	return nil
 }
 
+// ErrTooMany says that a directory has more names than are read.
+var ErrTooMany = errors.New("the directory has too many names")
+
 // Names returns the names in an open directory, without `.` and `..`, in no order. The
-// directory may be open with O_PATH.
-func Names(dir int) ([]string, error) {
+// directory may be open with O_PATH. One with some more names than most is
+// ErrTooMany: a container's can have any number.
+func Names(dir, most int) ([]string, error) {
 	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("openat", err)
@@ -148,6 +153,8 @@ func Names(dir int) ([]string, error) {
 		if n <= 0 {
 			return names, nil
 		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+		if _, _, names = unix.ParseDirent(buf[:n], -1, names); len(names) > most {
+			return nil, ErrTooMany
+		}
 	}
 }

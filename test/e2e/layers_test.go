@@ -135,3 +135,20 @@ func TestOverlayOfFUSE(t *testing.T) {
 		nothingLeft(t)
 	}
 }
+
+// The neighbour has an image's overlay for its root, and the container a plain directory.
+func TestNeighbourOnOverlay(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"/proc", "/dev", "/sys", "/etc", "/tmp", "/run"} {
+		if err := os.MkdirAll(root+dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, runtime := range runtimes {
+		id := container{runtime: runtime, root: "env"}.start(t)
+		must(t, "podman", "--hooks-dir", *bin+"/hooks.d", "--runtime", runtime, "run", "--rm", "--pid", "container:"+id,
+			"--annotation", "nix-closure/roots="+store["env"], "--rootfs", root, store["env"]+"/bin/true")
+		remove(t, id)
+	}
+	nothingLeft(t)
+}
