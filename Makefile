@@ -13,17 +13,19 @@ GO ?= go
 PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR := $(PREFIX)/bin
+SHAREDIR := $(PREFIX)/share
 # podman reads hook files from this directory, whatever PREFIX is, and from no other
 # unless a containers.conf says so.
 HOOKSDIR ?= /usr/share/containers/oci/hooks.d
 
 PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri
 HOOKS := $(wildcard examples/podman/*.json)
-BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
+FLAGS = -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
+BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks cross demo test unit e2e machine stack engines fuzz bench lint install uninstall clean
+.PHONY: all build hooks manual cross demo test unit e2e machine stack engines fuzz bench lint install uninstall clean
 
-all: build hooks
+all: build hooks manual
 
 # Static programs in bin/.
 build:
@@ -36,6 +38,17 @@ hooks:
 	@for f in $(HOOKS); do \
 		sed 's|/usr/local/bin|$(CURDIR)/bin|' $$f >bin/hooks.d/$$(basename $$f); \
 	done
+
+# Man pages and completions of nix-closure, in bin/share/ as they are installed. A man
+# page has the day of the build, or of SOURCE_DATE_EPOCH.
+MANUAL := man/man1 bash-completion/completions zsh/site-functions fish/vendor_completions.d
+manual: build
+	@rm -rf bin/share
+	@mkdir -p $(MANUAL:%=bin/share/%)
+	@CGO_ENABLED=0 $(GO) run $(FLAGS) -tags man ./cmd/nix-closure man bin/share/man/man1
+	@bin/nix-closure completion bash >bin/share/bash-completion/completions/nix-closure
+	@bin/nix-closure completion zsh >bin/share/zsh/site-functions/_nix-closure
+	@bin/nix-closure completion fish >bin/share/fish/vendor_completions.d/nix-closure.fish
 
 # The same programs for each architecture, in bin/<os>-<architecture>/.
 cross:
@@ -95,15 +108,23 @@ lint:
 	cd test && $(GOLANGCI) run ./...
 	shellcheck test/install.sh test/stack/build.sh test/store/*.sh test/e2e/testdata/*.sh .ci/run
 
-install: build
+install: build manual
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(HOOKSDIR)
 	install -m 0755 $(PROGRAMS:%=bin/%) $(DESTDIR)$(BINDIR)
 	for f in $(HOOKS); do \
 		to=$(DESTDIR)$(HOOKSDIR)/$$(basename $$f); \
 		sed 's|/usr/local/bin|$(BINDIR)|' $$f >$$to && chmod 0644 $$to || exit 1; \
 	done
+	for d in $(MANUAL); do \
+		install -d $(DESTDIR)$(SHAREDIR)/$$d && \
+		install -m 0644 bin/share/$$d/* $(DESTDIR)$(SHAREDIR)/$$d || exit 1; \
+	done
 
 uninstall:
+	rm -f $(DESTDIR)$(SHAREDIR)/man/man1/nix-closure.1 $(DESTDIR)$(SHAREDIR)/man/man1/nix-closure-*.1
+	rm -f $(DESTDIR)$(SHAREDIR)/bash-completion/completions/nix-closure
+	rm -f $(DESTDIR)$(SHAREDIR)/zsh/site-functions/_nix-closure
+	rm -f $(DESTDIR)$(SHAREDIR)/fish/vendor_completions.d/nix-closure.fish
 	rm -f $(HOOKS:examples/podman/%=$(DESTDIR)$(HOOKSDIR)/%) $(PROGRAMS:%=$(DESTDIR)$(BINDIR)/%)
 
 clean:

@@ -30,11 +30,12 @@ crun crun
 newuidmap uidmap
 fuse-overlayfs fuse-overlayfs
 mkfs.ext4 e2fsprogs
-fuse-overlayfs fuse-overlayfs
 qemu-system-x86_64 qemu-system-x86
 shellcheck shellcheck
 strace strace
 systemd-analyze systemd
+bwrap bubblewrap
+apparmor_parser apparmor
 gcc gcc
 pkg-config pkg-config
 /usr/include/seccomp.h libseccomp-dev

@@ -12,6 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
+	"strconv"
+	"strings"
 
 	_ "modernc.org/sqlite" // the driver, in pure Go
 
@@ -141,44 +144,104 @@ func (s *Snapshot) Closure(ctx context.Context, names []closure.BaseName, max in
 	for i, r := range versions {
 		ids[i] = r.Row
 	}
-	list, err := json.Marshal(ids)
+	if ids, err = s.reach(ctx, ids, max); err != nil {
+		return nil, err
+	}
+	all, err := s.names(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.tx.QueryContext(ctx, `
-		WITH RECURSIVE closure(id) AS (
-			SELECT value FROM json_each(?)
-			UNION
-			SELECT reference FROM Refs JOIN closure ON referrer = closure.id
-		)
-		SELECT path FROM closure LEFT JOIN ValidPaths USING (id) LIMIT ?`, string(list), max+1)
-	if err != nil {
-		return nil, s.failed(err)
+	return all, s.check()
+}
+
+// rowsAtOnce bounds what one answer of reach takes in memory, whoever added to the store.
+const rowsAtOnce = 200
+
+// reach returns rows and those of everything that they reference, sorted. It asks for the
+// references of many rows at a time, in one text: a recursive query, which keeps what it
+// found in a table, takes three times as long, and so does a row for each reference.
+func (s *Snapshot) reach(ctx context.Context, from []int64, max int) ([]int64, error) {
+	found := make(map[int64]bool, len(from))
+	var all []int64
+	add := func(id int64) {
+		if !found[id] {
+			found[id] = true
+			all = append(all, id)
+		}
 	}
-	defer rows.Close()
-	var all []closure.BaseName
-	for rows.Next() {
-		var path sql.NullString
-		if err := rows.Scan(&path); err != nil {
-			return nil, s.failed(err)
+	for _, id := range from {
+		add(id)
+	}
+	for asked := 0; asked < len(all); {
+		if len(all) > max {
+			break
 		}
-		if !path.Valid {
-			return nil, s.failed(errors.New("a path references one that is not registered; " +
-				"`nix-store --verify` mends the database"))
-		}
-		name, err := s.store.ParseExact(path.String)
+		next := all[asked:min(asked+rowsAtOnce, len(all))]
+		asked += len(next)
+		text, err := s.text(ctx, next, "SELECT group_concat(reference) "+
+			"FROM json_each(?) list CROSS JOIN Refs ON referrer = list.value")
 		if err != nil {
-			return nil, s.failed(err)
+			return nil, err
 		}
-		all = append(all, name)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, s.failed(err)
+		for number := range strings.SplitSeq(text, ",") {
+			if text == "" {
+				break
+			}
+			id, err := strconv.ParseInt(number, 10, 64)
+			if err != nil {
+				return nil, s.failed(fmt.Errorf("a reference that is no number: %w", err))
+			}
+			add(id)
+		}
 	}
 	if len(all) > max {
 		return nil, &closure.TooLargeError{Max: max}
 	}
-	return all, s.check()
+	slices.Sort(all)
+	return all, nil
+}
+
+// names returns the base names of rows. One row, one line: a path with a line break in it
+// gives more lines than rows.
+func (s *Snapshot) names(ctx context.Context, ids []int64) ([]closure.BaseName, error) {
+	names := make([]closure.BaseName, 0, len(ids))
+	if len(ids) == 0 {
+		return names, nil
+	}
+	text, err := s.text(ctx, ids, "SELECT group_concat(coalesce(v.path, ''), char(10)) "+
+		"FROM json_each(?) list LEFT JOIN ValidPaths v ON v.id = list.value")
+	if err != nil {
+		return nil, err
+	}
+	for path := range strings.SplitSeq(text, "\n") {
+		if path == "" {
+			return nil, s.failed(errors.New("a path references one that is not registered; " +
+				"`nix-store --verify` mends the database"))
+		}
+		name, err := s.store.ParseExact(path)
+		if err != nil {
+			return nil, s.failed(err)
+		}
+		names = append(names, name)
+	}
+	if len(names) != len(ids) {
+		return nil, s.failed(errors.New("a path has a line break"))
+	}
+	return names, nil
+}
+
+// text asks for one text about rows. They are one parameter, however many: SQLite limits
+// the number of parameters.
+func (s *Snapshot) text(ctx context.Context, ids []int64, query string) (string, error) {
+	list, err := json.Marshal(ids)
+	if err != nil {
+		return "", err
+	}
+	var text sql.NullString
+	if err := s.tx.QueryRowContext(ctx, query, string(list)).Scan(&text); err != nil {
+		return "", s.failed(err)
+	}
+	return text.String, nil
 }
 
 func (s *Snapshot) failed(err error) error {

@@ -638,3 +638,27 @@ func TestCancelled(t *testing.T) {
 		t.Error("opened after the deadline")
 	}
 }
+
+// What begins with a text is found, and nothing else.
+func TestBegin(t *testing.T) {
+	store, db := newStore(t)
+	a, b, c := named("a"), named("a2"), named("b")
+	mustRegister(t, db, 1, map[closure.BaseName][]closure.BaseName{a: nil, b: nil, c: nil})
+	s := mustOpen(t, store)
+	all := []closure.BaseName{a, b, c}
+	slices.Sort(all)
+	for _, text := range []string{"", "0", "z", "%", "_", "'", string(a), string(a) + "2", string(a[:32]), string(b[:33]), "\xff"} {
+		var want []closure.BaseName
+		for _, name := range all {
+			if strings.HasPrefix(string(name), text) {
+				want = append(want, name)
+			}
+		}
+		if got, err := s.Begin(t.Context(), text, 10); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %q, %v; want %q", text, got, err, want)
+		}
+	}
+	if got, err := s.Begin(t.Context(), "", 2); err != nil || !slices.Equal(got, all[:2]) {
+		t.Errorf("two of them: %q, %v", got, err)
+	}
+}

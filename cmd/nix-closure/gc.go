@@ -36,7 +36,7 @@ line for each thing that it removes.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if unused < 0 {
-				return errors.New("--unused-for is negative; give 0s or more")
+				return usage(cmd, "--unused-for is negative; give 0s or more")
 			}
 			// Print what was removed, even after an error.
 			swept, err := sweep(cmd.Context(), *configPath, unused, dryRun)

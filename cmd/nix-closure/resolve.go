@@ -3,12 +3,15 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -22,44 +25,57 @@ import (
 func resolveCommand(configPath *string) *cobra.Command {
 	var o resolveOptions
 	c := &cobra.Command{
-		Use:   "resolve [--closure-info] STORE-PATH...",
+		Use:   "resolve [--closure-info] ROOT...",
 		Short: "Print the closure of store paths, as a container that asks for them sees it",
 		Long: `Print the closure of store paths, as a container that asks for them sees it:
 one store path per line, sorted.
 
-The result is kept in the runtime directory, so that the first container with
-these roots starts as fast as the second. With --registration, the Nix database
-for a container with nix-closure/registration=true is kept too.`,
+--sizes says, for each path, how large its NAR is, how large its closure, and how much
+it adds: what this closure would not have without the path. The path that adds most is
+first. --tree prints each path below one that references it; where it is printed a
+second time, [...] stands for what is below it.
+
+The closure is remembered, so that the first container with these roots starts
+as fast as the second. With --registration, so is the Nix database of it that a
+container with nix-closure/registration=true gets.
+
+--json prints one object: digest; paths, their number; pins, the base names of the
+store paths that keep the closure from the garbage collector; since, when it was first
+resolved, in nanoseconds since 1970. With --sizes or --tree it also has storePaths, a
+list of objects with path, narSize, closureSize, addedSize and references.`,
 		Example: `  nix-closure resolve /nix/store/…-hello-2.12
+  nix-closure resolve --sizes /run/current-system
+  nix-closure resolve --tree ./result
   nix-closure resolve --closure-info /nix/store/…-closure-info
-  nix-closure resolve --json "$(readlink -f result)" | jq .paths`,
+  nix-closure resolve --json --print-roots ./result | jq .paths`,
 		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.resolve(cmd.Context(), *configPath, args, cmd.OutOrStdout())
-		},
+		RunE: func(cmd *cobra.Command, args []string) error { return o.resolve(cmd, *configPath, args) },
 	}
-	c.Flags().BoolVar(&o.info, "closure-info", false, "the first store path is the output of nixpkgs' closureInfo; "+
-		"further store paths are added")
-	c.Flags().BoolVar(&o.registration, "registration", false, "make the registration as well")
-	c.Flags().BoolVar(&o.asJSON, "json", false, "print the digest, the number of paths and the paths to pin")
+	o.roots.register(c, configPath)
+	c.Flags().BoolVar(&o.info, "closure-info", false, "the first ROOT is the output of nixpkgs' closureInfo; "+
+		"others are added")
+	c.Flags().BoolVar(&o.registration, "registration", false, "make the registration too")
+	c.Flags().BoolVar(&o.sizes, "sizes", false, "print sizes too")
+	c.Flags().BoolVar(&o.tree, "tree", false, "print what references what")
+	c.Flags().BoolVar(&o.asJSON, "json", false, "print one JSON object")
 	return c
 }
 
-type resolveOptions struct{ info, registration, asJSON bool }
+type resolveOptions struct {
+	roots                                   closureArguments
+	info, registration, sizes, tree, asJSON bool
+}
 
-func (o resolveOptions) resolve(ctx context.Context, configPath string, args []string, out io.Writer) error {
-	c, err := config.Read(configPath)
+func (o resolveOptions) resolve(cmd *cobra.Command, configPath string, args []string) error {
+	ctx := cmd.Context()
+	c, err := readConfig(configPath)
 	if err != nil {
-		return fmt.Errorf("reading the configuration: %w", err)
+		return err
 	}
 	store := c.Store()
 	var q closure.Query
-	for _, a := range args {
-		base, err := store.Parse(a)
-		if err != nil {
-			return err
-		}
-		q.Roots = append(q.Roots, base)
+	if q.Roots, err = o.roots.parse(cmd, store, args); err != nil {
+		return err
 	}
 	if o.info {
 		q = closure.Query{Info: q.Roots[0], Roots: q.Roots[1:]}
@@ -82,15 +98,130 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 			return err
 		}
 	}
+	if !o.sizes && !o.tree {
+		return o.print(cmd.OutOrStdout(), store, res, resolved)
+	}
+	infos, err := nixInfos(ctx, c, resolved)
+	if err != nil {
+		return err
+	}
+	return o.printGraph(cmd.OutOrStdout(), store, res, newGraph(infos, q.Roots))
+}
+
+// print prints what the hook reads, or a path a line.
+func (o resolveOptions) print(
+	out io.Writer, store closure.Store, res closure.Resolution, resolved closure.Closure,
+) error {
 	if o.asJSON {
 		return json.NewEncoder(out).Encode(res)
 	}
+	buffered := bufio.NewWriter(out)
 	for _, n := range resolved.Names {
-		if _, err := fmt.Fprintln(out, store.Path(n)); err != nil {
-			return err
+		_, _ = buffered.WriteString(store.Path(n)) // Flush returns the error
+		_ = buffered.WriteByte('\n')
+	}
+	return buffered.Flush()
+}
+
+// sizedPath is a path in the output of --json.
+type sizedPath struct {
+	Path        string   `json:"path"`
+	NarSize     int64    `json:"narSize"`
+	ClosureSize int64    `json:"closureSize"`
+	AddedSize   int64    `json:"addedSize"`
+	References  []string `json:"references"` // also to itself
+}
+
+func (o resolveOptions) printGraph(out io.Writer, store closure.Store, res closure.Resolution, g *graph) error {
+	if o.asJSON {
+		return json.NewEncoder(out).Encode(struct {
+			closure.Resolution
+			StorePaths []sizedPath `json:"storePaths"`
+		}{res, g.sizedPaths(store)})
+	}
+	s := newScreen(out)
+	t := table{columns: []column{{name: "STORE PATH", shorten: true}}}
+	var all []sizes
+	if o.sizes {
+		sized := func(name string) column { return column{name: name, right: true} }
+		t.columns = append([]column{sized("NAR"), sized("CLOSURE"), sized("ADDED")}, t.columns...)
+		all = g.sizes()
+	}
+	row := func(i int, text string) {
+		if !o.sizes {
+			t.rows = append(t.rows, []string{text})
+			return
+		}
+		t.rows = append(t.rows, []string{size(all[i].nar), size(all[i].closure), size(all[i].added), text})
+	}
+	if o.tree {
+		t.withoutHeader = !o.sizes
+		g.tree(store, row)
+	} else {
+		for _, i := range g.byAdded(all) {
+			row(i, store.Path(g.infos[i].Name))
 		}
 	}
-	return nil
+	return s.printTable(t)
+}
+
+// sizedPaths is the graph for --json, sorted by name.
+func (g *graph) sizedPaths(store closure.Store) []sizedPath {
+	paths := make([]sizedPath, len(g.infos))
+	for i, s := range g.sizes() {
+		references := make([]string, len(g.infos[i].References))
+		for k, name := range g.infos[i].References {
+			references[k] = store.Path(name)
+		}
+		paths[i] = sizedPath{
+			Path: store.Path(g.infos[i].Name), NarSize: s.nar, ClosureSize: s.closure, AddedSize: s.added,
+			References: references,
+		}
+	}
+	return paths
+}
+
+// byAdded returns all paths, what adds most first.
+func (g *graph) byAdded(all []sizes) []int {
+	paths := make([]int, len(all))
+	for i := range paths {
+		paths[i] = i
+	}
+	slices.SortStableFunc(paths, func(a, b int) int { return cmp.Compare(all[b].added, all[a].added) })
+	return paths
+}
+
+// tree calls row with each line of the tree. Of what a path references, that comes first
+// which references nothing else of it: so the tree is as flat as it can be.
+func (g *graph) tree(store closure.Store, row func(i int, text string)) {
+	place := make([]int, len(g.infos))
+	for at, i := range g.order {
+		place[i] = at
+	}
+	printed := make([]bool, len(g.infos))
+	var below func(i int, first, rest string)
+	below = func(i int, first, rest string) {
+		references := slices.SortedFunc(slices.Values(g.references[i]),
+			func(a, b int) int { return cmp.Compare(place[a], place[b]) })
+		repeated := printed[i] && len(references) > 0
+		printed[i] = true
+		text := first + store.Path(g.infos[i].Name)
+		if repeated {
+			row(i, text+" [...]")
+			return
+		}
+		row(i, text)
+		for k, r := range references {
+			if k < len(references)-1 {
+				below(r, rest+"├── ", rest+"│   ")
+			} else {
+				below(r, rest+"└── ", rest+"    ")
+			}
+		}
+	}
+	for _, root := range g.roots {
+		below(root, "", "")
+	}
 }
 
 // askAndLoad is ask, and loads the closure. It asks again if a sweep removes the memo
@@ -123,10 +254,5 @@ func ask(ctx context.Context, c config.Config, memo closure.Memo, q closure.Quer
 		unreadable = err
 	}
 	res, err := memo.Resolve(ctx, closure.NixStore{Program: c.NixStore, Store: c.Store()}, q, c.MaxPaths)
-	var notValid *closure.NotValidError
-	var tooLarge *closure.TooLargeError
-	if err != nil && !errors.As(err, &notValid) && !errors.As(err, &tooLarge) {
-		err = fmt.Errorf("%w; nix-store cannot answer either: %w", unreadable, err)
-	}
-	return res, err
+	return res, noAnswer(unreadable, err)
 }

@@ -22,6 +22,7 @@ const (
 	bareHookMillisecond   = 2.0
 	registeredMillisecond = 3.0
 	peakMiB               = 40.0
+	resolveToNix          = 0.3
 )
 
 // figure is one of the figures that the program promises.
@@ -58,6 +59,7 @@ func (r *results) figures() []figure {
 	}
 	all = append(all, figure{"hook without annotation, more than an empty program",
 		median(r.bare.hook) - median(r.bare.empty), true, bareHookMillisecond, "ms"})
+	all = append(all, r.resolving.figures()...)
 	for _, p := range r.peaks {
 		all = append(all, figure{fmt.Sprintf("hook's peak memory at %d, %s, %s", memoryPaths, p.mode, p.state),
 			p.mib, true, peakMiB, "MiB"})

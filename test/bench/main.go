@@ -101,6 +101,9 @@ func (o *options) run() error {
 		return err
 	}
 	if slices.Contains(o.sizes, memoryPaths) {
+		if r.resolving, err = h.measureResolve(p); err != nil {
+			return err
+		}
 		if r.peaks, err = h.measureMemory(runtimes[0], memoryPaths, p); err != nil {
 			return err
 		}

@@ -76,5 +76,10 @@ func (r *results) writeCSV(path string) (Err error) {
 	}
 	add("none", "empty program", 0, r.bare.empty, 1)
 	add("none", "hook without annotation", 0, r.bare.hook, median(r.bare.hook)/median(r.bare.empty))
+	if w := r.resolving; w != nil {
+		add("none", "nix-store -qR", memoryPaths, w.nix, 1)
+		add("none", "resolve cold", memoryPaths, w.cold, median(w.cold)/median(w.nix))
+		add("none", "resolve warm", memoryPaths, w.warm, median(w.warm)/median(w.nix))
+	}
 	return csv.NewWriter(f).WriteAll(rows)
 }

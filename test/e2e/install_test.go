@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -53,6 +54,47 @@ func checkHookFile(t *testing.T, path, program string) []string {
 	return f.Stages
 }
 
+// manualFiles are what make install puts below share/ for people and their shells.
+var manualFiles = []string{
+	"bash-completion/completions/nix-closure",
+	"fish/vendor_completions.d/nix-closure.fish",
+	"man/man1/nix-closure-diff.1",
+	"man/man1/nix-closure-export.1",
+	"man/man1/nix-closure-gc.1",
+	"man/man1/nix-closure-resolve.1",
+	"man/man1/nix-closure-why.1",
+	"man/man1/nix-closure.1",
+	"zsh/site-functions/_nix-closure",
+}
+
+// checkManual fails unless a directory has a man page for each command, which man can
+// read, and the completions.
+func checkManual(t *testing.T, share string) {
+	t.Helper()
+	out := must(t, "find", share, "-type", "f", "-name", "*nix-closure*", "!", "-path", "*/hooks.d/*", "-printf", "%P\n")
+	got := strings.Fields(out)
+	slices.Sort(got)
+	if !slices.Equal(got, manualFiles) {
+		t.Errorf("%s has %q; want %q", share, got, manualFiles)
+	}
+	for _, file := range got {
+		text, err := os.ReadFile(filepath.Join(share, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		page := strings.HasPrefix(file, "man/")
+		if page && !strings.HasPrefix(string(text), ".nh\n.TH \"NIX-CLOSURE") || !page && !strings.Contains(string(text), "__complete") {
+			t.Errorf("%s: %.60q", file, text)
+		}
+		if strings.Contains(string(text), *bin) {
+			t.Errorf("%s names a path of the build", file)
+		}
+	}
+	if out, err := exec.Command("bash", "-n", filepath.Join(share, manualFiles[0])).CombinedOutput(); err != nil {
+		t.Errorf("%v %s", err, out)
+	}
+}
+
 // make install puts into place what podman needs, and make uninstall removes all of it.
 // Whatever PREFIX is, the hook files go to where podman finds them.
 func TestInstall(t *testing.T) {
@@ -69,6 +111,7 @@ func TestInstall(t *testing.T) {
 		arguments := append([]string{"-C", "../..", "DESTDIR=" + dir}, c.arguments...)
 		// A careful root's umask: every user may read and run what is installed all the same.
 		must(t, "sh", append([]string{"-c", `umask 077; exec make "$@"`, "make", "install"}, arguments...)...)
+		checkManual(t, dir+c.prefix+"/share")
 		if closed := must(t, "find", dir+c.prefix, dir+c.hooks, "!", "-perm", "-044"); closed != "" {
 			t.Errorf("%q: other users may not read %s", c.arguments, closed)
 		}
@@ -113,6 +156,7 @@ func install(t *testing.T, arguments ...string) {
 		must(t, "make", append(arguments, "uninstall")...)
 		left, err := filepath.Glob(podmansHooks + "/*nix-closure*")
 		programs, err2 := filepath.Glob("/usr/local/bin/nix-closure*")
+		left = append(left, strings.Fields(must(t, "find", "/usr/local/share", "-name", "*nix-closure*"))...)
 		if left = append(left, programs...); err != nil || err2 != nil || len(left) > 0 {
 			t.Errorf("left after uninstall: %q %v %v", left, err, err2)
 		}
@@ -222,6 +266,7 @@ func TestInstalledForOneUser(t *testing.T) {
 	hooks := alice.home + "/.local/share/nix-closure/hooks.d"
 	install(t, "PREFIX="+alice.home+"/.local", "HOOKSDIR="+hooks)
 	must(t, "chown", "--recursive", alice.name, alice.home+"/.local/bin", hooks)
+	checkManual(t, alice.home+"/.local/share")
 	alice.setHooksDir(t, hooks)
 	checkFound(t, alice.call, func() []logLine { return alice.log(t) })
 	alice.nothingLeft(t)

@@ -348,7 +348,8 @@ func (h *readmeHost) uninstalls(t *testing.T, script string) {
 	h.must(t, script)
 	programs, err := filepath.Glob("/usr/local/bin/nix-closure*")
 	hooks, err2 := filepath.Glob(podmansHooks + "/*")
-	if left := slices.Concat(programs, hooks); errors.Join(err, err2) != nil || len(left) > 0 {
+	manual := strings.Fields(must(t, "find", "/usr/local/share", "-name", "*nix-closure*"))
+	if left := slices.Concat(programs, hooks, manual); errors.Join(err, err2) != nil || len(left) > 0 {
 		t.Errorf("left behind: %q %v %v", left, err, err2)
 	}
 	if _, stderr, err := h.sh(h.script(t, canaryCommand)); err != nil {
@@ -393,6 +394,9 @@ func (h *readmeHost) configuresUser(t *testing.T, file string) {
 	h.alice.nothingLeft(t)
 	must(t, "rm", h.alice.conf())
 	must(t, "rm", "-r", h.alice.home+"/.local/bin", h.alice.home+"/.local/share/nix-closure")
+	for _, file := range manualFiles {
+		must(t, "rm", h.alice.home+"/.local/share/"+file)
+	}
 	h.must(t, "make install")
 }
 

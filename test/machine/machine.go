@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package machine gives a test, the demo and the benchmark a Nix host of their
-// own: a private mount namespace in which /nix, /run, /etc, /var/log, /usr/local/bin
-// and /usr/share/containers may be changed at will, and after which nothing of the
-// real host has changed.
+// own: a private mount namespace in which /nix, /run, /etc, /var/log, /usr/local/bin,
+// /usr/local/share and /usr/share/containers may be changed at will, and after which
+// nothing of the real host has changed.
 package machine
 
 import (
@@ -35,9 +35,9 @@ func Dir() string { return os.Getenv(inside) }
 //
 //   - /nix: empty, writable, on the file system of the temporary directory;
 //   - /run: an empty tmpfs;
-//   - /etc, /var/log, /usr/local/bin and /usr/share/containers, where programs and
-//     podman's hook files are installed: the host's, and what is written stays in the
-//     machine. No hook file of the host is there;
+//   - /etc, /var/log, /usr/local/bin, /usr/local/share and /usr/share/containers, where
+//     programs, their manual and podman's hook files are installed: the host's, and what
+//     is written stays in the machine. No hook file of the host is there;
 //   - /etc/nix/nix.conf, /etc/containers/*: for offline builds as root, and for
 //     podman with storage of its own and limits that need no privilege;
 //   - /sys/fs/cgroup: the machine's own cgroups, of which the host sees one in each
@@ -218,6 +218,7 @@ func furnish(dir string) error {
 		func() error { return mountCopy("/etc", mkdir("etc", "upper"), mkdir("etc", "work")) },
 		func() error { return mountCopy("/var/log", mkdir("log", "upper"), mkdir("log", "work")) },
 		func() error { return mountCopy("/usr/local/bin", mkdir("bin", "upper"), mkdir("bin", "work")) },
+		func() error { return mountCopy("/usr/local/share", mkdir("manual", "upper"), mkdir("manual", "work")) },
 		func() error {
 			return mountCopy("/usr/share/containers", mkdir("share", "upper"), mkdir("share", "work"))
 		},
