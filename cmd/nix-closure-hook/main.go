@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Nix-closure-hook is the OCI hook. It is on every container's start path, so it
-// links no database, command line framework or protocol.
+// Nix-closure-hook is the OCI hook. It is on every container's start path, so it links no
+// database, command line framework or protocol.
 package main
 
 import (
@@ -63,8 +63,8 @@ func main() {
 	}
 }
 
-// parse reads the command line. Package flag costs more at start than the three
-// options are worth.
+// parse parses the command line. Package flag would cost more at start than three options
+// are worth.
 func parse(args []string) (hook.Call, error) {
 	call := hook.Call{Config: config.Path}
 	for len(args) > 1 {

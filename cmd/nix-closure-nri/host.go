@@ -12,12 +12,12 @@ import (
 	"github.com/nix-closure/nix-closure/internal/mntns"
 )
 
-// reexecInHostMountNamespace starts this program anew in the mount namespace of the host's first
-// process, where it must be installed under the same name. In that of a container
-// the sources of mounts are not what they are for the engine.
+// reexecInHostMountNamespace starts this program again in the mount namespace of the host's
+// first process. The program must be installed there under the same name. In a container's
+// mount namespace, the sources of mounts are not those that the engine sees.
 //
-// It needs the host's PID namespace, and CAP_SYS_ADMIN, CAP_SYS_CHROOT and
-// CAP_SYS_PTRACE (setns(2)).
+// It needs the host's PID namespace, and CAP_SYS_ADMIN, CAP_SYS_CHROOT and CAP_SYS_PTRACE
+// (setns(2)).
 func reexecInHostMountNamespace() error {
 	if os.Getpid() == 1 {
 		return errors.New("this process is the first of its PID namespace, so that the host's is not in sight; " +

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Nix-closure-nri is an NRI plugin for containerd and CRI-O: it adds
-// nix-closure-hook to the containers that ask for a closure.
+// Nix-closure-nri is an NRI plugin for containerd and CRI-O: it adds nix-closure-hook to
+// containers that ask for a closure.
 package main
 
 import (
@@ -123,9 +123,9 @@ func (o options) start() error {
 	return p.stay(ctx, o)
 }
 
-// stay connects, and again whenever the connection ends. To try costs next to nothing,
-// and an engine that is back and does not require the plugin starts containers without
-// it: so it is tried often.
+// stay connects, and connects again whenever the connection ends. It tries often: a try
+// costs almost nothing, and an engine that is back and does not require the plugin starts
+// containers without it.
 func (p *plugin) stay(ctx context.Context, o options) error {
 	const shortest, longest = 50 * time.Millisecond, time.Second
 	pause := shortest

@@ -55,8 +55,8 @@ func (m *metrics) count(adjusted bool, err error, took time.Duration) {
 	}
 }
 
-// serve answers /healthz, which is well while the engine is connected, and
-// /metrics, on a loopback address: what is said there is for nobody outside.
+// serve serves /healthz, which succeeds while the engine is connected, and /metrics. It
+// listens on a loopback address only, because nobody outside this host needs them.
 func (p *plugin) serve(ctx context.Context, address string) (*http.Server, error) {
 	if at, err := netip.ParseAddrPort(address); err != nil || !at.Addr().IsLoopback() {
 		return nil, fmt.Errorf("--http %q: not a loopback address and a port, like 127.0.0.1:9440", address)

@@ -9,20 +9,20 @@ import (
 	"github.com/containerd/nri/pkg/api"
 )
 
-// An answer takes some milliseconds, unless the file system of a mount's source does
-// not respond: then it keeps a thread, for as long as the pod's author wants. So the
-// answers that are pending are limited for each pod and each namespace, and no tenant
-// takes the place of another.
+// An answer takes some milliseconds, unless the file system of a mount's source does not
+// respond. Then it keeps a thread, for as long as the pod's author wants. So the pending
+// answers are limited for each pod and each namespace, and no tenant takes the place of
+// another.
 const (
 	podLimit       = 2
 	namespaceLimit = 10
 	hostLimit      = 100
 )
 
-// pending counts the answers that are being worked out. Its zero value is ready for use.
+// pending counts the answers that are not ready yet. Its zero value is ready for use.
 type pending struct {
 	mutex sync.Mutex
-	// of has the counts of the pods, the namespaces and the host that have any.
+	// of has the counts of pods, namespaces and the host; none is zero.
 	of map[owner]int
 }
 

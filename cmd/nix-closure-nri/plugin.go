@@ -33,8 +33,8 @@ type plugin struct {
 	isCRIO       atomic.Bool // whether the engine is CRI-O, and not containerd
 }
 
-// Configure is told which engine this is. It asks for every event that there is a
-// method for.
+// Configure learns which engine this is. It asks for every event for which there is a
+// method.
 //
 //nolint:unparam // NRI's interface
 func (p *plugin) Configure(_ context.Context, _, runtime, _ string) (api.EventMask, error) {
@@ -42,7 +42,7 @@ func (p *plugin) Configure(_ context.Context, _, runtime, _ string) (api.EventMa
 	return 0, nil
 }
 
-// engine is the one that the plugin is connected to.
+// engine returns the engine that the plugin is connected to.
 func (p *plugin) engine() spec.Engine {
 	if p.isCRIO.Load() {
 		return spec.CRIO
@@ -50,13 +50,13 @@ func (p *plugin) engine() spec.Engine {
 	return spec.Containerd
 }
 
-// After the request's time, two seconds if nobody says otherwise, an engine makes the
-// container without the plugin. An answer takes some milliseconds, but for a mount
-// whose source is on a file system that does not answer: then the plugin refuses,
-// before the engine goes on.
+// An engine waits for the plugin's answer for two seconds by default, and then makes the
+// container without the plugin. An answer takes some milliseconds, unless the file system
+// of a mount's source does not answer. Then the plugin refuses, before the engine
+// continues.
 const answerTime = time.Second
 
-// watched is a connection that says when it has ended.
+// watched is a connection that calls end when it ends.
 type watched struct {
 	net.Conn
 	end func() // may be called more than once
@@ -108,9 +108,9 @@ func (p *plugin) connect(ctx context.Context, o options) error {
 
 var errClosed = errors.New("the engine closed the connection")
 
-// Synchronize is told of all that is there when the plugin connects, before it is
-// asked about any container. What was started while it was away may run without the
-// closure that it asks for.
+// Synchronize learns what exists when the plugin connects, before any other call. A
+// container that was started while the plugin was away may run without the closure that it
+// asks for.
 //
 //nolint:unparam // NRI's interface
 func (p *plugin) Synchronize(
@@ -141,15 +141,15 @@ func (p *plugin) Synchronize(
 	p.metrics.without.Set(without)
 	p.connected.Store(true)
 	p.log.WithField("containers", len(containers)).Info("connected")
-	// The service manager, where there is one, is told (sd_notify(3)).
+	// Tell the service manager, if there is one (sd_notify(3)).
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		p.log.WithField("error", err.Error()).Warn("telling the service manager")
 	}
 	return nil, nil
 }
 
-// CreateContainer says how a container is to be made. An error keeps the engine
-// from making it.
+// CreateContainer returns how the engine must make a container. After an error, the engine
+// does not make it.
 //
 //nolint:unparam // NRI's interface
 func (p *plugin) CreateContainer(
@@ -172,7 +172,7 @@ func (p *plugin) CreateContainer(
 	return a, nil, nil
 }
 
-// inTime calls f for a container of the pod, and waits for it as long as there is time to
+// inTime calls f for a container of the pod, and waits for it while there is time to
 // answer.
 func (p *plugin) inTime(
 	ctx context.Context, pod *api.PodSandbox, f func() (*api.ContainerAdjustment, error),
@@ -204,9 +204,9 @@ func (p *plugin) inTime(
 	}
 }
 
-// annotationsOf is what a container asks for. What the engine passes on to the
-// container need not have what the pod's author wrote. Which container this is, the
-// engine says outside of the annotations, and that counts.
+// annotationsOf returns the annotations of a container and its pod. The engine may pass
+// fewer on to the container than the pod's author wrote. The engine says outside the
+// annotations which container this is, and that counts.
 func annotationsOf(engine spec.Engine, pod *api.PodSandbox, c *api.Container) map[string]string {
 	annotations := maps.Clone(c.GetAnnotations())
 	if annotations == nil {
@@ -241,7 +241,7 @@ func (p *plugin) adjust(
 	}
 	isGVisor := slices.Contains(p.gvisor, pod.GetRuntimeHandler())
 	if isGVisor && (request.Mode == spec.ModeOverlay || request.Writable) {
-		// Of what the hook says, gVisor shows nothing.
+		// gVisor shows none of the hook's messages.
 		return nil, errors.New("gVisor calls hooks in a user namespace, where the kernel makes no overlay that " +
 			"shows the closure; ask for mode bind or auto, and not for a writable store")
 	}
@@ -249,8 +249,8 @@ func (p *plugin) adjust(
 	for _, i := range replaced {
 		a.RemoveMount(mounts[i].Destination)
 	}
-	// The hook is to see what was looked at here: not all that an engine tells a
-	// plugin of is in config.json too.
+	// The hook must see what was checked here: the engine tells a plugin more than it
+	// writes into config.json.
 	for key, value := range annotations {
 		if spec.Matters(key) {
 			a.AddAnnotation(key, value)

@@ -8,15 +8,15 @@ import (
 	"github.com/nix-closure/nix-closure/internal/commandline"
 )
 
-// arguments is what this program understands of a runtime's command line. The
-// command line itself is passed on as it is.
+// arguments is what this program understands of a runtime's command line. It passes the
+// command line itself on without a change.
 type arguments struct{ commandline.Arguments }
 
 func parse(args []string) arguments { return arguments{commandline.Parse(args)} }
 
-// configFiles are the files that a runtime could take for the config.json, when the
-// command line is in doubt: the one in the current directory, and any that is named
-// by an argument, by what follows a `=`, or by what follows the letter for it.
+// configFiles returns the files that a runtime could take for the config.json if the
+// command line is in doubt: the one in the current directory, and every file that is named
+// by an argument, by the text after a `=`, or by the text after an option's letter.
 func configFiles(args []string) []string {
 	const inBundle = "/config.json"
 	files := []string{"." + inBundle}

@@ -10,23 +10,22 @@ import (
 	"time"
 )
 
-// report writes an error where the runtime would have: to standard error, and to
-// the file that --log names, in the form that --log-format says. Engines show the
-// last error of that file.
+// report writes an error to where the runtime would write it: to standard error, and to the
+// file of --log in the format of --log-format. Engines show the last error in that file.
 func (a arguments) report(err error) {
 	fmt.Fprintln(os.Stderr, err)
 	path := strings.TrimPrefix(a.Log, "file:") // crun's way to say so
 	if path == "" || strings.HasPrefix(path, "journald:") || strings.HasPrefix(path, "syslog:") {
 		return
 	}
-	// Where it cannot be written to, there is nobody left to tell.
+	// If the file cannot be written, nobody is left to tell.
 	if f, openErr := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644); openErr == nil {
 		_, _ = f.WriteString(a.entry(err.Error(), time.Now().UTC().Format(time.RFC3339Nano)))
 		f.Close()
 	}
 }
 
-// entry is a line as runc writes it.
+// entry returns a line in runc's format.
 func (a arguments) entry(msg, now string) string {
 	if a.LogFormat != "json" {
 		return fmt.Sprintf("time=%q level=error msg=%q\n", now, msg)

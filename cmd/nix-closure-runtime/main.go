@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Nix-closure-runtime is an OCI runtime that becomes another, runc or crun, and
-// before it does, adds nix-closure-hook to the containers that ask for a closure.
-// Engines that have no hooks of their own can name it as their runtime.
+// Nix-closure-runtime is an OCI runtime that adds nix-closure-hook to containers that ask
+// for a closure, and then becomes runc or crun. Engines without hooks of their own can use
+// it as their runtime.
 package main
 
 import (
@@ -17,8 +17,8 @@ import (
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
-// The runtime is to be what the engine started: what a thread has of its own, such
-// as the signal for its parent's death, only this one has.
+// The thread that the engine started must become the runtime: some attributes belong to a
+// thread, such as the signal for its parent's death.
 func init() { runtime.LockOSThread() }
 
 func main() {
@@ -29,7 +29,7 @@ func main() {
 		a.fail("reading the configuration", err)
 	}
 	if err != nil {
-		// What is there can be stopped and removed all the same.
+		// Existing containers can still be stopped and removed.
 		c = config.Default()
 	}
 	program, err := a.choose(args, c.Runtime)
@@ -39,14 +39,14 @@ func main() {
 	if err := a.prepare(args); err != nil {
 		a.fail("reading the command line", err)
 	}
-	// From here on there is nothing of this program but its arguments and
-	// environment, which are the runtime's.
+	// After this, nothing of this program is left but its arguments and environment, which
+	// the runtime gets.
 	err = unix.Exec(program, append([]string{program}, args...), environment())
 	a.fail("becoming "+program, err)
 }
 
-// environment is what this program was started with, byte for byte: of a variable
-// that is there twice, os.Environ has one.
+// environment returns the environment that this program was started with, byte for byte.
+// os.Environ would drop a repeated variable.
 func environment() []string {
 	text, err := os.ReadFile("/proc/self/environ")
 	if err != nil {
@@ -56,8 +56,8 @@ func environment() []string {
 	return all[:len(all)-1]
 }
 
-// prepare rewrites the config.json of a container that asks for a closure, and
-// leaves any other alone.
+// prepare rewrites the config.json of a container that asks for a closure. It changes
+// nothing else.
 func (a arguments) prepare(args []string) error {
 	if !a.Makes {
 		return nil

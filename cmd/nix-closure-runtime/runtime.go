@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// defaultPath is where a runtime is that is on no PATH.
+// defaultPath are the directories of runtimes that are not on PATH.
 var defaultPath = []string{
 	"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin",
 }
@@ -40,8 +40,8 @@ func (a arguments) choose(args []string, configured string) (string, error) {
 	return program, err
 }
 
-// madeBy returns runc or crun, if it is seen which of them keeps a container that one
-// of the arguments is the id of.
+// madeBy returns runc or crun, if one of them has a container whose ID is one of the
+// arguments.
 func (a arguments) madeBy(args []string) string {
 	for _, id := range args {
 		if id == "" || strings.HasPrefix(id, "-") || strings.HasPrefix(id, ".") || strings.Contains(id, "/") {
@@ -60,9 +60,9 @@ func (a arguments) madeBy(args []string) string {
 	return ""
 }
 
-// lookupRuntime returns the absolute path of the runtime with a name: by PATH, which is the
-// engine's and by which the engine would have found it, and then in the usual
-// places. This program itself is not taken for it, whatever it is called.
+// lookupRuntime returns the absolute path of the runtime with this name. It searches PATH,
+// which is the engine's, as the engine would, and then the usual directories. It never
+// returns this program itself, under any name.
 func lookupRuntime(name string) (string, error) {
 	if filepath.IsAbs(name) {
 		if err := runnable(name); err != nil {
@@ -85,7 +85,7 @@ func lookupRuntime(name string) (string, error) {
 	return "", fmt.Errorf("runtime = %q: neither on PATH nor in the usual places; name it by its absolute path", name)
 }
 
-// runnable tells why a path is not another program's.
+// runnable reports why a path is not the path of another program.
 func runnable(path string) error {
 	st, err := os.Stat(path)
 	if err != nil {

@@ -37,7 +37,7 @@ what it removes, one line each.`,
 			if unused < 0 {
 				return errors.New("--unused-for is less than nothing")
 			}
-			// Also after an error, what was removed is said.
+			// After an error too, print what was removed.
 			swept, err := sweep(cmd.Context(), *configPath, unused, dryRun)
 			if asJSON {
 				return errors.Join(err, json.NewEncoder(cmd.OutOrStdout()).Encode(swept))

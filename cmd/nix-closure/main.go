@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Nix-closure is the operator's command line. The hook calls it to read Nix's
+// Nix-closure is the operator's command line. The hook calls it too, to read Nix's
 // database.
 package main
 

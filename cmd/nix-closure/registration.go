@@ -18,8 +18,7 @@ import (
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
-// ensureRegistration makes the registration of a closure, if there is none or it
-// is out of date.
+// ensureRegistration makes the registration of a closure if it is missing or out of date.
 func ensureRegistration(
 	ctx context.Context, c config.Config, dir *state.Dir,
 	q closure.Query, res closure.Resolution, resolved closure.Closure,
@@ -53,14 +52,14 @@ func ensureRegistration(
 	if err := nixdb.WriteRegistration(ctx, dir.Registrations.Name()+"/"+temporary, c.Store(), infos); err != nil {
 		return err
 	}
-	// What changed since is newer than the file.
+	// A change since then is newer than the file.
 	if err := dir.Registrations.Chtimes(temporary, began, began); err != nil {
 		return err
 	}
 	return dir.Registrations.Rename(temporary, name)
 }
 
-// registrationCost is about what the registration of a closure takes: a page for each
+// registrationCost estimates what the registration of a closure takes: a page for each
 // table and index, and the rows.
 func registrationCost(infos []closure.PathInfo) view.Cost {
 	const pages, row, reference = 64 << 10, 1 << 10, 64
@@ -71,8 +70,8 @@ func registrationCost(infos []closure.PathInfo) view.Cost {
 	return cost
 }
 
-// pathInfos returns the registration of a closure: of what the closure-info lists that
-// was asked for, as that says; of everything else, as Nix does.
+// pathInfos returns the registration of a closure. What the closure-info lists is as the
+// closure-info says, if one was asked for. Everything else is as Nix says.
 func pathInfos(
 	ctx context.Context, c config.Config, q closure.Query, resolved closure.Closure,
 ) ([]closure.PathInfo, error) {
@@ -103,7 +102,8 @@ func pathInfos(
 	return closure.Restrict(resolved, all)
 }
 
-// nixInfos is what Nix's database says or, if that cannot be read, Nix's own program.
+// nixInfos returns what Nix's database says or, if that cannot be read, what Nix's own
+// program says.
 func nixInfos(ctx context.Context, c config.Config, resolved closure.Closure) ([]closure.PathInfo, error) {
 	if snapshot, err := nixdb.Open(ctx, c.Store()); err == nil {
 		defer func() { _ = snapshot.Close() }()

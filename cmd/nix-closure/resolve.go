@@ -74,8 +74,8 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 	if err != nil {
 		return err
 	}
-	// What is remembered of closures takes room too. Where what is in use takes
-	// all of it, this is not the place to say so.
+	// Remembered closures take room too. If everything is in use, this is not the place to
+	// report it.
 	_, _ = dir.MakeRoom(ctx, view.Cost{})
 	if o.registration {
 		if err := ensureRegistration(ctx, c, dir, q, res, resolved); err != nil {
@@ -93,8 +93,8 @@ func (o resolveOptions) resolve(ctx context.Context, configPath string, args []s
 	return nil
 }
 
-// askAndLoad is ask, and the closure. A sweep may take what is remembered of it
-// before it is loaded.
+// askAndLoad is ask, and loads the closure. A sweep may remove the remembered closure in
+// between.
 func askAndLoad(
 	ctx context.Context, c config.Config, memo closure.Memo, q closure.Query,
 ) (closure.Resolution, closure.Closure, error) {
@@ -111,7 +111,7 @@ func askAndLoad(
 	}
 }
 
-// ask asks Nix's database, or, where it cannot be read, Nix's own program.
+// ask asks Nix's database or, if that cannot be read, Nix's own program.
 func ask(ctx context.Context, c config.Config, memo closure.Memo, q closure.Query) (closure.Resolution, error) {
 	snapshot, unreadable := nixdb.Open(ctx, c.Store())
 	if unreadable == nil {
