@@ -7,6 +7,7 @@ go 1.26.0
 require (
 	github.com/containerd/nri v0.12.3
 	github.com/containerd/ttrpc v1.2.7
+	github.com/docker/go-units v0.5.0
 	github.com/google/go-cmp v0.7.0
 	github.com/opencontainers/runtime-spec v1.3.0
 	github.com/pelletier/go-toml/v2 v2.4.3

@@ -123,7 +123,7 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 	if made == "" {
 		made = unknownBoot
 	}
-	if err := dir.Symlink(made, own+"/"+bootLink); err != nil {
+	if err := dir.Symlink(made, own+"/"+BootLink); err != nil {
 		return err
 	}
 	for _, p := range pins {
@@ -134,9 +134,9 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 	return nil
 }
 
-// bootLink is a link, beside a container's GC roots, that leads nowhere and says in
+// BootLink is a link, beside a container's GC roots, that leads nowhere and says in
 // which boot of the host they were made. Nix does not mind it.
-const bootLink = ".boot"
+const BootLink = ".boot"
 
 // unknownBoot is the boot of GC roots that were made where the boot's ID could not
 // be read. Nothing follows from it.
@@ -169,7 +169,7 @@ func boot() string {
 // last started, and so of no container that runs. The clock has no say in it. Where
 // it cannot be told, it says no.
 func (g GCRoots) OfEarlierBoot(container string) bool {
-	made, err := os.Readlink(g.Of(container) + "/" + bootLink)
+	made, err := os.Readlink(g.Of(container) + "/" + BootLink)
 	if err != nil || made == unknownBoot {
 		return false
 	}

@@ -31,6 +31,7 @@ type mountPoint struct {
 	id, parent string
 	place             // of what is mounted
 	point      string // where
+	attributes string // of the mount, such as ro and nosuid
 	group      string // peer group (shared:N), if its mounts propagate
 	slave      bool   // whether it receives what is mounted elsewhere (master:N)
 	kind       string // of file system
@@ -82,7 +83,8 @@ func parseMount(line string) (m mountPoint, ok bool) {
 	}
 	// Of optional fields that are not known, none changes what is mounted: the
 	// manual page tells readers to ignore them.
-	_, optional, _ := strings.Cut(flags, " ")
+	var optional string
+	m.attributes, optional, _ = strings.Cut(flags, " ")
 	for field := range strings.SplitSeq(optional, " ") {
 		switch {
 		case strings.HasPrefix(field, "shared:"):

@@ -33,7 +33,7 @@ func run() int {
 The containers themselves are served by nix-closure-hook.
 
 Exit status: 0, or 1 after an error, which is one line on standard error; 3 where
-that is a store path that is not valid.`,
+that is a store path that is not valid. verify has its own.`,
 		Version:           version.Version,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
@@ -41,12 +41,20 @@ that is a store path that is not valid.`,
 	}
 	root.PersistentFlags().StringVar(&configPath, "config", config.Path, "the configuration")
 	root.AddCommand(resolveCommand(&configPath), gcCommand(&configPath))
+	root.AddCommand(inspectCommand(&configPath), verifyCommand(&configPath))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	if err := root.ExecuteContext(ctx); err != nil {
+		var status *statusError
+		if errors.As(err, &status) && status.error == nil {
+			return status.status
+		}
 		fmt.Fprintf(os.Stderr, "nix-closure: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		if errors.Is(err, closure.ErrNotValid) {
 			return closure.ExitNotValid
+		}
+		if status != nil {
+			return status.status
 		}
 		return 1
 	}

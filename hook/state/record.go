@@ -33,7 +33,11 @@ type Record struct {
 	PidStart uint64 `json:"pidStart"` // clock ticks since boot (proc_pid_stat(5), starttime)
 	// SharedPID: the container has no PID namespace of its own, so the end of its
 	// first process does not end the others.
-	SharedPID    bool               `json:"sharedPID,omitempty"`
+	SharedPID bool `json:"sharedPID,omitempty"`
+	// Engine and Way are who had the hook called, and by what the container asked for its
+	// closure: WayAnnotation or WayDevice. Older records have neither.
+	Engine       spec.Engine        `json:"engine,omitempty"`
+	Way          string             `json:"way,omitempty"`
 	Roots        []closure.BaseName `json:"roots,omitempty"`
 	ClosureInfo  closure.BaseName   `json:"closureInfo,omitempty"`
 	Mode         spec.Mode          `json:"mode"`
@@ -46,6 +50,15 @@ type Record struct {
 	Created      time.Time          `json:"created"`
 	Attached     bool               `json:"attached"` // all of it
 }
+
+// The ways in which a container asks for its closure.
+const (
+	WayAnnotation = "annotation" // its own
+	WayDevice     = "device"     // a CDI device's, whose call of the hook has the annotations
+)
+
+// Unlisted tells whether the store directory is not to be listed.
+func (r Record) Unlisted() bool { return strings.Contains(r.Request, ", listing false") }
 
 // sameContainer tells whether two records are of one container.
 func (r Record) sameContainer(other Record) bool {
