@@ -76,5 +76,8 @@ func (r *results) writeCSV(path string) (Err error) {
 	}
 	add("none", "empty program", 0, r.bare.empty, 1)
 	add("none", "hook without annotation", 0, r.bare.hook, median(r.bare.hook)/median(r.bare.empty))
+	for _, v := range r.verified {
+		add(r.runtimes[0], "verify, "+v.mode, usualPaths, v.samples, 0)
+	}
 	return csv.NewWriter(f).WriteAll(rows)
 }

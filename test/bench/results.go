@@ -11,6 +11,8 @@ type results struct {
 	// peaks are measured at memoryPaths, and there are none where that is not
 	// one of the sizes.
 	peaks []peak
+	// verified is measured at usualPaths, in the same way.
+	verified []verified
 }
 
 // find gives the case, whichever number of paths it has where it shows the
