@@ -68,8 +68,8 @@ unknown; 2 for a command line that is not understood.`,
 	c.Flags().DurationVar(&o.watch, "watch", 0, "repeat after this time, until a signal; print what changed")
 	c.Flags().Lookup("watch").NoOptDefVal = "10s"
 	c.Flags().StringVar(&o.textfile, "textfile", "", "write metrics to this `file`, for Prometheus' node exporter")
-	c.Flags().StringArrayVar(&o.runtimeRoots, "runtime-root", nil, "look for containers in this `directory` too, "+
-		"the --root of a runc or crun")
+	c.Flags().StringArrayVar(&o.runtimeRoots, "runtime-root", nil, "look for containers in this `directory` too: "+
+		"the --root of a runc or crun, or the state directory of a containerd")
 	flagsAreUsage(c)
 	return c
 }
@@ -128,8 +128,8 @@ func (o verifyOptions) run(ctx context.Context, names []string) error {
 // is the first.
 func (o verifyOptions) report(last, now *verified) error {
 	if o.textfile != "" {
-		err := atomicfile.WriteReadable(o.textfile, verify.Metrics(now.Containers, len(now.Troubles), now.Time, now.took))
-		if err != nil {
+		metrics := verify.Metrics(now.Containers, len(now.Troubles), now.Time, now.took)
+		if err := atomicfile.WriteReadable(o.textfile, metrics); err != nil {
 			return fmt.Errorf("writing the metrics: %w", err)
 		}
 	}
@@ -200,10 +200,10 @@ func (v *verified) status() error {
 		status = exitUnknown
 	}
 	for _, r := range v.Containers {
-		switch {
-		case r.State == verify.Wrong:
+		switch r.State {
+		case verify.Wrong:
 			return &statusError{status: exitWrong}
-		case r.State == verify.Unknown:
+		case verify.Unknown:
 			status = exitUnknown
 		}
 	}

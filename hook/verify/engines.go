@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"slices"
@@ -86,8 +85,9 @@ func (e *engines) askPodman(ctx context.Context, userDir string) error {
 	}
 	for _, d := range details {
 		if pid := started(d.State.Pid, 0); pid > 0 {
+			bundle := strings.TrimSuffix(d.OCIConfigPath, "/config.json")
 			e.running = append(e.running, found{d.ID, Running{
-				Pid: pid, Bundle: strings.TrimSuffix(d.OCIConfigPath, "/config.json"), Config: d.OCIConfigPath, From: "podman",
+				Pid: pid, Bundle: bundle, Config: d.OCIConfigPath, From: "podman",
 			}})
 		}
 	}
@@ -113,31 +113,23 @@ const dockerSocket = "/run/docker.sock"
 const mostAnswer = 16 << 20
 
 // askDocker asks Docker's daemon for names. Its containers' bundles are containerd's.
+//
+// It does without net/http: the hook calls this program to resolve a closure, and that
+// would start slower.
 func (e *engines) askDocker(ctx context.Context, _ string) error {
 	if _, err := os.Stat(dockerSocket); err != nil {
 		return nil //nolint:nilerr // there is no Docker, or it is not for this user
 	}
-	client := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", dockerSocket)
-		},
-		DisableKeepAlives: true,
-	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/json", nil)
-	if err != nil {
-		return err
-	}
-	answer, err := client.Do(request)
-	if err != nil {
-		return fmt.Errorf("asking Docker for the names of containers: %w", err)
-	}
-	defer func() { _ = answer.Body.Close() }()
+	answer, err := get(ctx, dockerSocket, "/containers/json")
 	var list []struct {
 		ID    string `json:"Id"`
 		Names []string
 	}
-	if err := json.NewDecoder(io.LimitReader(answer.Body, mostAnswer)).Decode(&list); err != nil {
-		return fmt.Errorf("asking Docker for the names of containers: %s: %w", answer.Status, err)
+	if err == nil {
+		err = json.Unmarshal(answer, &list)
+	}
+	if err != nil {
+		return fmt.Errorf("asking Docker for the names of containers: %w", err)
 	}
 	for _, c := range list {
 		if len(c.Names) > 0 {
@@ -145,6 +137,34 @@ func (e *engines) askDocker(ctx context.Context, _ string) error {
 		}
 	}
 	return nil
+}
+
+// get asks a server on a socket by HTTP/1.0, in which an answer is not in parts and ends
+// with the connection.
+func get(ctx context.Context, socket, path string) ([]byte, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close() }()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := c.SetDeadline(deadline); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.0\r\n\r\n", path); err != nil {
+		return nil, err
+	}
+	answer, err := io.ReadAll(io.LimitReader(c, mostAnswer))
+	if err != nil {
+		return nil, err
+	}
+	head, body, _ := bytes.Cut(answer, []byte("\r\n\r\n"))
+	status, _, _ := bytes.Cut(head, []byte("\r\n"))
+	if fields := strings.Fields(string(status)); len(fields) < 2 || fields[1] != "200" {
+		return nil, fmt.Errorf("%s: answers %q", socket, status)
+	}
+	return body, nil
 }
 
 // nameOf is the name that Kubernetes has for a container, as its annotations say it.

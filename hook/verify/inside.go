@@ -281,8 +281,8 @@ func (in *inside) checkView(at spec.Mount) bool {
 		isView = at.Kind == "tmpfs" && at.Source == view.TmpfsSource && at.Path == "/"
 	}
 	if !isView {
-		in.wrong(stopNow, "on %s is %s and not the view of the record (mode %s, %s)", in.store.Dir, describe(at), r.Mode,
-			r.Digest)
+		in.wrong(stopNow, "on %s is %s and not the view of the record (mode %s, %s)",
+			in.store.Dir, describe(at), r.Mode, r.Digest)
 		return false
 	}
 	in.checkAttributes(at, kept)
@@ -308,7 +308,8 @@ func (in *inside) checkOn(at spec.Mount, on []spec.Mount) {
 	for _, m := range on {
 		name := strings.TrimPrefix(m.Point, strings.TrimSuffix(at.Point, "/")+"/")
 		first, _, deeper := strings.Cut(name, "/")
-		isPath := in.record.Mode == spec.ModeBind && in.has(closure.BaseName(first)) && (!deeper || in.guard.HasInStore(name))
+		isPath := in.record.Mode == spec.ModeBind && in.has(closure.BaseName(first)) &&
+			(!deeper || in.guard.HasInStore(name))
 		if !isPath || seen[name] {
 			in.wrong(stopNow, "%s is mounted on %s, over or inside what the view shows", describe(m),
 				path.Join(in.store.Dir, name))

@@ -49,8 +49,8 @@ type Host struct {
 	Config config.Config
 	// Dir is the runtime directory; nil: there is none, and so no record.
 	Dir *state.Dir
-	// RuntimeRoots are further directories in which an OCI runtime keeps containers, as
-	// its --root names them.
+	// RuntimeRoots are further directories in which containers are kept: by an OCI
+	// runtime, as its --root names them, or by a containerd.
 	RuntimeRoots []string
 	// UserDir is XDG_RUNTIME_DIR; empty: there is none.
 	UserDir string
@@ -187,8 +187,8 @@ func (h *Host) asks(r found) (bool, error) {
 		return len(called) > 0, err
 	}
 	engine := engineOf(r.Bundle, r.id, annotations)
-	request, err := spec.ParseAnnotations(h.Config.Store(), engine, r.id, annotations)
-	return err != nil || request != nil && !request.Sandbox, nil
+	request, misunderstood := spec.ParseAnnotations(h.Config.Store(), engine, r.id, annotations)
+	return misunderstood != nil || request != nil && !request.Sandbox, nil
 }
 
 // engineOf tells by a bundle's place which engine made a container.
@@ -233,7 +233,8 @@ func Select(all []Container, names []string) ([]Container, error) {
 		case len(matching) == 0:
 			return nil, fmt.Errorf("container %q: no container that asks for a closure has this ID or name", name)
 		case len(matching) > 1 && matching[0].ID != matching[1].ID:
-			return nil, fmt.Errorf("container %q: %d containers begin with it; give more of the ID", name, len(matching))
+			return nil, fmt.Errorf("container %q: %d containers begin with it; give more of the ID",
+				name, len(matching))
 		}
 		for _, c := range matching {
 			same := func(o Container) bool { return o.ID == c.ID && o.Running == c.Running }

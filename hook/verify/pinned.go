@@ -20,8 +20,8 @@ func (l *look) checkPinned(ctx context.Context) {
 	roots := l.host.Dir.GCRoots()
 	dir := roots.Of(l.ID)
 	if l.record.GCRoots != dir {
-		l.wrong(pinAgain, "the record says that the GC roots are in %s, and this container's are in %s", l.record.GCRoots,
-			dir)
+		l.wrong(pinAgain, "the record says that the GC roots are in %s, and this container's are in %s",
+			l.record.GCRoots, dir)
 	}
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

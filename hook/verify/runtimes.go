@@ -83,8 +83,9 @@ func (h *Host) running() (all []found, troubles []error) {
 		}
 	}
 	for _, root := range h.RuntimeRoots {
-		for _, k := range keepers[:2] {
+		for _, k := range keepers {
 			add(k, root+"/*")
+			add(k, root+"/io.containerd.runtime.v2.task/*/*")
 		}
 	}
 	return all, troubles

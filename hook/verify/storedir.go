@@ -33,7 +33,8 @@ func (in *inside) checkNames(dir *os.File) error {
 	}
 	names, err := rootfs.Names(int(dir.Fd()), most)
 	if errors.Is(err, rootfs.ErrTooMany) {
-		in.wrong(stopNow, "%s shows more than %d names, and the closure has %d", in.store.Dir, most, len(in.closure.Names))
+		in.wrong(stopNow, "%s shows more than %d names, and the closure has %d",
+			in.store.Dir, most, len(in.closure.Names))
 		return nil
 	}
 	if err != nil {
@@ -114,19 +115,21 @@ func (in *inside) compare(dir *os.File, name string) (string, error) {
 		return "", fmt.Errorf("on the host: %w", os.NewSyscallError("fstatat", err))
 	}
 	kind := want.Mode & unix.S_IFMT
-	// A link in a user namespace has an owner that has a number there.
 	isCopy := kind == unix.S_IFLNK && in.record.Mode == spec.ModeBind
+	// A copy in a user namespace has an owner that has a number there.
+	isOwned := have.Uid == want.Uid && have.Gid == want.Gid || isCopy && in.host.Config.Rootless
 	switch {
 	case have.Mode != want.Mode:
 		return fmt.Sprintf("type and mode %07o, not %07o", have.Mode, want.Mode), nil
-	case (have.Uid != want.Uid || have.Gid != want.Gid) && !(isCopy && in.host.Config.Rootless):
+	case !isOwned:
 		return fmt.Sprintf("owner %d:%d, not %d:%d", have.Uid, have.Gid, want.Uid, want.Gid), nil
 	case kind == unix.S_IFREG && have.Size != want.Size:
 		return fmt.Sprintf("%d bytes, not %d", have.Size, want.Size), nil
 	case have.Mtim != want.Mtim:
 		return fmt.Sprintf("changed at %d, not %d (seconds since 1970)", have.Mtim.Sec, want.Mtim.Sec), nil
 	case in.record.Mode == spec.ModeBind && !isCopy && (have.Dev != want.Dev || have.Ino != want.Ino):
-		return fmt.Sprintf("another file (device %x, inode %d, not %x, %d)", have.Dev, have.Ino, want.Dev, want.Ino), nil
+		return fmt.Sprintf("another file (device %x, inode %d, not %x, %d)",
+			have.Dev, have.Ino, want.Dev, want.Ino), nil
 	case kind != unix.S_IFLNK:
 		return "", nil
 	}

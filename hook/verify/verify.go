@@ -153,10 +153,11 @@ func (l *look) look(ctx context.Context) {
 		l.wrong("stop the container and remove the record", "%v", l.Damaged)
 		return
 	case l.record == nil:
-		l.lookWithoutRecord()
+		l.lookWithoutRecord(ctx)
 		return
 	case l.Ended:
-		l.unknown("its process %d has ended; if the container is gone, `nix-closure gc` removes its record", l.record.Pid)
+		l.unknown("its process %d has ended; if the container is gone, `nix-closure gc` removes its record",
+			l.record.Pid)
 		return
 	}
 	r := l.record
@@ -164,10 +165,14 @@ func (l *look) look(ctx context.Context) {
 	if l.Twin != "" {
 		l.wrong(startAgain, "its record and that of %s are of one process, %d", l.Twin, r.Pid)
 	}
-	if l.Running != nil && r.Pid > 0 && l.Running.Pid != r.Pid {
-		l.wrong(startAgain, "the record is of process %d, and %s says that the container runs as process %d",
-			r.Pid, l.Running.From, l.Running.Pid)
-		return
+	if l.Running != nil && r.Pid > 0 {
+		// That nobody can tell is said when the process is opened.
+		runs, err := r.ProcessRuns()
+		if l.Running.Pid != r.Pid || !runs && err == nil {
+			l.wrong(startAgain, "the record is of process %d, started at %d, and %s says that the container runs as "+
+				"process %d, which is another", r.Pid, r.PidStart, l.Running.From, l.Running.Pid)
+			return
+		}
 	}
 	if !r.Attached {
 		l.unknown("it is being started, or its start was killed: the record does not say that its view is attached")
@@ -184,14 +189,14 @@ func (l *look) look(ctx context.Context) {
 
 // lookWithoutRecord is for a container that asks for a closure and of which the host knows
 // nothing.
-func (l *look) lookWithoutRecord() {
+func (l *look) lookWithoutRecord(ctx context.Context) {
 	asks := ""
 	if annotations, err := annotationsIn(l.Running.Config); err == nil {
 		asks = annotations[spec.Prefix+spec.KeyRoots] + annotations[spec.Prefix+spec.KeyClosureInfo]
 	}
 	l.wrong("stop the container; `nix-closure doctor` says what starts containers without the hook",
 		"it asks for a closure (%s), and runs without one: there is no record, so the hook was not called", asks)
-	l.lookInside(context.Background(), l.Running.Pid, 0)
+	l.lookInside(ctx, l.Running.Pid, 0)
 	l.result.Unknown = nil // it is wrong already
 }
 

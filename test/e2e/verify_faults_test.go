@@ -308,8 +308,8 @@ var memoryFaults = []fault{
 	}},
 	{name: "the digest of nothing", want: "the record has the digest ",
 		plant: func(p planted) error { return p.edit("digest", strings.Repeat("0", 64)) }},
-	{name: "another process", want: "and runc says", plant: func(p planted) error { return p.edit("pid", 1) }},
-	{name: "another start of the process", want: "has ended", plant: func(p planted) error { return p.edit("pidStart", 1) }},
+	{name: "another process", want: "runc says", plant: func(p planted) error { return p.edit("pid", 1) }},
+	{name: "another start of the process", want: "which is another", plant: func(p planted) error { return p.edit("pidStart", 1) }},
 	{name: "other roots", want: "it lacks the root", plant: func(p planted) error {
 		return p.edit("roots", []string{filepath.Base(store["foreign"])})
 	}},
@@ -385,7 +385,7 @@ func TestVerifyFaults(t *testing.T) {
 				found, status = verify(t, append(f.args, p.id)...)
 				v := found.of(t, p.id)
 				state, exit := "wrong", 1
-				if f.name == "another start of the process" || f.name == "not attached" {
+				if f.name == "not attached" {
 					state, exit = "unknown", 4
 				}
 				if v.State != state || status != exit || !strings.Contains(v.says(), f.want) {
