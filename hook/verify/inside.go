@@ -51,6 +51,10 @@ func (l *look) lookInside(ctx context.Context, pid int, start uint64) {
 		l.wrong(stopNow, "process %d is in the host's mount namespace, and sees all of its store", pid)
 		return
 	}
+	if err == nil && in.process.isGVisors() {
+		l.unknown("its process %d is gVisor's: what the container sees is in gVisor's memory, and cannot be looked at", pid)
+		return
+	}
 	if err == nil {
 		err = mntns.Do(in.process.mounts, func() error { return in.lookAround(ctx) })
 	}

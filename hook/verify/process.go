@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -42,14 +44,14 @@ func openProcess(pid int, start uint64) (_ *process, Err error) {
 	if p.procDirectory, err = os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 		return nil, err
 	}
-	path := "/proc/" + strconv.Itoa(pid)
-	if p.dir, err = os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+	name := "/proc/" + strconv.Itoa(pid)
+	if p.dir, err = os.OpenFile(name, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 		return nil, err
 	}
 	if err := p.check(start); err != nil {
 		return nil, err
 	}
-	namespace := path + "/ns/mnt"
+	namespace := name + "/ns/mnt"
 	fd, err := unix.Openat(int(p.dir.Fd()), "ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: namespace, Err: err}
@@ -66,9 +68,9 @@ func openProcess(pid int, start uint64) (_ *process, Err error) {
 	p.isOfHost = os.SameFile(own, its)
 	fd, err = unix.Openat(int(p.dir.Fd()), "ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path + "/ns/pid", Err: err}
+		return nil, &os.PathError{Op: "open", Path: name + "/ns/pid", Err: err}
 	}
-	pids := os.NewFile(uintptr(fd), path+"/ns/pid")
+	pids := os.NewFile(uintptr(fd), name+"/ns/pid")
 	defer pids.Close()
 	p.pidNamespace, err = pids.Stat()
 	return p, err
@@ -84,6 +86,15 @@ func (p *process) check(start uint64) error {
 		return fmt.Errorf("process %d: %w", p.pid, errEnded)
 	}
 	return err
+}
+
+// isGVisors tells whether the process is a part of gVisor, which has the container's files
+// open and serves them: what is mounted there is not what the container sees. A container
+// whose program has that name says so too, and is unknown then.
+func (p *process) isGVisors() bool {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(p.dir.Fd()), "exe", buf)
+	return err == nil && strings.HasPrefix(path.Base(string(buf[:n])), "runsc")
 }
 
 // threadMounts is the mountinfo of the calling thread's mount namespace.

@@ -181,7 +181,7 @@ func (l *look) look(ctx context.Context) {
 	l.checkPinned(ctx)
 	l.checkAsked()
 	if r.Pid <= 0 {
-		l.unknown("the runtime names no process of the container that could be looked into, as gVisor")
+		l.unknown("the runtime names no process of the container that could be looked into; gVisor does not")
 		return
 	}
 	l.lookInside(ctx, r.Pid, r.PidStart)

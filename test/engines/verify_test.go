@@ -7,10 +7,10 @@ import (
 	"maps"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 )
 
@@ -109,7 +109,33 @@ func TestVerifyDocker(t *testing.T) {
 		ids[name] = id
 	}
 	checkVerified(t, ids)
-	for _, id := range slices.Collect(maps.Values(ids)) {
+	for _, id := range ids {
 		d.remove(t, id)
+	}
+	got, err := d.ContainerCreate(t.Context(), client.ContainerCreateOptions{
+		Config: &container.Config{Image: "busybox", Cmd: []string{"/bin/busybox", "sleep", "1000000"}},
+		HostConfig: &container.HostConfig{
+			Annotations: roots("env"), NetworkMode: "none", Runtime: "runc", Binds: []string{storeDir + ":" + storeDir},
+		},
+	})
+	if err == nil {
+		_, err = d.ContainerStart(t.Context(), got.ID, client.ContainerStartOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkUnserved(t, got.ID)
+	d.remove(t, got.ID)
+}
+
+// Into a container of gVisor's nobody can look from outside: it is unknown.
+func TestVerifyGVisor(t *testing.T) {
+	n := newNode(t, nodeOptions{gvisor: true})
+	n.startPlugin(t, "--gvisor", "gvisor")
+	p := n.run(t, "gvisor", podConfig(t, roots("env")))
+	id := p.start(t, "a")
+	found, status := verify(t)
+	if status != 4 || len(found.Containers) != 1 || found.Containers[0].ID != id || found.Containers[0].State != "unknown" {
+		t.Errorf("status %d, %+v", status, found)
 	}
 }
