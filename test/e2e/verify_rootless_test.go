@@ -110,6 +110,27 @@ func TestVerifyRootlessFaults(t *testing.T) {
 	}
 }
 
+// The capabilities that the example's service keeps are enough.
+func TestVerifyServiceCapabilities(t *testing.T) {
+	text, err := os.ReadFile("../../examples/systemd/nix-closure-verify.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(text), "\nCapabilityBoundingSet=")
+	line, _, _ = strings.Cut(line, "\n")
+	kept := strings.ToLower(strings.ReplaceAll(line, "CAP_", "+"))
+	if !strings.Contains(kept, "+sys_admin") {
+		t.Fatalf("the service keeps %q", line)
+	}
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		id := container{runtime: runtime, mode: mode, root: "env", flags: []string{unlisted, "--cap-add=ALL"}}.start(t)
+		cmd := exec.Command("setpriv", "--bounding-set=-all,"+strings.Join(strings.Fields(kept), ","), "--inh-caps=-all",
+			"--no-new-privs", nixClosure(), "verify", "--json", "--contents")
+		found, status := verifyBy(t, cmd)
+		checkOK(t, found, status, id)
+	})
+}
+
 // Root without the privilege to look into a container says so.
 func TestVerifyUnprivileged(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
