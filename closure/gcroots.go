@@ -130,7 +130,7 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 	if made == "" {
 		made = unknownBoot
 	}
-	if err := dir.Symlink(made, own+"/"+bootLink); err != nil {
+	if err := dir.Symlink(made, own+"/"+BootLink); err != nil {
 		return err
 	}
 	for _, p := range pins {
@@ -141,9 +141,9 @@ func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
 	return nil
 }
 
-// bootLink is a dangling link beside a container's GC roots. It names the boot of the host
+// BootLink is a dangling link beside a container's GC roots. It names the boot of the host
 // in which they were made. Nix ignores it.
-const bootLink = ".boot"
+const BootLink = ".boot"
 
 // unknownBoot stands for a boot whose ID could not be read. Nothing follows from it.
 const unknownBoot = "unknown"
@@ -175,7 +175,7 @@ func boot() string {
 // start, so that they belong to no running container. It does not depend on the clock. If
 // the answer is unknown, it is false.
 func (g GCRoots) OfEarlierBoot(container string) bool {
-	made, err := os.Readlink(g.Of(container) + "/" + bootLink)
+	made, err := os.Readlink(g.Of(container) + "/" + BootLink)
 	if err != nil || made == unknownBoot {
 		return false
 	}

@@ -28,7 +28,7 @@ func links(t *testing.T, dir string) map[string]string {
 	}
 	all := map[string]string{}
 	for _, e := range entries {
-		if e.Name() == bootLink {
+		if e.Name() == BootLink {
 			continue
 		}
 		if all[e.Name()], err = os.Readlink(filepath.Join(dir, e.Name())); err != nil {
@@ -227,7 +227,7 @@ func TestOfEarlierBoot(t *testing.T) {
 	if roots.OfEarlierBoot("web") {
 		t.Error("those of now")
 	}
-	link := roots.Of("web") + "/" + bootLink
+	link := roots.Of("web") + "/" + BootLink
 	if err := errors.Join(os.Remove(link), os.Symlink("another", link)); err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func TestOfEarlierBootUnknown(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	link := roots.Of("another") + "/" + bootLink
+	link := roots.Of("another") + "/" + BootLink
 	if err := errors.Join(os.Remove(link), os.Symlink("another", link)); err != nil {
 		t.Fatal(err)
 	}

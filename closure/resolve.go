@@ -112,6 +112,12 @@ func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolu
 	return e.resolution(), m.save(q, e)
 }
 
+// Ask finds the closure that q asks for, from nothing that is remembered.
+func Ask(ctx context.Context, store Store, r Registry, q Query, max int) (Closure, error) {
+	names, _, err := Memo{Store: store}.resolve(ctx, r, q, max)
+	return New(store, names), err
+}
+
 func (e entry) resolution() Resolution {
 	return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: e.Pins, Since: e.Since}
 }

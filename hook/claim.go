@@ -41,10 +41,13 @@ func claimIn(ctx context.Context, c *checked, dir *state.Dir) (*claimed, error) 
 	logSweep(c.log, swept, err)
 	record := state.Record{
 		ID: c.state.ID, Bundle: c.state.Bundle, Stated: c.stated, Pid: c.state.Pid, PidStart: c.pidStart,
-		SharedPID: c.sharedPID,
-		Roots:     c.roots(), ClosureInfo: c.request.ClosureInfo,
+		SharedPID: c.sharedPID, Engine: c.engine(), Way: state.WayAnnotation,
+		Roots: c.roots(), ClosureInfo: c.request.ClosureInfo,
 		Mode: modeOf(c.request, c.config), Writable: c.request.Writable, Request: c.requestText(),
 		GCRoots: dir.GCRoots().Of(c.state.ID), Created: c.began.UTC(),
+	}
+	if len(c.call.Annotations) > 0 {
+		record.Way = state.WayDevice
 	}
 	if record.Mode == spec.ModeAuto {
 		record.Mode = spec.ModeOverlay // the likely mode; setMode corrects it

@@ -43,9 +43,7 @@ func (h *Host) CheckMounts(mounts Mounts, root string) ([]closure.BaseName, erro
 			return nil, fmt.Errorf("mount on %s: %w", inContainer(m.point, root), err)
 		}
 		if shows != "" {
-			return nil, fmt.Errorf("mount on %s: shows %s of the host, and with it more than the closure; take the "+
-				"mount out, or take another root",
-				inContainer(m.point, root), shows)
+			return nil, &LeakError{inContainer(m.point, root), shows}
 		}
 		if base, in := h.storePathAt(m.place); in && m.point == root {
 			return nil, h.rootInStore(base)
@@ -57,6 +55,17 @@ func (h *Host) CheckMounts(mounts Mounts, root string) ([]closure.BaseName, erro
 			"leads elsewhere than it did", root)
 	}
 	return all, nil
+}
+
+// LeakError says that a mount of a container shows what it must not.
+type LeakError struct {
+	Point string // of the mount, in the container
+	Shows string
+}
+
+func (e *LeakError) Error() string {
+	return fmt.Sprintf("mount on %s: shows %s of the host, and with it more than the closure; take the mount out, or "+
+		"take another root", e.Point, e.Shows)
 }
 
 func (h *Host) rootInStore(base closure.BaseName) error {

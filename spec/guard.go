@@ -277,10 +277,21 @@ func (h *Host) Open() error {
 
 // MountsInStore returns the host's mount points inside the store directory.
 func (h *Host) MountsInStore() []string {
+	names := h.namesInStore()
+	for i, name := range names {
+		names[i] = h.storeReal + "/" + name
+	}
+	return names
+}
+
+// HasInStore tells whether a path relative to the store directory is a mount point there.
+func (h *Host) HasInStore(name string) bool { return slices.Contains(h.namesInStore(), name) }
+
+func (h *Host) namesInStore() []string {
 	var inside []string
 	for _, m := range h.mounts {
-		if strings.HasPrefix(m.point, h.storeReal+"/") {
-			inside = append(inside, m.point)
+		if name, ok := strings.CutPrefix(m.point, h.storeReal+"/"); ok {
+			inside = append(inside, name)
 		}
 	}
 	return inside

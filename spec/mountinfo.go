@@ -30,7 +30,8 @@ func below(path, dir string) bool {
 type mountPoint struct {
 	id, parent string
 	place             // of what is mounted
-	point      string // where it is mounted
+	point      string // where
+	attributes string // of the mount, such as ro and nosuid
 	group      string // peer group (shared:N), if its mounts propagate
 	slave      bool   // whether it receives what is mounted elsewhere (master:N)
 	kind       string // of file system
@@ -81,9 +82,10 @@ func parseMount(line string) (m mountPoint, ok bool) {
 	if m.source, m.options, ok = strings.Cut(rest, " "); !ok {
 		return m, false
 	}
-	// Unknown optional fields do not change what is mounted: the manual page tells readers
-	// to ignore them.
-	_, optional, _ := strings.Cut(flags, " ")
+	// Of optional fields that are not known, none changes what is mounted: the
+	// manual page tells readers to ignore them.
+	var optional string
+	m.attributes, optional, _ = strings.Cut(flags, " ")
 	for field := range strings.SplitSeq(optional, " ") {
 		switch {
 		case strings.HasPrefix(field, "shared:"):

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -42,7 +43,7 @@ func mountOverlay(store closure.Store, l Layer, o Options, upper ...option) (*os
 	mount, err := newMount("overlay", o.labelled(append([]option{
 		// Both layers are in one string, because lowerdir+ came with Linux 6.8. Neither
 		// path has a character with a meaning here, see package config.
-		{"lowerdir", l.path + ":" + store.Dir},
+		{"lowerdir", Lower(filepath.Dir(l.path), filepath.Base(l.path), store)},
 		{"redirect_dir", "on"},
 		{"metacopy", "on"},
 	}, upper...)...))

@@ -90,14 +90,18 @@ func (w *writable) fill(tmpfs *os.File) error {
 	if err := unix.Fchownat(dir, store, w.owner.UID, w.owner.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return os.NewSyscallError("fchownat", err)
 	}
-	mode := uint32(unix.S_ISVTX | 0o775)
-	if !w.options.Listed {
-		mode = unix.S_ISVTX | 0o331
-	}
-	if err := unix.Fchmodat(dir, store, mode, 0); err != nil {
+	if err := unix.Fchmodat(dir, store, w.options.writableMode(), 0); err != nil {
 		return os.NewSyscallError("fchmodat", err)
 	}
 	return setTimes(dir, store, unix.Timespec{Sec: 1})
+}
+
+// writableMode is the mode of a store directory to which its owner may write.
+func (o Options) writableMode() uint32 {
+	if o.Listed {
+		return unix.S_ISVTX | 0o775
+	}
+	return unix.S_ISVTX | 0o331
 }
 
 // Close closes the open files, if Attach was called.

@@ -49,7 +49,7 @@ store path, or a link to one, such as ./result, a profile or /run/current-system
 option --print-roots prints on standard error what each argument became.
 
 Exit status: 0; 1 after an error, which is one line on standard error; 2 for a wrong
-command line; 3 for a store path that is not valid.
+command line; 3 for a store path that is not valid. verify has its own.
 
 Environment: NO_COLOR turns colour off; COLUMNS is the width of tables on a terminal.
 If standard output is not a terminal, there is no colour and nothing is shortened.`,
@@ -62,7 +62,7 @@ If standard output is not a terminal, there is no colour and nothing is shortene
 	}
 	root.PersistentFlags().StringVar(&configPath, "config", config.Path, "the configuration `file`")
 	root.AddCommand(resolveCommand(&configPath), whyCommand(&configPath), diffCommand(&configPath),
-		exportCommand(&configPath), gcCommand(&configPath))
+		exportCommand(&configPath), inspectCommand(&configPath), verifyCommand(&configPath), gcCommand(&configPath))
 	if manCommand != nil {
 		root.AddCommand(manCommand())
 	}

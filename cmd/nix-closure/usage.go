@@ -18,11 +18,16 @@ const exitUsage = 2
 
 // usageError says that a command line is not understood.
 type usageError struct {
-	command string // whose --help says more
+	command string // whose --help says more; empty: the error says it all
 	err     error
 }
 
-func (e *usageError) Error() string { return fmt.Sprintf("%s; see %s --help", e.err, e.command) }
+func (e *usageError) Error() string {
+	if e.command == "" {
+		return e.err.Error()
+	}
+	return fmt.Sprintf("%s; see %s --help", e.err, e.command)
+}
 
 func (e *usageError) Unwrap() error { return e.err }
 
@@ -31,10 +36,17 @@ func usage(cmd *cobra.Command, format string, args ...any) error {
 	return &usageError{cmd.CommandPath(), fmt.Errorf(format, args...)}
 }
 
+// misuse makes a usageError that no help says more of.
+func misuse(err error) error { return &usageError{err: err} }
+
 // report writes an error as one line, and returns the exit status that it has.
 func report(stderr io.Writer, err error) int {
 	if err == nil {
 		return 0
+	}
+	var own *statusError
+	if errors.As(err, &own) && own.error == nil {
+		return own.status
 	}
 	// Where standard error is gone, the exit status remains.
 	_, _ = fmt.Fprintf(stderr, "nix-closure: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
@@ -44,6 +56,8 @@ func report(stderr io.Writer, err error) int {
 		return exitUsage
 	case errors.Is(err, closure.ErrNotValid):
 		return closure.ExitNotValid
+	case own != nil:
+		return own.status
 	}
 	return 1
 }

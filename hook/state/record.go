@@ -34,7 +34,11 @@ type Record struct {
 	PidStart uint64 `json:"pidStart"` // clock ticks since boot (proc_pid_stat(5), starttime)
 	// SharedPID: the container has no PID namespace of its own, so the end of its
 	// first process does not end the others.
-	SharedPID    bool               `json:"sharedPID,omitempty"`
+	SharedPID bool `json:"sharedPID,omitempty"`
+	// Engine and Way are who had the hook called, and by what the container asked for its
+	// closure: WayAnnotation or WayDevice. Older records have neither.
+	Engine       spec.Engine        `json:"engine,omitempty"`
+	Way          string             `json:"way,omitempty"`
 	Roots        []closure.BaseName `json:"roots,omitempty"`
 	ClosureInfo  closure.BaseName   `json:"closureInfo,omitempty"`
 	Mode         spec.Mode          `json:"mode"`
@@ -47,6 +51,15 @@ type Record struct {
 	Created      time.Time          `json:"created"`
 	Attached     bool               `json:"attached"` // all views are attached
 }
+
+// The ways in which a container asks for its closure.
+const (
+	WayAnnotation = "annotation" // its own
+	WayDevice     = "device"     // a CDI device's, whose call of the hook has the annotations
+)
+
+// Unlisted reports whether the container may not list the store directory.
+func (r Record) Unlisted() bool { return strings.Contains(r.Request, ", listing false") }
 
 // sameContainer reports whether two records belong to one container.
 func (r Record) sameContainer(other Record) bool {

@@ -55,9 +55,19 @@ func Replace(path string, data []byte) error {
 	if err := unix.Stat(path, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: path, Err: err}
 	}
+	return replace(path, besides(path), unix.O_EXCL, data, &st)
+}
+
+// WriteReadable writes a file with mode 0644, for others to read.
+func WriteReadable(path string, data []byte) error {
+	as := unix.Stat_t{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid()), Mode: 0o644}
+	return replace(path, besides(path), unix.O_EXCL, data, &as)
+}
+
+// besides is a name in the same directory that nobody else has.
+func besides(path string) string {
 	slash := strings.LastIndexByte(path, '/')
-	temporary := path[:slash+1] + "." + path[slash+1:] + "." + rand.Text()
-	return replace(path, temporary, unix.O_EXCL, data, &st)
+	return path[:slash+1] + "." + path[slash+1:] + "." + rand.Text()
 }
 
 // replace writes a temporary file and renames it to path. The file gets the owner and mode

@@ -31,7 +31,25 @@ func StartTime(pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	// If only the first thread has ended, the process runs on with the others.
+	return startTime(pid, fields)
+}
+
+// StartTimeAt is StartTime of the process whose directory in /proc is open. It is that
+// process's as long as the descriptor is, whoever has its number later.
+func StartTimeAt(dir, pid int) (uint64, error) {
+	text, err := ReadFileAt(dir, "stat")
+	if err != nil {
+		return 0, err
+	}
+	fields, err := parseFields("stat", text)
+	if err != nil {
+		return 0, err
+	}
+	return startTime(pid, fields)
+}
+
+func startTime(pid int, fields []string) (uint64, error) {
+	// Where only the first thread has ended, the others are the process.
 	if fields[0] == "X" || fields[0] == "Z" && fields[17] == "1" {
 		return 0, fmt.Errorf("process %d: %w: it has ended", pid, fs.ErrNotExist)
 	}
@@ -83,7 +101,12 @@ func Fields(process string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The second field is the program's name in parentheses, with any characters in it.
+	return parseFields(path, text)
+}
+
+func parseFields(path string, text []byte) ([]string, error) {
+	// The second is the program's name in parentheses, which may have anything
+	// in it.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	if len(fields) < 20 {
 		return nil, fmt.Errorf("%s: not understood", path)
@@ -117,10 +140,13 @@ func ReadFileAt(dir int, path string) ([]byte, error) {
 	}
 }
 
-// ReadMountinfo reads a mountinfo file in few large parts, because the kernel generates the
-// text anew for each part.
-func ReadMountinfo(path string) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// ReadMountinfo reads a mountinfo file, in few and large parts: the kernel makes each
+// anew.
+func ReadMountinfo(path string) ([]byte, error) { return ReadMountinfoAt(unix.AT_FDCWD, path) }
+
+// ReadMountinfoAt is ReadMountinfo for a path relative to an open directory.
+func ReadMountinfoAt(dir int, path string) ([]byte, error) {
+	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}

@@ -23,6 +23,7 @@ const (
 	registeredMillisecond = 3.0
 	peakMiB               = 40.0
 	resolveToNix          = 0.3
+	verifyMillisecond     = 50.0
 )
 
 // figure is one of the figures that the program promises.
@@ -63,6 +64,10 @@ func (r *results) figures() []figure {
 	for _, p := range r.peaks {
 		all = append(all, figure{fmt.Sprintf("hook's peak memory at %d, %s, %s", memoryPaths, p.mode, p.state),
 			p.mib, true, peakMiB, "MiB"})
+	}
+	for _, v := range r.verified {
+		all = append(all, figure{fmt.Sprintf("verify one container of %d, %s", usualPaths, v.mode),
+			median(v.samples), true, verifyMillisecond, "ms"})
 	}
 	return all
 }

@@ -108,6 +108,11 @@ func (o *options) run() error {
 			return err
 		}
 	}
+	if slices.Contains(o.sizes, usualPaths) {
+		if r.verified, err = h.measureVerify(runtimes[0], usualPaths, p); err != nil {
+			return err
+		}
+	}
 	if err := measure(slices.Clone(r.cases), o.runs, p); err != nil {
 		return err
 	}

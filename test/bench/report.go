@@ -81,5 +81,8 @@ func (r *results) writeCSV(path string) (Err error) {
 		add("none", "resolve cold", memoryPaths, w.cold, median(w.cold)/median(w.nix))
 		add("none", "resolve warm", memoryPaths, w.warm, median(w.warm)/median(w.nix))
 	}
+	for _, v := range r.verified {
+		add(r.runtimes[0], "verify, "+v.mode, usualPaths, v.samples, 0)
+	}
 	return csv.NewWriter(f).WriteAll(rows)
 }

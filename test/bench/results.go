@@ -13,6 +13,8 @@ type results struct {
 	peaks []peak
 	// resolving is nil there too.
 	resolving *resolving
+	// verified is measured at usualPaths, in the same way.
+	verified []verified
 }
 
 // find gives the case, whichever number of paths it has where it shows the

@@ -363,10 +363,17 @@ func TestExamplePaths(t *testing.T) {
 	}
 }
 
-// The unit is one that systemd takes, and leaves the plugin in the host's mount
+// The units are such that systemd takes, and leave programs in the host's mount
 // namespace.
 func TestExampleUnit(t *testing.T) {
-	text := example(t, "systemd/nix-closure-nri.service")
+	checkUnit(t, "nix-closure-nri.service", "nix-closure-nri ")
+	checkUnit(t, "nix-closure-verify.service", "nix-closure verify ", "nix-closure-verify.timer")
+}
+
+// checkUnit checks a service that starts a program, and units that go with it.
+func checkUnit(t *testing.T, name, program string, others ...string) {
+	t.Helper()
+	text := example(t, "systemd/"+name)
 	settings := map[string]string{}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
@@ -384,21 +391,26 @@ func TestExampleUnit(t *testing.T) {
 		`((ReadOnly|ReadWrite|Inaccessible|Exec|NoExec)Paths)|Bind.*|TemporaryFileSystem|Extension.*|(LoadC|SetC|ImportC)redential.*|(Runtime|State|Cache|Logs|Configuration)Directory.*)$`)
 	for key := range settings {
 		if implies.MatchString(key) {
-			t.Errorf("%s= gives the plugin mounts of its own", key)
+			t.Errorf("%s: %s= gives the program mounts of its own", name, key)
 		}
 	}
-	if !strings.HasPrefix(settings["ExecStart"], installedIn+"/nix-closure-nri ") {
+	if !strings.HasPrefix(settings["ExecStart"], installedIn+"/"+program) {
 		t.Errorf("it starts %s", settings["ExecStart"])
 	}
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Fatalf("%v: install systemd, or have test/install.sh do it", err)
 	}
 	// Of a program that there is.
-	unit := t.TempDir() + "/nix-closure-nri.service"
-	if err := os.WriteFile(unit, []byte(strings.ReplaceAll(text, installedIn, *bin)), 0o644); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	args := []string{"verify"}
+	for _, unit := range append([]string{name}, others...) {
+		text := strings.ReplaceAll(example(t, "systemd/"+unit), installedIn, *bin)
+		args = append(args, dir+"/"+unit)
+		if err := os.WriteFile(dir+"/"+unit, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if out, err := exec.Command("systemd-analyze", "verify", unit).CombinedOutput(); err != nil || len(out) > 0 {
+	if out, err := exec.Command("systemd-analyze", args...).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze: %v %s", err, out)
 	}
 }
