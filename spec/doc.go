@@ -8,7 +8,7 @@
 // It looks at the host's files, to find out what a mount would show. It mounts, changes and
 // runs nothing.
 //
-// Read it in this order: engine.go (which annotations are believed), annotations.go (what
+// Read it in this order: engine.go and pod.go (which annotations are believed), annotations.go (what
 // is asked for), state.go and config.go (what the runtime says), mountinfo.go (what is
 // mounted), kinds.go (types of file systems), guard.go and disks.go (what must not show),
 // classify.go (judging the mounts of config.json), look.go, compare.go, handles.go,
