@@ -45,7 +45,7 @@ func noAnswer(unreadable, err error) error {
 	if err == nil || errors.As(err, &notValid) || errors.As(err, &tooLarge) {
 		return err
 	}
-	return fmt.Errorf("%w; nor does nix-store answer: %w", unreadable, err)
+	return fmt.Errorf("%w; nix-store cannot answer either: %w", unreadable, err)
 }
 
 // lookUpGraph is lookUp, with what each path references and how large it is.
