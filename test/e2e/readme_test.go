@@ -85,6 +85,7 @@ var inline = []command{
 	{text: "loginctl enable-linger", notRun: "needs systemd"},
 	{text: "podman kube play", notRun: "TestKubePlay"},
 	{text: "nix-closure gc", run: (*readmeHost).reads},
+	{text: "nix-closure verify", notRun: "TestVerifyWithoutHook"},
 	{text: "make lint", notRun: "it is about the tree, and fetches the linters"},
 	{text: "make fuzz", notRun: "it is about the tree, and takes minutes"},
 	{text: "make cross", notRun: "it is about the tree; make test does it"},
