@@ -240,7 +240,7 @@ var mountFaults = []fault{
 		if err != nil {
 			return err
 		}
-		p.t.Cleanup(func() { socket.Close() })
+		p.t.Cleanup(func() { _ = socket.Close() })
 		return p.show(path, "/tmp/socket")
 	}},
 	{name: "the state directory", want: "shows /nix/var/nix of the host",
