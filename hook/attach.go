@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
@@ -38,7 +38,7 @@ type attachment struct {
 	// coverSize bounds what the container writes beside the view in a volume that is
 	// covered, in bytes.
 	coverSize int64
-	log       *slog.Logger
+	log       *logrus.Entry
 }
 
 // attach puts the view on the container's store directory, in the container's

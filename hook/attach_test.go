@@ -3,7 +3,7 @@
 package hook
 
 import (
-	"log/slog"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -33,7 +33,7 @@ func TestAttachToAnEndedProcess(t *testing.T) {
 		sandbox := checked{
 			start: &start{
 				progress: &progress{}, call: Call{Stage: "createRuntime"}, state: spec.State{Pid: other.Process.Pid},
-				log: slog.New(slog.DiscardHandler),
+				log: logTo(io.Discard, "createRuntime", "x"),
 			},
 			bundle: spec.Config{Root: "/no/root"}, pidStart: c.start, inspected: &inspected{host: &spec.Host{}},
 		}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
@@ -154,7 +155,9 @@ func rewrite(
 	log := logFor(configPath, stage, container.ID)
 	for _, i := range replaced {
 		m := parsed.Mounts[i]
-		log.Info("mount removed from config.json", "destination", m.Destination, "source", m.Source)
+		log.WithFields(logrus.Fields{
+			"destination": m.Destination, "source": m.Source,
+		}).Info("mount removed from config.json")
 	}
 	return text, nil
 }

@@ -378,7 +378,7 @@ func TestFailureOf(t *testing.T) {
 		}
 	}
 	LogFailure(h.config, Failure("web", "looking", cause))
-	if lines := h.log(t); len(lines) != 1 || lines[0]["stage"] != "runtime" || lines[0]["container"] != "web" || lines[0]["level"] != "ERROR" ||
+	if lines := h.log(t); len(lines) != 1 || lines[0]["stage"] != "runtime" || lines[0]["container"] != "web" || lines[0]["level"] != "error" ||
 		lines[0]["doing"] != "looking" || lines[0]["error"] != "no such thing" {
 		t.Errorf("in the log: %v", lines)
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure/view"
@@ -165,8 +166,9 @@ func (c *containerMounts) cover(volume string, targets []*target) error {
 	if err := view.Cover(dir, ways, c.coverSize, view.Options{Label: c.bundle.MountLabel}); err != nil {
 		return fmt.Errorf("covering the volume on %s: %w", inside, err)
 	}
-	c.log.Info("volume covered: new files beside what is in it are kept in memory, and gone with the container",
-		"volume", inside, "size", c.coverSize)
+	c.log.WithFields(logrus.Fields{
+		"volume": inside, "size": c.coverSize,
+	}).Info("volume covered: new files beside what is in it are kept in memory, and gone with the container")
 	return nil
 }
 

@@ -6,8 +6,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/internal/config"
@@ -20,7 +21,7 @@ type start struct {
 	config config.Config
 	call   Call
 	state  spec.State
-	log    *slog.Logger
+	log    *logrus.Entry
 	began  time.Time
 }
 
@@ -113,8 +114,10 @@ func (b *built) commit(ctx context.Context) error {
 	if err := b.claim.Update(ctx, r); err != nil {
 		return err
 	}
-	b.log.Info("attached", "mode", r.Mode, "why", b.why, "digest", r.Digest,
-		"paths", b.resolution.Paths, "took", time.Since(b.began).String())
+	b.log.WithFields(logrus.Fields{
+		"mode": r.Mode, "why": b.why, "digest": r.Digest, "paths": b.resolution.Paths,
+		"took": time.Since(b.began).String(),
+	}).Info("attached")
 	return nil
 }
 

@@ -4,7 +4,7 @@ package hook
 
 import (
 	"errors"
-	"log/slog"
+	"io"
 	"os"
 	"runtime"
 	"strings"
@@ -55,7 +55,7 @@ func TestNothingStaysOpen(t *testing.T) {
 			must(t, err)
 			s := &start{
 				progress: &progress{}, config: c, state: spec.State{ID: "other", Pid: os.Getppid()},
-				log: slog.New(slog.DiscardHandler), began: time.Now(),
+				log: logTo(io.Discard, "createRuntime", "x"), began: time.Now(),
 			}
 			request := &spec.Request{Roots: []closure.BaseName{named("hello")}}
 			claimed, err := claim(t.Context(), &checked{start: s, inspected: &inspected{request: request}, store: h.store})
@@ -71,7 +71,7 @@ func TestNothingStaysOpen(t *testing.T) {
 			for range 50 {
 				must(t, c.call())
 			}
-			if after := descriptors(t); after != before {
+			if after := descriptors(t); after > before {
 				t.Errorf("%d files are open, and before 50 calls %d", after, before)
 			}
 		})

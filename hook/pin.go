@@ -144,7 +144,7 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 			return before, fmt.Errorf("%s: Nix does not let an ordinary user make a derivation itself a GC root; "+
 				"ask for its output", root)
 		}
-		p.log.Info("waiting for the garbage collector", "root", root)
+		p.log.WithField("root", root).Info("waiting for the garbage collector")
 		return p.pinAfterCollecting(ctx)
 	}
 	if err := p.reserve(ctx, before.Digest, before.Pins); err != nil {
@@ -188,7 +188,7 @@ func (p pinner) fetch(ctx context.Context) error {
 	defer release()
 	terminal := isTerminal(os.Stderr)
 	err = p.nix().Fetch(ctx, names, p.indirect(), func(line string) {
-		p.log.Info("fetching", "nix-store", line)
+		p.log.WithField("nix-store", line).Info("fetching")
 		if terminal {
 			fmt.Fprintln(os.Stderr, oneLine(line))
 		}
@@ -275,7 +275,7 @@ func (p pinner) load(ctx context.Context, res closure.Resolution) (closure.Closu
 		if err == nil || attempt == loadAttempts {
 			return c, err
 		}
-		p.log.Warn("the memo is missing or damaged, and made anew", "error", err.Error())
+		p.log.WithField("error", err.Error()).Warn("the memo is missing or damaged, and made anew")
 		if err := p.memo.Forget(p.query, res.Digest); err != nil {
 			return closure.Closure{}, err
 		}

@@ -92,7 +92,7 @@ func TestPoststop(t *testing.T) {
 	make("web", "/b")
 	must(t, os.Chmod(h.dir+"/run", 0o755))
 	stop("web", "/b", annotation)
-	if lines := h.log(t); len(lines) == 0 || lines[len(lines)-1]["level"] != "ERROR" {
+	if lines := h.log(t); len(lines) == 0 || lines[len(lines)-1]["level"] != "error" {
 		t.Errorf("not in the log: %v", lines)
 	}
 }
@@ -143,7 +143,7 @@ func TestPoststopKeeps(t *testing.T) {
 			want := "remove " + h.recordFile("web") + " when no container with this ID runs"
 			logged := false
 			for _, l := range h.log(t) {
-				logged = logged || l["level"] == "ERROR" && strings.Contains(fmt.Sprint(l["error"]), want)
+				logged = logged || l["level"] == "error" && strings.Contains(fmt.Sprint(l["error"]), want)
 			}
 			if !logged || !h.there(t, "web") {
 				t.Errorf("in the log %v, there %v", logged, h.there(t, "web"))

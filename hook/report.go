@@ -7,13 +7,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/hook/state"
@@ -76,7 +77,7 @@ func LogCall(call Call, err error) { logError(logFor(call.Config, call.Stage, ""
 
 // logFor returns the log that the configuration names, or the default one where
 // it cannot be read.
-func logFor(configPath, stage, container string) *slog.Logger {
+func logFor(configPath, stage, container string) *logrus.Entry {
 	c, err := config.Read(configPath)
 	if err != nil {
 		c = config.Default()
@@ -87,37 +88,48 @@ func logFor(configPath, stage, container string) *slog.Logger {
 // logOf returns the log that a configuration names. An ordinary user's is in the
 // runtime directory: that is made for the first line, and where another user made
 // it, in /tmp, nothing is written that a link there could lead elsewhere.
-func logOf(c config.Config, stage, container string) *slog.Logger {
+func logOf(c config.Config, stage, container string) *logrus.Entry {
 	if filepath.Dir(c.LogFile) == c.RuntimeDir && state.EnsurePrivate(c.RuntimeDir) != nil {
-		return slog.New(slog.DiscardHandler)
+		return logTo(io.Discard, stage, container)
 	}
 	return newLog(c.LogFile, stage, container)
 }
 
 // logError writes a failure to the log, whole and in its parts.
-func logError(log *slog.Logger, err error) {
+func logError(log *logrus.Entry, err error) {
 	var f *failure
 	if errors.As(err, &f) {
-		log = log.With("doing", f.doing, "error", f.err.Error())
+		log = log.WithFields(logrus.Fields{"doing": f.doing, "error": f.err.Error()})
 	}
 	log.Error(err.Error())
 }
 
 // newLog returns the log of a stage: JSON lines in a file. Without a file,
 // containers start and stop all the same.
-func newLog(path, stage, container string) *slog.Logger {
+func newLog(path, stage, container string) *logrus.Entry {
 	to := io.Discard
 	if f, err := openLog(path, maxLog); err == nil {
 		to = f
 	}
-	options := &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
-			// Local time would read the time zone's file at each start.
-			a.Value = slog.TimeValue(a.Value.Time().UTC())
-		}
-		return a
-	}}
-	return slog.New(slog.NewJSONHandler(to, options)).With("stage", stage, "container", container)
+	return logTo(to, stage, container)
+}
+
+// logTo returns a log that goes to a file.
+func logTo(to io.Writer, stage, container string) *logrus.Entry {
+	log := &logrus.Logger{
+		Out: to, Formatter: utcFormatter{}, Hooks: logrus.LevelHooks{}, Level: logrus.InfoLevel, ExitFunc: os.Exit,
+	}
+	return log.WithFields(logrus.Fields{"stage": stage, "container": container})
+}
+
+// utcFormatter writes JSON lines. Local time would read the time zone's file at each
+// start.
+type utcFormatter struct{ logrus.JSONFormatter }
+
+func (f utcFormatter) Format(e *logrus.Entry) ([]byte, error) {
+	e.Time = e.Time.UTC()
+	f.TimestampFormat = time.RFC3339Nano
+	return f.JSONFormatter.Format(e)
 }
 
 // maxLog bounds the log, in bytes, but for what hooks write that run already.
@@ -191,16 +203,18 @@ func renameLog(f *os.File, info fs.FileInfo, path string) bool {
 }
 
 // logSwept says what a sweep removed, if anything was.
-func logSwept(log *slog.Logger, message string, swept state.Swept) {
+func logSwept(log *logrus.Entry, message string, swept state.Swept) {
 	if !swept.Empty() {
-		log.Info(message, "records", swept.Records, "gcRoots", swept.GCRoots, "views", swept.Views,
-			"registrations", swept.Registrations, "closures", swept.Closures, "cache", swept.Cache)
+		log.WithFields(logrus.Fields{
+			"records": swept.Records, "gcRoots": swept.GCRoots, "views": swept.Views,
+			"registrations": swept.Registrations, "closures": swept.Closures, "cache": swept.Cache,
+		}).Info(message)
 	}
 }
 
 // logSweep says what a sweep in passing did. What goes wrong keeps no container from
 // starting.
-func logSweep(log *slog.Logger, swept state.Swept, err error) {
+func logSweep(log *logrus.Entry, swept state.Swept, err error) {
 	logSwept(log, "swept", swept)
 	if err != nil {
 		logError(log, &failure{"", "sweeping", err})

@@ -14,11 +14,11 @@ import (
 
 func TestLog(t *testing.T) {
 	h := newHost(t)
-	newLog(h.dir+"/log", "createRuntime", "web").Error("one\ntwo", "key", "\x1b")
+	newLog(h.dir+"/log", "createRuntime", "web").WithField("key", "\x1b").Error("one\ntwo")
 	newLog(h.dir+"/log", "poststop", "db").Info("three")
 	lines := h.log(t)
-	if len(lines) != 2 || lines[0]["stage"] != "createRuntime" || lines[0]["container"] != "web" || lines[0]["msg"] != "one\ntwo" ||
-		lines[1]["stage"] != "poststop" || lines[1]["level"] != "INFO" {
+	if len(lines) != 2 || lines[0]["stage"] != "createRuntime" || lines[0]["container"] != "web" || lines[0]["msg"] != "one\ntwo" || lines[0]["key"] != "\x1b" ||
+		lines[1]["stage"] != "poststop" || lines[1]["level"] != "info" {
 		t.Errorf("%v", lines)
 	}
 	if st, err := os.Stat(h.dir + "/log"); err != nil || st.Mode() != 0o600 {

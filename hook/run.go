@@ -97,6 +97,10 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 		return nil
 	}
 	s := &start{progress: &progress{}, config: c, call: call, state: container, log: log, began: time.Now()}
+	if engine := s.engine(); engine != spec.UnknownEngine {
+		log = log.WithField("engine", string(engine))
+		s.log = log
+	}
 	if err := createInTime(s); err != nil {
 		logError(log, err)
 		return err

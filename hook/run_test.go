@@ -172,7 +172,7 @@ func TestRefusedEarly(t *testing.T) {
 		t.Fatalf("%d lines in the log: %v", len(lines), lines)
 	}
 	for _, l := range lines {
-		if l["level"] != "ERROR" || !strings.HasPrefix(l["msg"].(string), "nix-closure: ") || l["doing"] == "" || l["error"] == "" {
+		if l["level"] != "error" || !strings.HasPrefix(l["msg"].(string), "nix-closure: ") || l["doing"] == "" || l["error"] == "" {
 			t.Errorf("in the log: %v", l)
 		}
 	}

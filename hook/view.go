@@ -204,8 +204,9 @@ func (v viewBuilder) bind(ctx context.Context) (view.View, error) {
 		return nil, err
 	}
 	if v.options.Label != "" {
-		v.log.Warn("bind mode cannot give files the label that the container asks for; "+
-			"a confined container may not read them", "label", v.options.Label)
+		v.log.WithField("label", v.options.Label).
+			Warn("bind mode cannot give files the label that the container asks for; " +
+				"a confined container may not read them")
 	}
 	return view.NewBind(v.store, c, v.options)
 }

@@ -177,8 +177,7 @@ func layersOf(m specs.Mount) ([]source, error) {
 		for name := range splitLayers(value) {
 			if !filepath.IsAbs(name) {
 				return nil, fmt.Errorf("overlay option %q: a layer is named relative to a directory, and which "+
-					"that is "+
-					"depends on the runtime; name it by its absolute path", option)
+					"that is depends on the runtime; name it by its absolute path", option)
 			}
 			all = append(all, source{path: name})
 		}

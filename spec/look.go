@@ -122,7 +122,8 @@ func (h *Host) addTree(name, real string, m mountPoint, store bool) {
 		deep = "log"
 	}
 	h.trees = append(h.trees, &tree{
-		name: name, store: store, real: real, device: m.device, fd: -1, positions: positionsOf(paths...), deep: deepTrees[deep],
+		name: name, store: store, real: real, device: m.device, fd: -1,
+		positions: positionsOf(paths...), deep: deepTrees[deep],
 	})
 }
 
@@ -365,7 +366,8 @@ func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, unsure string)
 			return err
 		}
 		if known = l.known(); !known && unsure != "" && h.handles.privileged && (l.handles > 0 || h.layered) {
-			return fmt.Errorf("its layer %s is named by a path that others than root can change, or that leads nowhere, and "+
+			return fmt.Errorf("its layer %s is named by a path that others than root can change, "+
+				"or that leads nowhere, and "+
 				"nothing else tells what it shows; mount it by a path that is root's alone", unsure)
 		}
 	}

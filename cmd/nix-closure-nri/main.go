@@ -9,7 +9,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/internal/config"
@@ -111,7 +111,7 @@ func (o options) start() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log := logrus.New() // to standard error
 	p := &plugin{config: o.config, hook: o.hook, gvisor: strings.Split(o.gvisor, ","), log: log, metrics: newMetrics()}
 	if o.http != "" {
 		server, err := p.serve(ctx, o.http)
@@ -133,14 +133,14 @@ func (p *plugin) stay(ctx context.Context, o options) error {
 		began := time.Now()
 		err := p.connect(ctx, o)
 		if errors.Is(ctx.Err(), context.Canceled) {
-			p.log.Info("ends")
+			p.log.Info("plugin stopped")
 			return nil //nolint:nilerr // asked to
 		}
 		if time.Since(began) > longest {
 			pause = shortest
 		}
 		if pause < longest {
-			p.log.Warn("not connected", "socket", o.socket, "error", err)
+			p.log.WithFields(logrus.Fields{"socket": o.socket, "error": err.Error()}).Warn("not connected")
 		}
 		select {
 		case <-ctx.Done():

@@ -77,7 +77,7 @@ func (p *plugin) serve(ctx context.Context, address string) (*http.Server, error
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			p.log.Error("serving", "error", err)
+			p.log.WithField("error", err.Error()).Error("serving")
 		}
 	}()
 	return server, nil

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"slices"
@@ -15,7 +14,9 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
+	"github.com/coreos/go-systemd/v22/daemon"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/sirupsen/logrus"
 
 	"github.com/nix-closure/nix-closure/hook"
 	"github.com/nix-closure/nix-closure/spec"
@@ -25,7 +26,7 @@ import (
 type plugin struct {
 	config, hook string
 	gvisor       []string // runtime handlers
-	log          *slog.Logger
+	log          *logrus.Logger
 	metrics      *metrics
 	connected    atomic.Bool
 	pending      pending
@@ -86,8 +87,8 @@ func (p *plugin) connect(ctx context.Context, o options) error {
 		return err
 	}
 	defer p.connected.Store(false)
-	// It waits to be configured without an end, also by an engine that is gone, and
-	// cannot be stopped while it does.
+	// stub.Start blocks until Configure, even if the engine has gone, and cannot be
+	// cancelled.
 	started := make(chan error, 1)
 	go func() { started <- s.Start(ctx) }()
 	select {
@@ -128,19 +129,21 @@ func (p *plugin) Synchronize(
 		}
 		missing, err := hook.MissingView(p.config, p.engine(), c.GetId(), annotations)
 		if err != nil {
-			p.log.Error("looking for what has no closure", "error", err)
+			p.log.WithField("error", err.Error()).Error("looking for what has no closure")
 		}
 		if missing {
 			without++
-			p.log.Warn("runs without the closure that it asks for: it was started while there was no plugin; remove it",
-				"pod", pod.GetName(), "namespace", pod.GetNamespace(), "container", c.GetName(), "id", c.GetId())
+			p.log.WithFields(logrus.Fields{
+				"pod": pod.GetName(), "namespace": pod.GetNamespace(), "container": c.GetName(), "id": c.GetId(),
+			}).Warn("runs without the closure that it asks for: it was started while there was no plugin; remove it")
 		}
 	}
 	p.metrics.without.Set(without)
 	p.connected.Store(true)
-	p.log.Info("connected", "containers", len(containers))
-	if err := notify(ctx, "READY=1"); err != nil {
-		p.log.Warn("telling the service manager", "error", err)
+	p.log.WithField("containers", len(containers)).Info("connected")
+	// The service manager, where there is one, is told (sd_notify(3)).
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		p.log.WithField("error", err.Error()).Warn("telling the service manager")
 	}
 	return nil, nil
 }
@@ -161,7 +164,9 @@ func (p *plugin) CreateContainer(
 	p.metrics.count(a != nil, err, time.Since(began))
 	if err != nil {
 		err = hook.Failure(c.GetName(), "nix-closure-nri", err)
-		p.log.Error(err.Error(), "pod", pod.GetName(), "namespace", pod.GetNamespace(), "container", c.GetName())
+		p.log.WithFields(logrus.Fields{
+			"pod": pod.GetName(), "namespace": pod.GetNamespace(), "container": c.GetName(),
+		}).Error(err.Error())
 		return nil, nil, err
 	}
 	return a, nil, nil

@@ -4,11 +4,12 @@
 package idmap
 
 import (
-	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/moby/sys/user"
 )
 
 // Outside is the number that an id of a user namespace has outside of it. path is
@@ -16,20 +17,18 @@ import (
 // the caller's, the caller's own, and of the caller's own, its parent's
 // (user_namespaces(7)). Not ok: the id has no number there.
 func Outside(path string, id int) (_ int, ok bool, _ error) {
-	text, err := os.ReadFile(path)
+	maps, err := user.ParseIDMapFile(path)
 	if err != nil {
 		return 0, false, err
 	}
-	outside, ok := find(string(text), id)
+	outside, ok := find(maps, id)
 	return outside, ok, nil
 }
 
-func find(idMap string, id int) (int, bool) {
-	for line := range strings.Lines(idMap) {
-		var inside, outside, count int
-		n, err := fmt.Sscan(line, &inside, &outside, &count)
-		if n == 3 && err == nil && id >= inside && id-inside < count {
-			return outside + id - inside, true
+func find(maps []user.IDMap, id int) (int, bool) {
+	for _, m := range maps {
+		if inside := int64(id) - m.ID; inside >= 0 && inside < m.Count {
+			return int(m.ParentID + inside), true
 		}
 	}
 	return 0, false

@@ -5,7 +5,10 @@ package idmap
 import (
 	"os"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/moby/sys/user"
 )
 
 func TestFind(t *testing.T) {
@@ -28,7 +31,11 @@ func TestFind(t *testing.T) {
 		{"", 0, 0, false},
 		{"a b c\n", 0, 0, false},
 	} {
-		if got, ok := find(c.text, c.id); got != c.want || ok != c.ok {
+		maps, err := user.ParseIDMap(strings.NewReader(c.text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := find(maps, c.id); got != c.want || ok != c.ok {
 			t.Errorf("%q, %d: %d, %v", c.text, c.id, got, ok)
 		}
 	}

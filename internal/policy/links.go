@@ -220,7 +220,7 @@ func (w *walk) trusted(dir string) bool {
 // ignore notes why links in a directory allow nothing.
 func (w *walk) ignore(dir, why string) bool {
 	if w.reason == "" {
-		w.reason = fmt.Sprintf("; links in %q are not believed, for %s", dir, why)
+		w.reason = fmt.Sprintf("; links in %q are ignored: %s", dir, why)
 	}
 	return false
 }

@@ -139,7 +139,7 @@ func TestCollectorLoop(t *testing.T) {
 
 	failed, told := map[string]string{}, map[string]bool{}
 	for _, l := range readLog(t)[before:] {
-		if l.Level == "ERROR" {
+		if l.Level == "error" {
 			failed[l.Container] += l.Msg
 		}
 		if strings.HasPrefix(l.Msg, "the garbage collector is running") {

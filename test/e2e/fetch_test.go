@@ -553,7 +553,7 @@ func TestFetchAtOnce(t *testing.T) {
 		}
 		wg.Wait()
 		for _, l := range readLog(t)[before:] {
-			if l.Level == "ERROR" && !strings.Contains(l.Msg, "fetching: /usr/bin/nix-store: exit status 1: ") {
+			if l.Level == "error" && !strings.Contains(l.Msg, "fetching: /usr/bin/nix-store: exit status 1: ") {
 				t.Errorf("broken %v: %s", broken, l.Msg)
 			}
 		}
@@ -605,7 +605,7 @@ func TestFetchWhileCollecting(t *testing.T) {
 	collected, _ := collections()
 	refused, fetching := 0, map[string]bool{}
 	for _, l := range readLog(t)[before:] {
-		if l.Level == "ERROR" {
+		if l.Level == "error" {
 			t.Log(l.Msg)
 			refused++
 		}

@@ -215,7 +215,7 @@ func TestHungVolume(t *testing.T) {
 			want := "nix-closure: container hung: attaching the view: no answer before the deadline, "
 			logged := func() bool {
 				for _, l := range readLog(t)[before:] {
-					if l.Level == "ERROR" && l.Container == "hung" && strings.HasPrefix(l.Msg, want) {
+					if l.Level == "error" && l.Container == "hung" && strings.HasPrefix(l.Msg, want) {
 						return true
 					}
 				}

@@ -255,7 +255,7 @@ func TestInsideUserNamespace(t *testing.T) {
 		// The reason is in the log of the namespace's root, and nothing else is there.
 		own := "/tmp/nix-closure-100000"
 		log := readLogIn(t, own+"/nix-closure.log")
-		if len(log) != 1 || log[0].Level != "ERROR" || !strings.Contains(log[0].Msg, want) {
+		if len(log) != 1 || log[0].Level != "error" || !strings.Contains(log[0].Msg, want) {
 			t.Errorf("%s: the log has %+v", runtime, log)
 		}
 		if found, err := filepath.Glob(own + "/*"); err != nil || len(found) != 1 {

@@ -272,7 +272,7 @@ func lastLog(t *testing.T) string {
 func lastError(t *testing.T) string {
 	t.Helper()
 	for _, l := range slices.Backward(readLog(t)) {
-		if l.Level == "ERROR" {
+		if l.Level == "error" {
 			return l.Msg
 		}
 	}

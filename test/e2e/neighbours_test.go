@@ -138,7 +138,7 @@ func TestRootlessNeighbours(t *testing.T) {
 		stdout, _, err := u.run(c, store["foreign"]+"/bin/echo", "it runs")
 		said := ""
 		for _, l := range u.log(t) {
-			if l.Level == "ERROR" {
+			if l.Level == "error" {
 				said = l.Msg
 			}
 		}

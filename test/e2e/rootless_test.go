@@ -211,7 +211,7 @@ func (u *ordinary) checkRefused(t *testing.T, c container, want string) {
 	}
 	said := ""
 	for _, l := range u.log(t) {
-		if l.Level == "ERROR" {
+		if l.Level == "error" {
 			said = l.Msg
 		}
 	}

@@ -498,7 +498,7 @@ func TestSweepLoop(t *testing.T) {
 	live.has(t)
 	live.letGo(t)
 	for _, l := range readLog(t)[before:] {
-		if l.Level == "ERROR" {
+		if l.Level == "error" {
 			t.Errorf("log: %s", l.Msg)
 		}
 	}

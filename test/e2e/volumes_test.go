@@ -150,7 +150,7 @@ func TestRenamedVolume(t *testing.T) {
 				t.Errorf("/nix/new in the volume: %v", err)
 			}
 			if !slices.ContainsFunc(readLog(t), func(l logLine) bool {
-				return l.Container == id && l.Level == "INFO" && strings.HasPrefix(l.Msg, "volume covered: ")
+				return l.Container == id && l.Level == "info" && strings.HasPrefix(l.Msg, "volume covered: ")
 			}) {
 				t.Error("the log does not say that the volume is covered")
 			}
