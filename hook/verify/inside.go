@@ -52,7 +52,8 @@ func (l *look) lookInside(ctx context.Context, pid int, start uint64) {
 		return
 	}
 	if err == nil && in.process.isGVisors() {
-		l.unknown("its process %d is gVisor's: what the container sees is in gVisor's memory, and cannot be looked at", pid)
+		l.unknown("its process %d is gVisor's: what the container sees is in gVisor's memory, and cannot be looked at",
+			pid)
 		return
 	}
 	if err == nil {

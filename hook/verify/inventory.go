@@ -42,6 +42,8 @@ type Running struct {
 	Bundle string
 	Config string // the file with its annotations
 	From   string // who says so
+	// labels are the annotations as runc keeps them, each with its value after `=`.
+	labels []string
 }
 
 // Host is what containers are looked for in.
@@ -123,7 +125,7 @@ func (h *Host) Containers(ctx context.Context) (all []Container, troubles []erro
 		ofProcess[c.Record.Pid] = i
 	}
 	for i := range all {
-		all[i].Name = cmp.Or(engines.names[all[i].ID], nameOf(all[i]))
+		all[i].Name = oneLine(cmp.Or(engines.names[all[i].ID], nameOf(all[i])))
 	}
 	slices.SortFunc(all, func(a, b Container) int { return cmp.Compare(a.ID, b.ID) })
 	return all, troubles, nil
@@ -176,6 +178,9 @@ func (h *Host) recorded(id string, running []found, taken []bool) (Container, bo
 // asks for something.
 func (h *Host) asks(r found) (bool, error) {
 	annotations, err := annotationsIn(r.Config)
+	if errors.Is(err, fs.ErrNotExist) && r.labels != nil {
+		return spec.Annotated(r.annotations()), nil
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("%w; what it asks for cannot be told", err)
 	}
@@ -187,8 +192,22 @@ func (h *Host) asks(r found) (bool, error) {
 		return len(called) > 0, err
 	}
 	engine := engineOf(r.Bundle, r.id, annotations)
-	request, misunderstood := spec.ParseAnnotations(h.Config.Store(), engine, r.id, annotations)
-	return misunderstood != nil || request != nil && !request.Sandbox, nil
+	request, err := spec.ParseAnnotations(h.Config.Store(), engine, r.id, annotations)
+	if err != nil {
+		return true, nil //nolint:nilerr // it asks for something
+	}
+	return request != nil && !request.Sandbox, nil
+}
+
+// annotations are what labels say. Where a key has `=` in it, what is before that is its key
+// here, and whether it is one of this program's is the same.
+func (r Running) annotations() map[string]string {
+	all := map[string]string{}
+	for _, label := range r.labels {
+		key, value, _ := strings.Cut(label, "=")
+		all[key] = value
+	}
+	return all
 }
 
 // engineOf tells by a bundle's place which engine made a container.
@@ -216,25 +235,14 @@ func Select(all []Container, names []string) ([]Container, error) {
 	}
 	var selected []Container
 	for _, name := range names {
-		var matching []Container
-		for _, c := range all {
-			if c.ID == name || c.Name == name && name != "" {
-				matching = append(matching, c)
-			}
-		}
+		matching := called(all, name)
 		if len(matching) == 0 {
-			for _, c := range all {
-				if name != "" && strings.HasPrefix(c.ID, name) {
-					matching = append(matching, c)
-				}
-			}
-		}
-		switch {
-		case len(matching) == 0:
 			return nil, fmt.Errorf("container %q: no container that asks for a closure has this ID or name", name)
-		case len(matching) > 1 && matching[0].ID != matching[1].ID:
-			return nil, fmt.Errorf("container %q: %d containers begin with it; give more of the ID",
-				name, len(matching))
+		}
+		// One ID may be two containers', of two runtimes.
+		if slices.ContainsFunc(matching, func(c Container) bool { return c.ID != matching[0].ID }) {
+			return nil, fmt.Errorf("container %q: %d containers have this name, or an ID that begins with it; "+
+				"give more of the ID", name, len(matching))
 		}
 		for _, c := range matching {
 			same := func(o Container) bool { return o.ID == c.ID && o.Running == c.Running }
@@ -244,4 +252,22 @@ func Select(all []Container, names []string) ([]Container, error) {
 		}
 	}
 	return selected, nil
+}
+
+// called returns the containers with an ID, or else those with a name, or else those whose
+// ID begins so.
+func called(all []Container, name string) []Container {
+	if name == "" {
+		return nil
+	}
+	for _, is := range []func(Container) bool{
+		func(c Container) bool { return c.ID == name },
+		func(c Container) bool { return c.Name == name },
+		func(c Container) bool { return strings.HasPrefix(c.ID, name) },
+	} {
+		if matching := slices.DeleteFunc(slices.Clone(all), func(c Container) bool { return !is(c) }); len(matching) > 0 {
+			return matching
+		}
+	}
+	return nil
 }

@@ -131,7 +131,7 @@ func readRunc(dir string) (found, error) {
 			f.Bundle = bundle
 		}
 	}
-	f.Config = f.Bundle + "/config.json"
+	f.Config, f.labels = f.Bundle+"/config.json", s.Config.Labels
 	return f, nil
 }
 

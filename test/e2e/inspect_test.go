@@ -112,7 +112,7 @@ func TestVerifyUsage(t *testing.T) {
 	for ; first[i] != first[i-1]; i++ {
 	}
 	stdout, stderr, err := call(nixClosure(), "verify", first[i])
-	if err == nil || stdout != "" || !strings.Contains(stderr, "containers begin with it") {
+	if err == nil || stdout != "" || !strings.Contains(stderr, "an ID that begins with it") {
 		t.Errorf("%q: %v %s%s", first[i], err, stdout, stderr)
 	}
 }

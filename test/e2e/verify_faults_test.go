@@ -240,7 +240,7 @@ var mountFaults = []fault{
 		if err != nil {
 			return err
 		}
-		p.t.Cleanup(func() { socket.Close() })
+		p.t.Cleanup(func() { _ = socket.Close() })
 		return p.show(path, "/tmp/socket")
 	}},
 	{name: "the state directory", want: "shows /nix/var/nix of the host",
@@ -486,4 +486,29 @@ func TestVerifyChangedStore(t *testing.T) {
 			t.Errorf("status %d\n%s", status, says)
 		}
 	})
+}
+
+// A file system whose server does not answer keeps verify from nothing: what cannot be
+// judged is unknown, and one above the store is wrong.
+func TestVerifyHungVolume(t *testing.T) {
+	for target, want := range map[string]struct{ state, says string }{
+		"/tmp/hung": {"unknown", "what a FUSE file system shows is what its program likes"},
+		"/nix":      {"wrong", "is on a fuse file system"},
+	} {
+		t.Run(target, func(t *testing.T) {
+			p := plantable(t, container{runtime: "runc", root: "env"})
+			stop := p.dir + "/stop"
+			v := newHungVolume(t, stop, false)
+			if err := errors.Join(p.show(v.dir, target), os.WriteFile(stop, nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			defer v.end()
+			quick(t, "verify", func() {
+				found, _ := verify(t, p.id)
+				if got := found.of(t, p.id); got.State != want.state || !strings.Contains(got.says(), want.says) {
+					t.Errorf("%s\n%s\nwant %q", got.State, got.says(), want.says)
+				}
+			})
+		})
+	}
 }

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package verify
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestSelect(t *testing.T) {
+	all := []Container{{ID: "aa1", Name: "web"}, {ID: "aa2", Name: "db"}, {ID: "b"}, {ID: "web"}}
+	for _, c := range []struct {
+		names []string
+		want  string // IDs, or the error
+	}{
+		{nil, "aa1 aa2 b web"},
+		{[]string{"aa1"}, "aa1"},
+		{[]string{"db", "aa2", "b"}, "aa2 b"},
+		{[]string{"w"}, "web"},
+		{[]string{"aa"}, `container "aa": 2 containers have this name, or an ID that begins with it; give more of the ID`},
+		{[]string{"web"}, "web"}, // the ID wins
+		{[]string{"c"}, `container "c": no container that asks for a closure has this ID or name`},
+		{[]string{""}, `container "": no container that asks for a closure has this ID or name`},
+	} {
+		got, err := Select(all, c.names)
+		var ids []string
+		for _, container := range got {
+			ids = append(ids, container.ID)
+		}
+		text := strings.Join(ids, " ")
+		if err != nil {
+			text = err.Error()
+		}
+		if text != c.want {
+			t.Errorf("%q: %s, want %s", c.names, text, c.want)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	got := string(Metrics([]Result{
+		{ID: "a", Name: `a "b\`, State: OK}, {ID: "b", State: Unknown},
+	}, 2, time.Unix(1700000000, 0), 1500*time.Millisecond))
+	for _, want := range []string{
+		`nix_closure_verify_containers{state="ok"} 1`, `nix_closure_verify_containers{state="wrong"} 0`,
+		`nix_closure_verify_container_ok{id="a",name="a \"b\\",state="ok"} 1`,
+		`nix_closure_verify_container_ok{id="b",name="",state="unknown"} 0`, "nix_closure_verify_troubles 2",
+		"nix_closure_verify_timestamp_seconds 1700000000", "nix_closure_verify_duration_seconds 1.500",
+		"# TYPE nix_closure_verify_containers gauge",
+	} {
+		if !strings.Contains("\n"+got, "\n"+want+"\n") {
+			t.Errorf("no line %s in\n%s", want, got)
+		}
+	}
+}
+
+// What a runtime has written, and what nobody can understand.
+func TestReadRuntimes(t *testing.T) {
+	for name, c := range map[string]struct {
+		read       func(string) (found, error)
+		file, text string
+		want       string // the ID and the bundle, or the error
+	}{
+		"runc": {readRunc, "state.json", `{"id":"a","init_process_pid":1,"init_process_start":1,
+			"config":{"labels":["x=y","bundle=/b"]}}`, "a /b"},
+		"runc, damaged":       {readRunc, "state.json", `{`, "unexpected end of JSON input"},
+		"crun":                {readCrun, "status", `{"pid":1,"process-start-time":1,"bundle":"/b"}`, "001 /b"},
+		"crun, damaged":       {readCrun, "status", `[]`, "cannot unmarshal array"},
+		"containerd":          {readTask, "init.pid", "1", "001 DIR"},
+		"containerd, damaged": {readTask, "init.pid", "one", `parsing "one"`},
+		"another's":           {readCrun, "other", "", "no such file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.WriteFile(dir+"/"+c.file, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, err := c.read(dir)
+			got := f.id + " " + strings.Replace(f.Bundle, dir, "DIR", 1)
+			if err != nil {
+				got = err.Error()
+			}
+			if !strings.Contains(got, c.want) {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+		})
+	}
+}
