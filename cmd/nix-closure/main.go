@@ -40,7 +40,7 @@ that is a store path that is not valid.`,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.PersistentFlags().StringVar(&configPath, "config", config.Path, "the configuration")
-	root.AddCommand(resolveCommand(&configPath), gcCommand(&configPath), installCommand())
+	root.AddCommand(resolveCommand(&configPath), gcCommand(&configPath), doctorCommand(&configPath), installCommand())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	if err := root.ExecuteContext(ctx); err != nil {

@@ -72,7 +72,7 @@ type NRI struct {
 // is config, or, if that is empty, the one that the process was started with.
 // Nil: there is no containerd.
 func FindContainerd(ctx context.Context, config string) (*Containerd, error) {
-	c := &Containerd{Program: findProgram("containerd"), Config: config}
+	c := &Containerd{Program: FindProgram("containerd"), Config: config}
 	for _, p := range Processes("containerd") {
 		its, ok := p.Option("--config", "-c")
 		if !ok {

@@ -58,7 +58,7 @@ func findCRIO(config string, planned map[string][]byte) (*CRIO, error) {
 		c.Config = config
 	}
 	files := append([]string{c.Config}, dropIns(confDir, planned)...)
-	found := c.PID != 0 || findProgram("crio") != ""
+	found := c.PID != 0 || FindProgram("crio") != ""
 	for _, path := range files {
 		text, ok := planned[path]
 		if !ok {
@@ -70,7 +70,7 @@ func findCRIO(config string, planned map[string][]byte) (*CRIO, error) {
 			}
 			found = true
 		}
-		if err := c.add(path, text); err != nil {
+		if err := c.Add(path, text); err != nil {
 			return c, err
 		}
 	}
@@ -80,7 +80,8 @@ func findCRIO(config string, planned map[string][]byte) (*CRIO, error) {
 	return c, nil
 }
 
-func (c *CRIO) add(path string, text []byte) error {
+// Add takes what a file, or the daemon itself, says for what was said before.
+func (c *CRIO) Add(path string, text []byte) error {
 	var file struct {
 		CRIO struct {
 			API struct {

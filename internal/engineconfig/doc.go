@@ -80,9 +80,9 @@ func (p Process) Option(names ...string) (value string, ok bool) {
 	return value, ok
 }
 
-// findProgram finds an engine's program at the usual places. PATH may be another
+// FindProgram finds an engine's program at the usual places. PATH may be another
 // user's (sudo -E), and what is found is started.
-func findProgram(name string) string {
+func FindProgram(name string) string {
 	for _, dir := range []string{
 		"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
 		"/run/current-system/sw/bin", "/opt/bin",

@@ -28,7 +28,7 @@ type Docker struct {
 // FindDocker finds a Docker daemon, or its configuration. Nil: there is none.
 func FindDocker(config string) (*Docker, error) {
 	d := &Docker{Config: DockerConfig, Socket: "/run/docker.sock", Default: "runc", Runtimes: map[string]string{}}
-	program := findProgram("dockerd")
+	program := FindProgram("dockerd")
 	var line *Process
 	for _, p := range Processes("dockerd") {
 		its, ok := p.Option("--config-file")

@@ -44,7 +44,7 @@ func ReadPodman(user PodmanUser) (Podman, error) { return user.read(nil) }
 
 // read takes the files in planned as if they were there.
 func (user PodmanUser) read(planned map[string][]byte) (Podman, error) {
-	p := Podman{Program: findProgram("podman"), HooksDirs: []string{PodmanHooksDir}}
+	p := Podman{Program: FindProgram("podman"), HooksDirs: []string{PodmanHooksDir}}
 	var runtime string
 	runtimes := map[string][]string{}
 	for _, path := range user.files(planned) {
@@ -79,7 +79,7 @@ func (user PodmanUser) read(planned map[string][]byte) (Podman, error) {
 	}
 	p.Runtime = runtime
 	if runtime != "" && !filepath.IsAbs(runtime) {
-		p.Runtime = findProgram(runtime)
+		p.Runtime = FindProgram(runtime)
 		for _, path := range runtimes[runtime] {
 			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 				p.Runtime = path
