@@ -42,7 +42,7 @@ With --canary, each engine is asked for a container that it must refuse.
 Exit status: 1 if a finding is [open], else 0.`,
 		Example: `  nix-closure doctor
   nix-closure doctor --verbose --engine podman
-  nix-closure doctor --json | jq -r '.findings[] | .severity + " " + .what'
+  nix-closure doctor --json | grep '"severity": "open"'
   nix-closure doctor --canary --engine podman`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -80,11 +80,9 @@ func (o installOptions) install(ctx context.Context, engine string, out, errs io
 			err = records.Check(&plan)
 		}
 	}
-	if err != nil {
-		return err
-	}
-	if _, err := io.WriteString(out, plan.Diff()); err != nil {
-		return err
+	// Also where it cannot be done: so that it can be done by hand.
+	if _, writeErr := io.WriteString(out, plan.Diff()); err != nil || writeErr != nil {
+		return errors.Join(err, writeErr)
 	}
 	said := func(format string, args ...any) {
 		fmt.Fprintf(errs, "nix-closure: "+format+"\n", args...)

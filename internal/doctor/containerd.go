@@ -176,7 +176,7 @@ func (e *exam) noDefault(
 func (e *exam) handler(name string, h, runc engineconfig.RuntimeHandler, byPlugin bool, fix []string) {
 	const engine = "containerd"
 	e.program(engine, h.BinaryName, engineconfig.RuntimeProgram, whereMissing{
-		Closed, "no container that comes by the handler " + name + " starts", fix,
+		severity: Closed, consequence: "no container that comes by the handler " + name + " starts", fix: fix,
 	})
 	var missing []string
 	for _, key := range ours {

@@ -37,8 +37,8 @@ func (e *exam) crio() {
 			continue
 		}
 		e.program("cri-o", c.Runtimes[name], engineconfig.RuntimeProgram, whereMissing{
-			Closed, "no container that comes by the runtime " + name + " starts",
-			[]string{e.install("cri-o"), engineconfig.RestartCRIO},
+			severity: Closed, consequence: "no container that comes by the runtime " + name + " starts",
+			fix: []string{e.install("cri-o"), engineconfig.RestartCRIO},
 		})
 		e.wrapped("cri-o")
 		if name == c.Default && e.config.Engine != "cri-o" {

@@ -69,7 +69,8 @@ func (e *exam) dockerRuntimes(d *engineconfig.Docker, standard string, runtimes 
 		}
 		wrappers = append(wrappers, name)
 		e.program("docker", runtimes[name], engineconfig.RuntimeProgram, whereMissing{
-			Closed, "no container that comes by the runtime " + name + " starts", []string{
+			severity: Closed, consequence: "no container that comes by the runtime " + name + " starts",
+			fix: []string{
 				fmt.Sprintf("install -m 0755 %s %s %s/", quote(filepath.Join(e.programs(), engineconfig.RuntimeProgram)),
 					quote(filepath.Join(e.programs(), engineconfig.HookProgram)), quote(filepath.Dir(runtimes[name]))),
 				fmt.Sprintf("install -m 0755 %s %s/", quote(e.self), quote(filepath.Dir(runtimes[name]))),

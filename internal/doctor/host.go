@@ -134,15 +134,15 @@ func existing(dir string) string {
 	return dir
 }
 
-// mountPoint is where the file system of a directory is mounted.
+// mountPoint is where what a directory is on is mounted.
 func mountPoint(dir string) string {
-	var st, above unix.Stat_t
 	for dir != "/" {
-		parent := filepath.Dir(dir)
-		if unix.Stat(dir, &st) != nil || unix.Stat(parent, &above) != nil || st.Dev != above.Dev {
+		var st unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, dir, 0, 0, &st)
+		if err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 { // Linux 5.8
 			return dir
 		}
-		dir = parent
+		dir = filepath.Dir(dir)
 	}
 	return dir
 }

@@ -39,7 +39,8 @@ func (e *exam) podman() {
 		wrapper := filepath.Base(p.Runtime) == engineconfig.RuntimeProgram
 		if wrapper {
 			e.program("podman", p.Runtime, engineconfig.RuntimeProgram, whereMissing{
-				Closed, "podman starts nothing", []string{e.install("podman", "--set-as-default")},
+				severity: Closed, consequence: "podman starts nothing",
+				fix: []string{e.install("podman", "--set-as-default")},
 			})
 			e.wrapped("podman")
 		}
@@ -77,7 +78,9 @@ func (e *exam) hookFiles(engine, user string, dirs []string, wrapper bool) {
 				return
 			}
 		}
-		faults = append(faults, hookFault{id, severity, what, consequence, []string{f.File}})
+		faults = append(faults, hookFault{
+			id: id, severity: severity, what: what, consequence: consequence, files: []string{f.File},
+		})
 	}
 	open := Open
 	if wrapper {
@@ -94,8 +97,9 @@ func (e *exam) hookFiles(engine, user string, dirs []string, wrapper bool) {
 		}
 		if f.Hook.Path != "" {
 			e.program(engine, f.Hook.Path, engineconfig.HookProgram, whereMissing{
-				open, engine + " skips the hook, says nothing, and starts the container without its closure",
-				e.replaceHook(engine, hookFilesOf(files, f.Hook.Path)),
+				severity:    open,
+				consequence: engine + " skips the hook, says nothing, and starts the container without its closure",
+				fix:         e.replaceHook(engine, hookFilesOf(files, f.Hook.Path)),
 			})
 		}
 	}
@@ -106,6 +110,8 @@ func (e *exam) hookFiles(engine, user string, dirs []string, wrapper bool) {
 		})
 	}
 	switch {
+	case len(unreadable) > 0:
+		// The engine starts nothing.
 	case !creates && !wrapper:
 		what := fmt.Sprintf("%s of %s has no hook file for createRuntime, in %s", engine, user,
 			strings.Join(dirs, " and "))

@@ -21,16 +21,22 @@ type whereMissing struct {
 	severity    Severity
 	consequence string
 	fix         []string
+	advice      string
 }
 
 // program looks at a program that an engine starts: the hook, or the wrapper. kind is the
 // name that it was built by. It tells whether it is there.
 func (e *exam) program(engine, path, kind string, missing whereMissing) bool {
+	if path == filepath.Join(e.programs(), kind) {
+		// To name it once more does not mend it.
+		missing.fix, missing.advice = nil, "install this program's files anew, by its package or `make install`"
+	}
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		e.find(Finding{
 			ID: "program-missing", Severity: missing.severity, Engine: engine,
 			What: "the program " + path + " is not there", Consequence: missing.consequence, Fix: missing.fix,
+			Advice: missing.advice,
 		})
 		return false
 	}
@@ -74,7 +80,7 @@ func (e *exam) isOurs(engine, path, kind string, missing whereMissing) {
 		ID: "program-other", Severity: Open, Engine: engine,
 		What:        fmt.Sprintf("%s is another program, not %s", path, kind),
 		Consequence: "containers with an annotation start without their closure",
-		Fix:         missing.fix,
+		Fix:         missing.fix, Advice: missing.advice,
 	})
 }
 

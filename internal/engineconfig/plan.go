@@ -81,11 +81,11 @@ func (p *Plan) settle() {
 	slices.SortFunc(p.Changes, func(a, b Change) int { return strings.Compare(a.Path, b.Path) })
 }
 
-// Diff is the plan as a unified diff, for patch -p0 -d /.
+// Diff is the plan as a unified diff, for patch -p1 -d /.
 func (p Plan) Diff() string {
 	var b strings.Builder
 	for _, c := range p.Changes {
-		from, to := c.Path, c.Path
+		from, to := "a"+c.Path, "b"+c.Path
 		if c.Before == nil {
 			from = "/dev/null"
 		}

@@ -86,10 +86,10 @@ func (r Records) Check(p *Plan) error {
 		switch {
 		case was == nil:
 			return fmt.Errorf("%s is there and was not written by `nix-closure install %s`; "+
-				"compare it with --dry-run's form, remove it, and install again:\n%s", c.Path, p.Engine, p.Diff())
+				"compare it with what is printed, remove it, and install again", c.Path, p.Engine)
 		case !bytes.Equal(was.Wrote, c.Before):
 			return fmt.Errorf("%s was changed since `nix-closure install %s` wrote it; "+
-				"remove it, and install again:\n%s", c.Path, p.Engine, p.Diff())
+				"compare it with what is printed, remove it, and install again", c.Path, p.Engine)
 		}
 	}
 	return nil
@@ -182,9 +182,10 @@ func (r Records) Undo(engine string) (Plan, error) {
 			continue
 		}
 		if !bytes.Equal(now, f.Wrote) {
+			plan.Changes = []Change{{Path: f.Path, Before: f.Wrote, After: before}}
 			return plan, fmt.Errorf("%s was changed since `nix-closure install %s` wrote it, and nothing is undone; "+
-				"take out by hand what it added, remove its entry from %s, and try again:\n%s", f.Path, engine,
-				r.path(engine), Plan{Changes: []Change{{Path: f.Path, Before: f.Wrote, After: before}}}.Diff())
+				"make the change that is printed by hand, remove the file's entry from %s, and try again",
+				f.Path, engine, r.path(engine))
 		}
 		plan.Changes = append(plan.Changes, Change{Path: f.Path, Before: now, After: before})
 	}
