@@ -126,12 +126,7 @@ func (e *exam) runtimes(c *engineconfig.Containerd, r engineconfig.Runtimes) {
 	}
 	if slices.Contains(wrappers, r.Default) || byPlugin {
 		if slices.Contains(c.NRI.Required, Handler) && !required {
-			e.find(Finding{
-				ID: "nri-not-validated", Severity: Warning, Engine: engine,
-				What:        "required_plugins names nix-closure, and default_validator is not enabled",
-				Consequence: "containerd ignores required_plugins: only the wrapper counts",
-				Advice:      "write enable = true beside it, or take it out",
-			})
+			e.fact(engine, "required_plugins is ignored, because default_validator is not enabled: only the wrapper counts")
 		}
 	} else {
 		e.find(e.noDefault(c, r, plugin, len(wrappers) > 0, fix))

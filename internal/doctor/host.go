@@ -105,7 +105,8 @@ func (e *exam) runtimeDir() {
 func (e *exam) logFile() {
 	path := e.config.LogFile
 	dir := filepath.Dir(path)
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+	below := strings.HasPrefix(path, e.config.RuntimeDir+"/") // which the hook makes
+	if info, err := os.Stat(dir); !below && (err != nil || !info.IsDir()) {
 		e.find(Finding{
 			ID: "log-dir", Severity: Warning, What: "the directory of the log, " + dir + ", is not there",
 			Consequence: "why a container was refused is written nowhere, and crun before 1.9 does not show it",

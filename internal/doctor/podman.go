@@ -252,7 +252,7 @@ func (e *exam) imagesAnnotations(podman string) {
 	}
 	version := fields[len(fields)-1]
 	e.fact("podman", "version "+version)
-	if !before(version, 4, 5, 1) || len(e.config.Allow) > 0 {
+	if !before(version, 4, 5, 1) || len(e.config.Allow) > 0 || e.config.StoreDir == "" {
 		return
 	}
 	e.find(Finding{

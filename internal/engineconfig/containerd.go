@@ -7,12 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -35,12 +37,11 @@ var Annotations = []string{"nix-closure/*", "*.nix-closure/*"}
 // Containerd is a containerd's configuration as its files say, with all imports.
 type Containerd struct {
 	Program string
-	Config  string   // config.toml
-	PID     int      // of the daemon that reads it; 0: it does not run
-	Address string   // of its socket
-	Version int      // of the form that the program prints
-	CRI     bool     // whether the CRI plugin is enabled
-	Imports []string // patterns
+	Config  string // config.toml
+	PID     int    // of the daemon that reads it; 0: it does not run
+	Address string // of its socket
+	Version int    // of the form that the program prints
+	CRI     bool   // whether the CRI plugin is enabled
 	Runtimes
 	NRI NRI
 }
@@ -143,7 +144,6 @@ const (
 func (c *Containerd) parse(text []byte) error {
 	var file struct {
 		Version  int                       `toml:"version"`
-		Imports  []string                  `toml:"imports"`
 		Disabled []string                  `toml:"disabled_plugins"`
 		GRPC     struct{ Address string }  `toml:"grpc"`
 		Plugins  map[string]map[string]any `toml:"plugins"`
@@ -151,7 +151,7 @@ func (c *Containerd) parse(text []byte) error {
 	if err := toml.Unmarshal(text, &file); err != nil {
 		return fmt.Errorf("the output of containerd config dump: %w", err)
 	}
-	c.Version, c.Imports = file.Version, file.Imports
+	c.Version = file.Version
 	if c.Address == "" {
 		c.Address = file.GRPC.Address
 	}
@@ -232,12 +232,20 @@ func PlanContainerd(ctx context.Context, programs, config string, asDefault bool
 	if err := plan.create(containerdDropIn, text); err != nil {
 		return plan, err
 	}
-	if !slices.ContainsFunc(c.Imports, imports) {
+	imported, err := c.imports(containerdDropIn)
+	if err != nil {
+		return plan, err
+	}
+	if !imported {
 		before, err := readRegular(c.Config)
 		if err != nil {
 			return plan, err
 		}
-		after, err := addImport(before, containerdConfDir+"/*.toml")
+		text := before
+		if text == nil {
+			text = []byte("version = " + strconv.Itoa(min(c.Version, 3)) + "\n")
+		}
+		after, err := addImport(text, containerdConfDir+"/*.toml")
 		if err != nil {
 			return plan, fmt.Errorf("%s: %w", c.Config, err)
 		}
@@ -255,10 +263,45 @@ func (c *Containerd) isDefault() bool {
 	return filepath.Base(c.Handlers[c.Default].BinaryName) == RuntimeProgram
 }
 
-// imports tells whether containerd reads install's file by a pattern.
-func imports(pattern string) bool {
-	ok, err := filepath.Match(pattern, containerdDropIn)
-	return ok && err == nil
+// imports tells whether containerd reads a file, if it is there. What `config dump` says
+// of imports is not asked: it has a default, which containerd 2.4 does not follow.
+func (c *Containerd) imports(file string) (bool, error) {
+	pending, seen := []string{c.Config}, map[string]bool{}
+	for len(pending) > 0 {
+		path := pending[0]
+		pending = pending[1:]
+		if seen[path] {
+			continue
+		}
+		seen[path] = true
+		text, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		var has struct {
+			Imports []string `toml:"imports"`
+		}
+		if err := toml.Unmarshal(text, &has); err != nil {
+			return false, fmt.Errorf("%s: %w", path, err)
+		}
+		for _, pattern := range has.Imports {
+			if !filepath.IsAbs(pattern) {
+				pattern = filepath.Join(filepath.Dir(path), pattern)
+			}
+			if ok, err := filepath.Match(pattern, file); ok && err == nil {
+				return true, nil
+			}
+			files, err := filepath.Glob(pattern)
+			if err != nil {
+				return false, fmt.Errorf("%s: imports: %q: %w", path, pattern, err)
+			}
+			pending = append(pending, files...)
+		}
+	}
+	return false, nil
 }
 
 // dropIn is the file. What was passed to the runtime that is the default stays so.

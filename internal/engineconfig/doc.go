@@ -80,9 +80,15 @@ func (p Process) Option(names ...string) (value string, ok bool) {
 	return value, ok
 }
 
-// FindProgram finds an engine's program at the usual places. PATH may be another
+// FindProgram finds an engine's program, by its path or at the usual places. PATH may be another
 // user's (sudo -E), and what is found is started.
 func FindProgram(name string) string {
+	if filepath.IsAbs(name) {
+		if info, err := os.Stat(name); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return name
+		}
+		return ""
+	}
 	for _, dir := range []string{
 		"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin",
 		"/run/current-system/sw/bin", "/opt/bin",

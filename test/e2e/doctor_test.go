@@ -230,6 +230,47 @@ func TestDoctorFinds(t *testing.T) {
 	}
 }
 
+// What no command mends is found too, and says what to do, or that it is not known.
+func TestDoctorAdvises(t *testing.T) {
+	goodHost(t)
+	const conf = "/etc/containers/containers.conf"
+	for _, m := range []misconfiguration{
+		{name: "another schema", plant: "echo 9 >/nix/var/nix/db/schema", id: "schema", severity: "unknown", cleanup: "echo 10 >/nix/var/nix/db/schema"},
+		{name: "no database", plant: "mv /nix/var/nix/db /nix/var/nix/away", id: "database", severity: "warning", cleanup: "mv /nix/var/nix/away /nix/var/nix/db"},
+		{name: "no rules, and podman 4.3.1", plant: "rm " + configFile, id: "podman-images", severity: "warning"},
+		{name: "a rule that allows nothing", plant: `printf '[[allow]]\nroots = ["/nix/store/*-no-such"]\n' >>` + configFile, id: "policy", severity: "warning"},
+		{name: "a mode that there is not", plant: "sed -i '1i mode = \"copy\"' " + configFile, id: "config", severity: "closed"},
+		{name: "no state directory", plant: "mv /nix/var/nix /nix/var/away", id: "state-dir", severity: "closed", cleanup: "mv /nix/var/away /nix/var/nix"},
+		{name: "no store", plant: "sed -i '1i store-dir = \"/gone/store\"' " + configFile, id: "store", severity: "closed"},
+		{name: "containers.conf is not TOML", plant: "cp " + conf + " /tmp/kept; echo '[' >>" + conf, id: "podman-conf", severity: "closed", cleanup: "mv /tmp/kept " + conf},
+		{name: "the installed hook is gone", plant: "mv /usr/local/bin/nix-closure-hook /usr/local/", id: "program-missing", severity: "open", starts: true, cleanup: "mv /usr/local/nix-closure-hook /usr/local/bin/"},
+		{name: "the hook is a script", plant: "mv /usr/local/bin/nix-closure-hook /usr/local/; printf '#!/bin/sh\\nexec /usr/local/nix-closure-hook\\n' >/usr/local/bin/nix-closure-hook; chmod 0755 /usr/local/bin/nix-closure-hook", id: "unknown", severity: "unknown", cleanup: "mv /usr/local/nix-closure-hook /usr/local/bin/"},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			must(t, "sh", "-euc", m.plant)
+			d := doctor(t)
+			severity, _, ok := d.find(m.id)
+			if !ok || severity != m.severity {
+				t.Errorf("want %s %s: %+v", m.severity, m.id, d.Findings)
+			}
+			if m.starts {
+				if _, _, started := doctor(t, "--canary", "--engine", "podman").find("canary"); !started {
+					t.Error("the canary is refused")
+				}
+			}
+			if m.cleanup != "" {
+				must(t, "sh", "-euc", m.cleanup)
+			}
+			if err := os.WriteFile(configFile, []byte(goodConfig), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if d := doctor(t); len(d.Findings) > 0 {
+				t.Errorf("afterwards: %+v", d.Findings)
+			}
+		})
+	}
+}
+
 // An ordinary user's doctor looks at the user's podman and at root's, and says what it
 // could not find out.
 func TestDoctorForOneUser(t *testing.T) {
@@ -374,5 +415,46 @@ func TestInstallPodman(t *testing.T) {
 	must(t, "sh", "-c", "echo >>"+createFile)
 	if _, stderr, err := call("/usr/local/bin/nix-closure", "install", "podman"); err == nil || !strings.Contains(stderr, createFile+" is there and was not written by") {
 		t.Errorf("%v %s", err, stderr)
+	}
+}
+
+// CRI-O is not to be had here: this is about its files alone, and not about what CRI-O
+// makes of them.
+func TestInstallCRIO(t *testing.T) {
+	install(t)
+	writeConfig(t, goodConfig)
+	const own = "/etc/crio/crio.conf.d/10-own.conf"
+	must(t, "sh", "-euc", "mkdir -p /etc/crio/crio.conf.d; printf '[crio.runtime]\\nhooks_dir = [\"/etc/own-hooks\"]\\n' >"+own)
+	t.Cleanup(func() { must(t, "rm", "-r", "/etc/crio") })
+	before := snapshot(t, "/etc/crio", "/etc/nix-closure")
+	d := doctor(t, "--engine", "cri-o")
+	if severity, fix, ok := d.find("no-hook"); !ok || severity != "open" || len(fix) != 2 || fix[1] != "systemctl restart crio" {
+		t.Fatalf("%+v", d.Findings)
+	}
+	must(t, "sh", "-euc", d.Findings[0].Fix[0])
+	if d := doctor(t, "--engine", "cri-o"); len(d.Findings) > 0 {
+		t.Errorf("%+v", d.Findings)
+	}
+	text, err := os.ReadFile("/etc/crio/crio.conf.d/99-nix-closure.conf")
+	if err != nil || !strings.Contains(string(text), `hooks_dir = ["/etc/own-hooks", "/etc/nix-closure/crio-hooks.d"]`) {
+		t.Errorf("%v %s", err, text)
+	}
+	if again := must(t, "/usr/local/bin/nix-closure", "install", "cri-o"); again != "" {
+		t.Errorf("the second time: %s", again)
+	}
+	// The default, too: then the wrapper must be told of CRI-O.
+	must(t, "/usr/local/bin/nix-closure", "install", "cri-o", "--set-as-default")
+	d = doctor(t, "--engine", "cri-o")
+	if severity, fix, ok := d.find("crio-engine"); !ok || severity != "closed" || len(fix) != 1 {
+		t.Fatalf("%+v", d.Findings)
+	}
+	must(t, "sh", "-euc", d.Findings[0].Fix[0])
+	if d := doctor(t, "--engine", "cri-o"); len(d.Findings) > 0 {
+		t.Errorf("%+v", d.Findings)
+	}
+	must(t, "sh", "-euc", "sed -i '/^engine/d' "+configFile)
+	must(t, "/usr/local/bin/nix-closure", "install", "--uninstall", "cri-o")
+	if after := snapshot(t, "/etc/crio", "/etc/nix-closure"); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
 	}
 }
