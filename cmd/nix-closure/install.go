@@ -85,7 +85,7 @@ func (o installOptions) install(ctx context.Context, engine string, out, errs io
 		return errors.Join(err, writeErr)
 	}
 	said := func(format string, args ...any) {
-		fmt.Fprintf(errs, "nix-closure: "+format+"\n", args...)
+		_, _ = fmt.Fprintf(errs, "nix-closure: "+format+"\n", args...)
 	}
 	for _, note := range plan.Notes {
 		said("%s", note)

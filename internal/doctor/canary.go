@@ -37,7 +37,8 @@ func (e *exam) canary(engine, by string, err error) {
 	case err == nil:
 		e.find(Finding{
 			ID: "canary", Severity: Open, Engine: engine, What: "the canary started" + by,
-			Consequence: withoutClosure, Advice: "mend what else is found, and run it again; if nothing is, see docs/engines.md",
+			Consequence: withoutClosure,
+			Advice:      "mend what else is found, and run it again; if nothing is, see docs/engines.md",
 		})
 	case strings.Contains(err.Error(), canaryReason):
 		e.fact(engine, "the canary is refused"+by)
@@ -47,7 +48,7 @@ func (e *exam) canary(engine, by string, err error) {
 }
 
 // podmanCanary runs podman as it was called: as this user.
-func (e *exam) podmanCanary(podman string, user User) {
+func (e *exam) podmanCanary(ctx context.Context, podman string, user User) {
 	if (os.Geteuid() == 0) != (user.ConfigDir == "") {
 		return
 	}
@@ -58,7 +59,7 @@ func (e *exam) podmanCanary(podman string, user User) {
 	}
 	defer func() { _ = os.RemoveAll(rootfs) }()
 	before := e.logSize()
-	ctx, cancel := context.WithTimeout(e.ctx, canaryTime)
+	ctx, cancel := context.WithTimeout(ctx, canaryTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, podman, "run", "--rm", "--network=none", "--annotation", canaryKey+"="+canaryRoot,
 		"--volume", e.self+":"+canaryProgram+":ro", "--rootfs", rootfs, canaryProgram, "--version")
@@ -96,12 +97,12 @@ func (e *exam) logSince(size int64) string {
 }
 
 // criCanary runs a pod with one container, by the handler that is the default.
-func (e *exam) criCanary(engine string, pid int, socket string, r engineconfig.Runtimes) {
+func (e *exam) criCanary(ctx context.Context, engine string, pid int, socket string, r engineconfig.Runtimes) {
 	if pid == 0 {
 		e.unknown(engine, "the canary", errors.New("the engine does not run"))
 		return
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, canaryTime)
+	ctx, cancel := context.WithTimeout(ctx, canaryTime)
 	defer cancel()
 	err := criStart(ctx, socket, e.self)
 	e.canary(engine, fmt.Sprintf(" by the default handler %q", r.Default), err)
@@ -123,7 +124,9 @@ func criStart(ctx context.Context, socket, program string) (Err error) {
 	image := &cri.ImageSpec{Image: images.Images[0].Id}
 	engine := cri.NewRuntimeServiceClient(connection)
 	name := "nix-closure-canary-" + strings.ToLower(rand.Text()[:8])
-	security := &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}}
+	security := &cri.LinuxSandboxSecurityContext{
+		NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
+	}
 	pod := &cri.PodSandboxConfig{
 		Metadata:    &cri.PodSandboxMetadata{Name: name, Uid: name, Namespace: "nix-closure-canary"},
 		Annotations: map[string]string{canaryKey: canaryRoot},
@@ -159,12 +162,12 @@ func criStart(ctx context.Context, socket, program string) (Err error) {
 }
 
 // dockerCanary makes a container of any image that Docker has, and starts it.
-func (e *exam) dockerCanary(d *engineconfig.Docker) {
+func (e *exam) dockerCanary(ctx context.Context, d *engineconfig.Docker) {
 	if d.PID == 0 {
 		e.unknown("docker", "the canary", errors.New("the engine does not run"))
 		return
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, canaryTime)
+	ctx, cancel := context.WithTimeout(ctx, canaryTime)
 	defer cancel()
 	e.canary("docker", "", dockerStart(ctx, d.Socket, e.self))
 }

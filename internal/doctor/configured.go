@@ -48,7 +48,8 @@ func (e *exam) configured() bool {
 	if ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 		e.find(Finding{
 			ID: "config-owner", Severity: Warning, What: fmt.Sprintf("%s belongs to user %d", e.Config, st.Uid),
-			Consequence: "that user decides what containers may ask for", Fix: []string{"chown root:root " + quote(e.Config)},
+			Consequence: "that user decides what containers may ask for",
+			Fix:         []string{"chown root:root " + quote(e.Config)},
 		})
 	}
 	if info.Mode().Perm()&0o022 != 0 {
@@ -95,7 +96,8 @@ func (e *exam) policy() {
 			f.ID, f.What = "policy-links", what+": links in "+ignored.Dir+" are ignored: "+ignored.Why
 			f.Advice = "only root may be able to change a directory whose links allow something"
 			if ignored.Writable {
-				f.Fix = []string{fmt.Sprintf("chown root:root %s && chmod go-w %s", quote(ignored.Dir), quote(ignored.Dir))}
+				dir := quote(ignored.Dir)
+				f.Fix = []string{"chown root:root " + dir + " && chmod go-w " + dir}
 			}
 		}
 		e.find(f)

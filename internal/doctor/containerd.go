@@ -3,6 +3,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -19,8 +20,8 @@ const withoutClosure = "containers with an annotation start without their closur
 
 // containerd looks at containerd's runtimes as the daemon that runs has them, and as its
 // files will have them when it starts again.
-func (e *exam) containerd() {
-	c, err := engineconfig.FindContainerd(e.ctx, "")
+func (e *exam) containerd(ctx context.Context) {
+	c, err := engineconfig.FindContainerd(ctx, "")
 	if c == nil {
 		return
 	}
@@ -36,12 +37,12 @@ func (e *exam) containerd() {
 		})
 		return
 	}
-	files := &exam{Options: e.Options, ctx: e.ctx, config: e.config, self: e.self}
+	files := &exam{Options: e.Options, config: e.config, self: e.self}
 	files.runtimes(c, c.Runtimes)
 	inForce, running := c.Runtimes, false
 	if c.PID == 0 {
 		e.fact("containerd", "does not run; its files are looked at")
-	} else if status, err := criStatus(e.ctx, c.Address); err != nil {
+	} else if status, err := criStatus(ctx, c.Address); err != nil {
 		e.unknown("containerd", "what the daemon has in force, by "+c.Address, err)
 	} else if inForce, err = runtimesOf(status); err != nil {
 		e.unknown("containerd", "what the daemon has in force, by "+c.Address, err)
@@ -57,13 +58,13 @@ func (e *exam) containerd() {
 		e.find(f)
 	}
 	if e.Canary {
-		e.criCanary("containerd", c.PID, c.Address, inForce)
+		e.criCanary(ctx, "containerd", c.PID, c.Address, inForce)
 	}
 }
 
 // stale says what the daemon that runs does not know yet.
 func (e *exam) stale(c *engineconfig.Containerd, inForce engineconfig.Runtimes) {
-	now := &exam{Options: e.Options, ctx: e.ctx, config: e.config, self: e.self}
+	now := &exam{Options: e.Options, config: e.config, self: e.self}
 	now.runtimes(c, inForce)
 	f := Finding{
 		ID: "containerd-stale", Severity: Warning, Engine: "containerd",
@@ -121,12 +122,14 @@ func (e *exam) runtimes(c *engineconfig.Containerd, r engineconfig.Runtimes) {
 		e.find(Finding{
 			ID: "nri-plugin-missing", Severity: Closed, Engine: engine,
 			What:        "the plugin " + engineconfig.PluginProgram + " is required, and does not run here",
-			Consequence: "containerd starts no container", Fix: []string{"systemctl start " + engineconfig.PluginProgram},
+			Consequence: "containerd starts no container",
+			Fix:         []string{"systemctl start " + engineconfig.PluginProgram},
 		})
 	}
 	if slices.Contains(wrappers, r.Default) || byPlugin {
 		if slices.Contains(c.NRI.Required, Handler) && !required {
-			e.fact(engine, "required_plugins is ignored, because default_validator is not enabled: only the wrapper counts")
+			e.fact(engine, "required_plugins is ignored, because default_validator is not enabled: "+
+				"only the wrapper counts")
 		}
 	} else {
 		e.find(e.noDefault(c, r, plugin, len(wrappers) > 0, fix))
@@ -208,7 +211,8 @@ func (e *exam) handler(name string, h, runc engineconfig.RuntimeHandler, byPlugi
 	if runc.Type == h.Type && cgroup(h) != cgroup(runc) {
 		e.find(Finding{
 			ID: "containerd-cgroup", Severity: Warning, Engine: engine,
-			What:        fmt.Sprintf("the handler %s has SystemdCgroup = %v, and runc has %v", name, cgroup(h), cgroup(runc)),
+			What: fmt.Sprintf("the handler %s has SystemdCgroup = %v, and runc has %v", name,
+				cgroup(h), cgroup(runc)),
 			Consequence: "one of them is not as the kubelet has it, and its pods do not start",
 			Advice:      "write the same in both",
 		})
@@ -233,7 +237,8 @@ func (e *exam) wrapped(engine string) {
 	}
 	e.find(Finding{
 		ID: "runtime", Severity: Closed, Engine: engine,
-		What:        fmt.Sprintf("the runtime that the wrapper becomes, %q, is not there, or cannot be started", runtime),
+		What: fmt.Sprintf("the runtime that the wrapper becomes, %q, is not there, or cannot be started",
+			runtime),
 		Consequence: "no container that comes by the wrapper starts",
 		Fix:         e.runtimeFix(),
 		Advice:      "name it by its absolute path as runtime in " + e.Config,

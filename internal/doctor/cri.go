@@ -16,8 +16,9 @@ import (
 	"github.com/nix-closure/nix-closure/internal/engineconfig"
 )
 
-// answerTime is how long an engine's socket may take to answer.
-const answerTime = 500 * time.Millisecond
+// answerTime is how long an engine may take to answer. A healthy one takes some
+// milliseconds.
+const answerTime = 2 * time.Second
 
 func dialCRI(socket string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))

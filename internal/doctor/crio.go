@@ -3,6 +3,7 @@
 package doctor
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,7 +14,7 @@ import (
 
 // crio looks at CRI-O's hook files and runtimes, as the daemon that runs has them, or as
 // its files do.
-func (e *exam) crio() {
+func (e *exam) crio(ctx context.Context) {
 	c, err := engineconfig.FindCRIO("")
 	if c == nil {
 		return
@@ -26,7 +27,7 @@ func (e *exam) crio() {
 		return
 	}
 	if c.PID != 0 {
-		if err := e.crioInForce(c); err != nil {
+		if err := e.crioInForce(ctx, c); err != nil {
 			e.unknown("cri-o", "what the daemon has in force, by "+c.Socket, err)
 		}
 	}
@@ -52,7 +53,7 @@ func (e *exam) crio() {
 	}
 	e.podmansForCRIO(c)
 	if e.Canary {
-		e.criCanary("cri-o", c.PID, c.Socket, engineconfig.Runtimes{Default: c.Default})
+		e.criCanary(ctx, "cri-o", c.PID, c.Socket, engineconfig.Runtimes{Default: c.Default})
 	}
 }
 
@@ -70,10 +71,12 @@ func (e *exam) podmansForCRIO(c *engineconfig.CRIO) {
 }
 
 // crioInForce takes what the daemon says for what the files do.
-func (e *exam) crioInForce(c *engineconfig.CRIO) error {
+func (e *exam) crioInForce(ctx context.Context, c *engineconfig.CRIO) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
 	client := http.Client{Transport: unixTransport(c.Socket)}
 	defer client.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(e.ctx, http.MethodGet, "http://crio/config", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://crio/config", nil)
 	if err != nil {
 		return err
 	}

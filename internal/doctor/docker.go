@@ -17,7 +17,7 @@ import (
 
 // docker looks at Docker's runtimes, as the daemon that runs has them and as its file
 // will have them when it is read again.
-func (e *exam) docker() {
+func (e *exam) docker(ctx context.Context) {
 	d, err := engineconfig.FindDocker("")
 	if d == nil {
 		return
@@ -29,14 +29,14 @@ func (e *exam) docker() {
 		})
 		return
 	}
-	files := &exam{Options: e.Options, ctx: e.ctx, config: e.config, self: e.self}
+	files := &exam{Options: e.Options, config: e.config, self: e.self}
 	files.dockerRuntimes(d, d.Default, d.Runtimes)
 	if d.PID != 0 {
-		inForce, err := dockerInfo(e.ctx, d.Socket)
+		inForce, err := dockerInfo(ctx, d.Socket)
 		if err != nil {
 			e.unknown("docker", "what the daemon has in force, by "+d.Socket, err)
 		} else if !files.report.FailsOpen() {
-			now := &exam{Options: e.Options, ctx: e.ctx, config: e.config, self: e.self}
+			now := &exam{Options: e.Options, config: e.config, self: e.self}
 			now.dockerRuntimes(d, inForce.DefaultRuntime, inForce.paths())
 			if now.report.FailsOpen() {
 				e.find(Finding{
@@ -53,7 +53,7 @@ func (e *exam) docker() {
 		e.find(f)
 	}
 	if e.Canary {
-		e.dockerCanary(d)
+		e.dockerCanary(ctx, d)
 	}
 }
 
@@ -71,7 +71,8 @@ func (e *exam) dockerRuntimes(d *engineconfig.Docker, standard string, runtimes 
 		e.program("docker", runtimes[name], engineconfig.RuntimeProgram, whereMissing{
 			severity: Closed, consequence: "no container that comes by the runtime " + name + " starts",
 			fix: []string{
-				fmt.Sprintf("install -m 0755 %s %s %s/", quote(filepath.Join(e.programs(), engineconfig.RuntimeProgram)),
+				fmt.Sprintf("install -m 0755 %s %s %s/",
+					quote(filepath.Join(e.programs(), engineconfig.RuntimeProgram)),
 					quote(filepath.Join(e.programs(), engineconfig.HookProgram)), quote(filepath.Dir(runtimes[name]))),
 				fmt.Sprintf("install -m 0755 %s %s/", quote(e.self), quote(filepath.Dir(runtimes[name]))),
 			},
@@ -114,6 +115,8 @@ func (s dockerState) paths() map[string]string {
 }
 
 func dockerInfo(ctx context.Context, socket string) (s dockerState, _ error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
 	return s, dockerCall(ctx, socket, http.MethodGet, "/info", nil, &s)
 }
 

@@ -82,7 +82,6 @@ type User struct {
 // exam is one examination.
 type exam struct {
 	Options
-	ctx    context.Context //nolint:containedctx // of one call of Examine
 	config config.Config
 	self   string // this program
 	report Report
@@ -94,22 +93,22 @@ func Examine(ctx context.Context, o Options) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	e := &exam{Options: o, ctx: ctx, self: self, report: Report{Findings: []Finding{}, Facts: []Fact{}}}
+	e := &exam{Options: o, self: self, report: Report{Findings: []Finding{}, Facts: []Fact{}}}
 	e.kernel()
 	if e.configured() {
 		e.runtimeDir()
-		e.store()
-		e.views()
+		e.store(ctx)
+		e.views(ctx)
 		e.policy()
 	}
 	for _, engine := range []struct {
 		name    string
-		examine func()
+		examine func(ctx context.Context)
 	}{
 		{"podman", e.podman}, {"containerd", e.containerd}, {"cri-o", e.crio}, {"docker", e.docker},
 	} {
 		if len(o.Engines) == 0 || slices.Contains(o.Engines, engine.name) {
-			engine.examine()
+			engine.examine(ctx)
 		}
 	}
 	order := []Severity{Open, Closed, Warning, Unknown}
@@ -156,7 +155,8 @@ func (e *exam) programs() string { return filepath.Dir(e.self) }
 // quote makes one word of a shell.
 func quote(s string) string {
 	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@=", r)
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' ||
+			strings.ContainsRune("/._-+:@=", r)
 	}
 	if s != "" && strings.TrimFunc(s, plain) == "" {
 		return s

@@ -3,6 +3,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -89,7 +90,8 @@ func (e *exam) runtimeDir() {
 	if kind := fileSystems[st.Type]; kind != "" && e.config.Mode != spec.ModeBind && !e.config.Rootless {
 		f := Finding{
 			ID: "runtime-dir-file-system", Severity: Warning,
-			What:        fmt.Sprintf("%s is on a file system (%s) that may not hold an overlay's layer", e.config.RuntimeDir, kind),
+			What: fmt.Sprintf("%s is on a file system (%s) that may not hold an overlay's layer",
+				e.config.RuntimeDir, kind),
 			Consequence: "views are made by a bind mount for each store path, which takes longer",
 			Advice:      "put runtime-dir on a tmpfs, in " + e.Config,
 		}
@@ -150,7 +152,7 @@ func mountPoint(dir string) string {
 
 // views makes a view of each kind, in a mount namespace that ends with it: of one store
 // path, with its layer on a tmpfs.
-func (e *exam) views() {
+func (e *exam) views(ctx context.Context) {
 	if e.config.Rootless || os.Geteuid() != 0 {
 		e.fact("views", "by bind mounts: rootless")
 		return
@@ -165,14 +167,15 @@ func (e *exam) views() {
 	go func() {
 		// The thread has a mount namespace of its own from here on, and ends with this.
 		runtime.LockOSThread()
-		overlay, bind, err := e.tryViews(store, one)
+		overlay, bind, err := e.tryViews(ctx, store, one)
 		errs <- [2]error{errors.Join(overlay, err), errors.Join(bind, err)}
 	}()
 	failed := <-errs
 	if err := failed[1]; err != nil {
 		e.find(Finding{
 			ID: "view-bind", Severity: Closed, What: "a view by bind mounts cannot be made: " + oneLine(err),
-			Consequence: "containers with mode bind do not start", Advice: "run this with CAP_SYS_ADMIN, outside of containers",
+			Consequence: "containers with mode bind do not start",
+			Advice:      "run this with CAP_SYS_ADMIN, outside of containers",
 		})
 	}
 	if err := failed[0]; err != nil && e.config.Mode != spec.ModeBind {
@@ -194,7 +197,7 @@ func (e *exam) views() {
 	}
 }
 
-func (e *exam) tryViews(store closure.Store, c closure.Closure) (overlay, bind, _ error) {
+func (e *exam) tryViews(ctx context.Context, store closure.Store, c closure.Closure) (overlay, bind, _ error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 		return nil, nil, err
 	}
@@ -206,8 +209,8 @@ func (e *exam) tryViews(store closure.Store, c closure.Closure) (overlay, bind, 
 		return nil, nil, err
 	}
 	options := view.Options{Listed: true}
-	attach := func(name string, v view.View) error {
-		defer v.Close()
+	attach := func(name string, v view.View) (Err error) {
+		defer func() { Err = errors.Join(Err, v.Close()) }()
 		if err := unix.Mkdir(name, 0o700); err != nil {
 			return err
 		}
@@ -227,7 +230,7 @@ func (e *exam) tryViews(store closure.Store, c closure.Closure) (overlay, bind, 
 			return err
 		}
 		defer views.Close()
-		layer, err := view.EnsureLayer(e.ctx, views, store, c, options)
+		layer, err := view.EnsureLayer(ctx, views, store, c, options)
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,7 +18,7 @@ import (
 )
 
 // podman looks at podman of each user.
-func (e *exam) podman() {
+func (e *exam) podman(ctx context.Context) {
 	for _, user := range e.Users {
 		p, err := engineconfig.ReadPodman(user.PodmanUser)
 		if p.Program == "" {
@@ -45,9 +46,9 @@ func (e *exam) podman() {
 			e.wrapped("podman")
 		}
 		e.hookFiles("podman", user.Name, p.HooksDirs, wrapper)
-		e.imagesAnnotations(p.Program)
+		e.imagesAnnotations(ctx, p.Program)
 		if e.Canary {
-			e.podmanCanary(p.Program, user)
+			e.podmanCanary(ctx, p.Program, user)
 		}
 	}
 }
@@ -214,7 +215,8 @@ func judgeHook(
 		fault(f, "hook-annotations", open, "the hook is not called for every key below nix-closure/, misspelt ones too",
 			without)
 	case slices.ContainsFunc(others, func(key string) bool { return f.Matches(key, "x") }):
-		fault(f, "hook-anchors", Warning, "the pattern is not anchored, or matches too much: write ^ before and $ after it",
+		fault(f, "hook-anchors", Warning, "the pattern is not anchored, or matches too much: "+
+			"write ^ before and $ after it",
 			"containers without an annotation of nix-closure start a process more")
 	}
 	switch stage := f.Stage(); {
@@ -242,8 +244,10 @@ func matchesAll(f engineconfig.HookFile, keys []string) bool {
 }
 
 // imagesAnnotations: podman before 4.5.1 puts an image's annotations on the container.
-func (e *exam) imagesAnnotations(podman string) {
-	cmd := exec.CommandContext(e.ctx, podman, "--version")
+func (e *exam) imagesAnnotations(ctx context.Context, podman string) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, podman, "--version")
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	out, err := cmd.Output()
 	fields := strings.Fields(string(out))
@@ -259,7 +263,8 @@ func (e *exam) imagesAnnotations(podman string) {
 		ID: "podman-images", Severity: Warning, Engine: "podman",
 		What:        "podman " + version + " puts an image's annotations on its containers, and there is no [[allow]]",
 		Consequence: "an image can ask for the closure of any valid store path, for whoever runs it",
-		Advice:      "podman 4.5.1 or later, or [[allow]] rules in " + e.Config + ": docs/engines.md, An image may ask for more",
+		Advice: "podman 4.5.1 or later, or [[allow]] rules in " + e.Config +
+			": docs/engines.md, An image may ask for more",
 	})
 }
 

@@ -25,8 +25,8 @@ type whereMissing struct {
 }
 
 // program looks at a program that an engine starts: the hook, or the wrapper. kind is the
-// name that it was built by. It tells whether it is there.
-func (e *exam) program(engine, path, kind string, missing whereMissing) bool {
+// name that it was built by.
+func (e *exam) program(engine, path, kind string, missing whereMissing) {
 	if path == filepath.Join(e.programs(), kind) {
 		// To name it once more does not mend it.
 		missing.fix, missing.advice = nil, "install this program's files anew, by its package or `make install`"
@@ -38,11 +38,11 @@ func (e *exam) program(engine, path, kind string, missing whereMissing) bool {
 			What: "the program " + path + " is not there", Consequence: missing.consequence, Fix: missing.fix,
 			Advice: missing.advice,
 		})
-		return false
+		return
 	}
 	if err != nil {
 		e.unknown(engine, "looking for "+path, err)
-		return false
+		return
 	}
 	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
 		e.find(Finding{
@@ -51,12 +51,11 @@ func (e *exam) program(engine, path, kind string, missing whereMissing) bool {
 			Consequence: "no container with an annotation starts",
 			Fix:         []string{"chmod 0755 " + quote(path)},
 		})
-		return true
+		return
 	}
 	e.trusted(engine, path)
 	e.isOurs(engine, path, kind, missing)
 	e.beside(engine, filepath.Dir(realPath(path)), kind)
-	return true
 }
 
 // isOurs makes sure that a program is what its name says. It is not started for that.

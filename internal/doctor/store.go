@@ -4,6 +4,7 @@ package doctor
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -19,7 +20,7 @@ import (
 const schema = "10"
 
 // store looks at the store, Nix's state directory and its database.
-func (e *exam) store() {
+func (e *exam) store(ctx context.Context) {
 	store := e.config.Store()
 	info, err := os.Stat(store.Dir)
 	if err != nil || !info.IsDir() {
@@ -48,7 +49,7 @@ func (e *exam) store() {
 	}
 	e.mountsInStore(store.Dir)
 	e.stateDir()
-	e.database()
+	e.database(ctx)
 	program, err := e.nixStore()
 	if err != nil {
 		f := Finding{
@@ -152,7 +153,8 @@ func (e *exam) stateDir() {
 	case ok && (own.Uid != 0 || own.Mode&0o066 != 0):
 		e.find(Finding{
 			ID: "gc-lock-mode", Severity: Warning,
-			What:        fmt.Sprintf("others than root can hold %s (owner %d, mode %04o)", lock, own.Uid, own.Mode&0o777),
+			What: fmt.Sprintf("others than root can hold %s (owner %d, mode %04o)", lock, own.Uid,
+				own.Mode&0o777),
 			Consequence: "they can keep containers from starting, and the collector from running",
 			Fix:         []string{"chown root:root " + quote(lock) + " && chmod 0600 " + quote(lock)},
 		})
@@ -160,7 +162,7 @@ func (e *exam) stateDir() {
 }
 
 // database looks whether the closures of roots can be read.
-func (e *exam) database() {
+func (e *exam) database(ctx context.Context) {
 	store := e.config.Store()
 	if text, err := os.ReadFile(store.StateDir + "/db/schema"); err == nil {
 		version := strings.TrimSpace(string(text))
@@ -168,13 +170,14 @@ func (e *exam) database() {
 			e.find(Finding{
 				ID: "schema", Severity: Unknown,
 				What:        fmt.Sprintf("Nix's database has schema %s; this program was made for %s", version, schema),
-				Consequence: "whether closures are read right is not known", Advice: "see whether there is a later nix-closure",
+				Consequence: "whether closures are read right is not known",
+				Advice:      "see whether there is a later nix-closure",
 			})
 			return
 		}
 		e.fact("database", "schema "+version)
 	}
-	snapshot, err := nixdb.Open(e.ctx, store)
+	snapshot, err := nixdb.Open(ctx, store)
 	if err == nil {
 		err = snapshot.Close()
 	}
@@ -182,7 +185,8 @@ func (e *exam) database() {
 		e.find(Finding{
 			ID: "database", Severity: Warning, What: "Nix's database cannot be read: " + oneLine(err),
 			Consequence: "nix-store is asked for closures instead, if it can read them, which takes longer",
-			Advice:      "run as the user who runs the hook, mostly root; `nix-store --verify` says whether it is damaged",
+			Advice: "run as the user who runs the hook, mostly root; " +
+				"`nix-store --verify` says whether it is damaged",
 		})
 	}
 }

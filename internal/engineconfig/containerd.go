@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -69,9 +70,9 @@ type NRI struct {
 	RejectHooks bool
 }
 
-// FindContainerd finds a running containerd that serves Kubernetes, or what is installed. Its configuration
-// is config, or, if that is empty, the one that the process was started with.
-// Nil: there is no containerd.
+// FindContainerd finds a running containerd that serves Kubernetes, or what is
+// installed. Its configuration is config, or, if that is empty, the one that the process
+// was started with. Nil: there is no containerd.
 func FindContainerd(ctx context.Context, config string) (*Containerd, error) {
 	c := &Containerd{Program: FindProgram("containerd"), Config: config}
 	for _, p := range Processes("containerd") {
@@ -100,23 +101,31 @@ func FindContainerd(ctx context.Context, config string) (*Containerd, error) {
 		c.Config = ContainerdConfig
 	}
 	if c.Program == "" {
-		if _, err := os.Stat(c.Config); err != nil {
+		if !exists(c.Config) {
 			return nil, nil
 		}
 		return c, errors.New("containerd's program is at none of the usual places, and does not run")
 	}
-	if config == "" {
-		// Docker and others bring a containerd that nobody has configured for CRI.
-		if _, err := os.Stat(c.Config); err != nil {
-			return nil, nil
-		}
+	// Docker and others bring a containerd that nobody has configured for CRI.
+	if config == "" && !exists(c.Config) {
+		return nil, nil
 	}
 	return c, c.dump(ctx)
 }
 
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// dumpTime is for a program that takes some milliseconds.
+const dumpTime = 5 * time.Second
+
 // dump reads what `containerd config dump` prints: the files with their imports, as this
 // containerd understands them.
 func (c *Containerd) dump(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, dumpTime)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, c.Program, "--config", c.Config, "config", "dump")
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	var errs bytes.Buffer

@@ -44,7 +44,8 @@ func findCRIO(config string, planned map[string][]byte) (*CRIO, error) {
 		Runtimes: map[string]string{}, NRI: true,
 	}
 	confDir := crioConfDir
-	for _, p := range Processes("crio") {
+	if running := Processes("crio"); len(running) > 0 {
+		p := running[0]
 		c.PID = p.PID
 		if its, ok := p.Option("--config", "-c"); ok {
 			c.Config = its
@@ -52,7 +53,6 @@ func findCRIO(config string, planned map[string][]byte) (*CRIO, error) {
 		if its, ok := p.Option("--config-dir", "-d"); ok {
 			confDir = its
 		}
-		break
 	}
 	if config != "" {
 		c.Config = config

@@ -220,7 +220,8 @@ func (w *walk) trusted(dir string) bool {
 	case mode&0o002 != 0:
 		return w.ignoreWritable(dir, fmt.Sprintf("everybody can write there (owner %d, mode %04o)", st.Uid, mode))
 	case mode&0o020 != 0:
-		return w.ignoreWritable(dir, fmt.Sprintf("group %d can write there (owner %d, mode %04o)", st.Gid, st.Uid, mode))
+		return w.ignoreWritable(dir,
+			fmt.Sprintf("group %d can write there (owner %d, mode %04o)", st.Gid, st.Uid, mode))
 	}
 	for _, f := range w.others {
 		if os.SameFile(info, f.dir) {

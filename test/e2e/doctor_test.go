@@ -235,7 +235,7 @@ func TestDoctorAdvises(t *testing.T) {
 	goodHost(t)
 	const conf = "/etc/containers/containers.conf"
 	for _, m := range []misconfiguration{
-		{name: "another schema", plant: "echo 9 >/nix/var/nix/db/schema", id: "schema", severity: "unknown", cleanup: "echo 10 >/nix/var/nix/db/schema"},
+		{name: "another schema", plant: "printf 9 >/nix/var/nix/db/schema", id: "schema", severity: "unknown", cleanup: "printf 10 >/nix/var/nix/db/schema"},
 		{name: "no database", plant: "mv /nix/var/nix/db /nix/var/nix/away", id: "database", severity: "warning", cleanup: "mv /nix/var/nix/away /nix/var/nix/db"},
 		{name: "no rules, and podman 4.3.1", plant: "rm " + configFile, id: "podman-images", severity: "warning"},
 		{name: "a rule that allows nothing", plant: `printf '[[allow]]\nroots = ["/nix/store/*-no-such"]\n' >>` + configFile, id: "policy", severity: "warning"},
