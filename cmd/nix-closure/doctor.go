@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -101,13 +102,14 @@ func podmanUsers() ([]doctor.User, error) {
 	}
 	if os.Geteuid() != 0 {
 		name := fmt.Sprint("user ", os.Geteuid())
-		return []doctor.User{{Name: "root"}, {Name: name, PodmanUser: own}}, nil
+		return []doctor.User{{Name: "root"}, {Name: name, UID: os.Geteuid(), PodmanUser: own}}, nil
 	}
 	users := []doctor.User{{Name: "root", PodmanUser: own}}
 	if id, ok := os.LookupEnv("SUDO_UID"); ok && id != "0" {
-		if u, err := user.LookupId(id); err == nil && filepath.IsAbs(u.HomeDir) {
+		uid, numberErr := strconv.Atoi(id)
+		if u, err := user.LookupId(id); err == nil && numberErr == nil && filepath.IsAbs(u.HomeDir) {
 			conf := engineconfig.PodmanUser{ConfigDir: filepath.Join(u.HomeDir, ".config/containers")}
-			users = append(users, doctor.User{Name: u.Username, PodmanUser: conf})
+			users = append(users, doctor.User{Name: u.Username, UID: uid, PodmanUser: conf})
 		}
 	}
 	return users, nil

@@ -37,7 +37,7 @@ func (e *exam) containerd(ctx context.Context) {
 		})
 		return
 	}
-	files := &exam{Options: e.Options, config: e.config, self: e.self}
+	files := e.other()
 	files.runtimes(c, c.Runtimes)
 	inForce, running := c.Runtimes, false
 	if c.PID == 0 {
@@ -64,7 +64,7 @@ func (e *exam) containerd(ctx context.Context) {
 
 // stale says what the daemon that runs does not know yet.
 func (e *exam) stale(c *engineconfig.Containerd, inForce engineconfig.Runtimes) {
-	now := &exam{Options: e.Options, config: e.config, self: e.self}
+	now := e.other()
 	now.runtimes(c, inForce)
 	f := Finding{
 		ID: "containerd-stale", Severity: Warning, Engine: "containerd",

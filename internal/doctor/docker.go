@@ -29,14 +29,14 @@ func (e *exam) docker(ctx context.Context) {
 		})
 		return
 	}
-	files := &exam{Options: e.Options, config: e.config, self: e.self}
+	files := e.other()
 	files.dockerRuntimes(d, d.Default, d.Runtimes)
 	if d.PID != 0 {
 		inForce, err := dockerInfo(ctx, d.Socket)
 		if err != nil {
 			e.unknown("docker", "what the daemon has in force, by "+d.Socket, err)
 		} else if !files.report.FailsOpen() {
-			now := &exam{Options: e.Options, config: e.config, self: e.self}
+			now := e.other()
 			now.dockerRuntimes(d, inForce.DefaultRuntime, inForce.paths())
 			if now.report.FailsOpen() {
 				e.find(Finding{

@@ -76,6 +76,7 @@ type Options struct {
 // User is a user of podman.
 type User struct {
 	Name string
+	UID  int
 	engineconfig.PodmanUser
 }
 
@@ -84,6 +85,7 @@ type exam struct {
 	Options
 	config config.Config
 	self   string // this program
+	owner  int    // who, besides root, may own what is looked at
 	report Report
 }
 
@@ -93,7 +95,7 @@ func Examine(ctx context.Context, o Options) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	e := &exam{Options: o, self: self, report: Report{Findings: []Finding{}, Facts: []Fact{}}}
+	e := &exam{Options: o, self: self, owner: os.Geteuid(), report: Report{Findings: []Finding{}, Facts: []Fact{}}}
 	e.kernel()
 	if e.configured() {
 		e.runtimeDir()
@@ -116,6 +118,11 @@ func Examine(ctx context.Context, o Options) (Report, error) {
 		return slices.Index(order, a.Severity) - slices.Index(order, b.Severity)
 	})
 	return e.report, nil
+}
+
+// other is an examination of another configuration on the same host.
+func (e *exam) other() *exam {
+	return &exam{Options: e.Options, config: e.config, self: e.self, owner: e.owner}
 }
 
 // find adds a finding, once.

@@ -19,7 +19,9 @@ import (
 
 // podman looks at podman of each user.
 func (e *exam) podman(ctx context.Context) {
+	defer func(owner int) { e.owner = owner }(e.owner)
 	for _, user := range e.Users {
+		e.owner = user.UID
 		p, err := engineconfig.ReadPodman(user.PodmanUser)
 		if p.Program == "" {
 			return

@@ -118,7 +118,7 @@ func realPath(path string) string {
 	return path
 }
 
-// trusted makes sure that nobody but root, or the user who runs this, can replace a file:
+// trusted makes sure that nobody but root, or the user whose podman it is, can replace a file:
 // not the file, no directory above it and no link that leads to it.
 func (e *exam) trusted(engine, path string) {
 	for links := 0; links < 40; links++ {
@@ -151,7 +151,7 @@ func (e *exam) owned(engine, path, of string) bool {
 	var who, fix string
 	mode := st.Mode & 0o7777
 	switch {
-	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
+	case st.Uid != 0 && int(st.Uid) != e.owner:
 		who, fix = fmt.Sprintf("user %d, its owner,", st.Uid), "chown -h root:root "+quote(path)
 	case info.Mode()&fs.ModeSymlink != 0:
 		return true

@@ -144,11 +144,15 @@ func (e *exam) stateDir() {
 		return // Nix or the hook makes it
 	}
 	own, ok := info.Sys().(*syscall.Stat_t)
+	remove := "rm "
+	if info.IsDir() {
+		remove = "rmdir "
+	}
 	switch {
 	case !info.Mode().IsRegular():
 		e.find(Finding{
 			ID: "gc-lock", Severity: Closed, What: lock + " is not a regular file",
-			Consequence: "no container with an annotation starts", Fix: []string{"rm -rf " + quote(lock)},
+			Consequence: "no container with an annotation starts", Fix: []string{remove + quote(lock)},
 		})
 	case ok && (own.Uid != 0 || own.Mode&0o066 != 0):
 		e.find(Finding{

@@ -295,7 +295,20 @@ func TestDoctorForOneUser(t *testing.T) {
 	if stdout, err := examine(); err != nil || strings.Contains(stdout, "[open]") {
 		t.Errorf("%v: %s", err, stdout)
 	}
+	// Root, who was called by alice with sudo, sees the same: what is hers in her own
+	// directory may be hers.
+	sudo := func() (stdout string, err error) {
+		stdout, stderr, err := call("env", fmt.Sprintf("SUDO_UID=%d", alice.id), "/usr/local/bin/nix-closure", "doctor")
+		t.Logf("%v: %s%s", err, stdout, stderr)
+		return stdout, err
+	}
+	if stdout, err := sudo(); err != nil || stdout != "" {
+		t.Errorf("%v: %s", err, stdout)
+	}
 	alice.must(t, "/usr/local/bin/nix-closure", "install", "--uninstall", "podman")
+	if stdout, err := sudo(); err == nil || !strings.Contains(stdout, "podman of "+alice.name+" has no hook file") {
+		t.Errorf("%v: %s", err, stdout)
+	}
 	if stdout, err := examine(); err == nil {
 		t.Errorf("after uninstall: %s", stdout)
 	}

@@ -132,6 +132,7 @@ func TestDoctorContainerd(t *testing.T) {
 		name, config, id, severity string
 		plugin, starts             bool
 		disabled                   bool // NRI
+		advice                     bool // no command mends it
 	}{
 		{name: "no way", id: "containerd-no-way", severity: "open", starts: true},
 		{name: "not the default", config: wrapperHandler(program, passesBoth), id: "containerd-default", severity: "open", starts: true},
@@ -155,6 +156,10 @@ func TestDoctorContainerd(t *testing.T) {
 			config: "[plugins.'io.containerd.nri.v1.nri'.default_validator]\nrequired_plugins = ['nix-closure']\n",
 		},
 		{name: "NRI is disabled", disabled: true, id: "nri-disabled", severity: "open", starts: true},
+		{
+			name: "another cgroup driver than runc's", id: "containerd-cgroup", severity: "warning", advice: true,
+			config: isDefault + wrapperHandler(program, passesBoth) + "SystemdCgroup = true\n",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			base := before
@@ -173,8 +178,11 @@ func TestDoctorContainerd(t *testing.T) {
 			}
 			findings := doctor(t, "containerd")
 			f := has(findings, c.id)
-			if f == nil || f.Severity != c.severity || len(f.Fix) == 0 {
+			if f == nil || f.Severity != c.severity || (len(f.Fix) == 0) != c.advice {
 				t.Errorf("want %s %s: %+v", c.severity, c.id, findings)
+			}
+			if c.advice {
+				return
 			}
 			if started := has(doctor(t, "containerd", "--canary"), "canary") != nil; started != c.starts {
 				t.Errorf("the canary started: %v", started)
