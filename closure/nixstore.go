@@ -163,7 +163,7 @@ func (n NixStore) stream(ctx context.Context, read func(io.Reader) error, args .
 // watch runs nix-store with its output to out. It calls report with each line of standard
 // error, while nix-store runs.
 func (n NixStore) watch(ctx context.Context, out io.Writer, report func(line string), args ...string) error {
-	program, err := n.program()
+	program, err := n.Path()
 	if err != nil {
 		return err
 	}
@@ -235,7 +235,8 @@ func (l *lines) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-func (n NixStore) program() (string, error) {
+// Path is where the program is: as configured, or at one of the usual places.
+func (n NixStore) Path() (string, error) {
 	if n.Program != "" {
 		return n.Program, nil
 	}

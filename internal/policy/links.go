@@ -41,9 +41,22 @@ type walk struct {
 	roots []uint32
 	// others are directories that belong to root, but whose links do not.
 	others []foreign
-	// reason says, at the end of a message, which directory is not trusted, and why. It is
-	// about the first such directory.
-	reason string
+	// ignored is the directory that is not trusted, and why; of several, the first.
+	ignored *Ignored
+}
+
+// Ignored is a directory whose links allow nothing.
+type Ignored struct {
+	Dir, Why string
+	Writable bool // by others than root, and for no other reason
+}
+
+// String is for the end of a message.
+func (i *Ignored) String() string {
+	if i == nil {
+		return ""
+	}
+	return fmt.Sprintf("; links in %q are ignored: %s", i.Dir, i.Why)
 }
 
 type foreign struct {
@@ -199,13 +212,14 @@ func (w *walk) trusted(dir string) bool {
 	mode := st.Mode & 0o7777
 	switch {
 	case !w.isRoot(st.Uid):
-		return w.ignore(dir, fmt.Sprintf("user %d can write there (mode %04o)", st.Uid, mode))
+		return w.ignoreWritable(dir, fmt.Sprintf("user %d can write there (mode %04o)", st.Uid, mode))
 	// Also with the sticky bit: it keeps others from replacing links, but not from making
 	// new ones.
 	case mode&0o002 != 0:
-		return w.ignore(dir, fmt.Sprintf("everybody can write there (owner %d, mode %04o)", st.Uid, mode))
+		return w.ignoreWritable(dir, fmt.Sprintf("everybody can write there (owner %d, mode %04o)", st.Uid, mode))
 	case mode&0o020 != 0:
-		return w.ignore(dir, fmt.Sprintf("group %d can write there (owner %d, mode %04o)", st.Gid, st.Uid, mode))
+		return w.ignoreWritable(dir,
+			fmt.Sprintf("group %d can write there (owner %d, mode %04o)", st.Gid, st.Uid, mode))
 	}
 	for _, f := range w.others {
 		if os.SameFile(info, f.dir) {
@@ -217,8 +231,15 @@ func (w *walk) trusted(dir string) bool {
 
 // ignore notes why the links in a directory allow nothing.
 func (w *walk) ignore(dir, why string) bool {
-	if w.reason == "" {
-		w.reason = fmt.Sprintf("; links in %q are ignored: %s", dir, why)
+	if w.ignored == nil {
+		w.ignored = &Ignored{Dir: dir, Why: why}
+	}
+	return false
+}
+
+func (w *walk) ignoreWritable(dir, why string) bool {
+	if w.ignored == nil {
+		w.ignored = &Ignored{Dir: dir, Why: why, Writable: true}
 	}
 	return false
 }

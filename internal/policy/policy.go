@@ -105,12 +105,29 @@ func (p Policy) Check(namespace string, paths []closure.BaseName) error {
 	if len(p.Rules) == 0 {
 		return nil
 	}
+	var rules []Rule
+	for _, rule := range p.Rules {
+		if rule.appliesTo(namespace) {
+			rules = append(rules, rule)
+		}
+	}
+	w := p.walk(rules, paths)
+	if len(w.left) == 0 {
+		return nil
+	}
+	whose := "a container without a Kubernetes namespace"
+	if namespace != "" {
+		whose = fmt.Sprintf("namespace %q", namespace)
+	}
+	return fmt.Errorf("%s is not allowed here: no [[allow]] of the configuration names it for %s; "+
+		"add it there, or ask for another%s", w.store.Path(w.left[0]), whose, w.ignored)
+}
+
+// walk takes off the paths what rules allow.
+func (p Policy) walk(rules []Rule, paths []closure.BaseName) walk {
 	w := walk{store: p.Store, left: slices.Clone(paths)}
 	var globs []string
-	for _, rule := range p.Rules {
-		if !rule.appliesTo(namespace) {
-			continue
-		}
+	for _, rule := range rules {
 		for _, glob := range rule.Roots {
 			if name, ok := strings.CutPrefix(glob, p.Store.Dir+"/"); ok {
 				w.allow(func(b closure.BaseName) bool { return matches(name, string(b)) })
@@ -122,15 +139,14 @@ func (p Policy) Check(namespace string, paths []closure.BaseName) error {
 	if len(w.left) > 0 && len(globs) > 0 {
 		w.find(p.RuntimeDir, globs)
 	}
-	if len(w.left) == 0 {
-		return nil
-	}
-	whose := "a container without a Kubernetes namespace"
-	if namespace != "" {
-		whose = fmt.Sprintf("namespace %q", namespace)
-	}
-	return fmt.Errorf("%s is not allowed here: no [[allow]] of the configuration names it for %s; "+
-		"add it there, or ask for another%s", w.store.Path(w.left[0]), whose, w.reason)
+	return w
+}
+
+// Matches counts which of the paths one rule allows, to whom it applies. A directory
+// whose links are ignored is said.
+func (p Policy) Matches(rule Rule, paths []closure.BaseName) (count int, ignored *Ignored) {
+	w := p.walk([]Rule{rule}, paths)
+	return len(paths) - len(w.left), w.ignored
 }
 
 // matches reports whether a component of a path matches a component of a glob.

@@ -24,21 +24,32 @@ import (
 	"github.com/nix-closure/nix-closure/test/machine"
 )
 
-// docker is a Docker daemon with the example's configuration.
-type docker struct{ *client.Client }
+// docker is a Docker daemon.
+type docker struct {
+	*client.Client
+	process *os.Process
+}
 
-// newDocker starts a daemon, which has the image, and ends it with the test.
+const dockerConfig = "/etc/docker/daemon.json"
+
+// newDocker starts a daemon with the example's configuration.
 func newDocker(t *testing.T) docker {
 	t.Helper()
-	const socket, config = "/run/docker.sock", "/etc/docker/daemon.json"
 	example, err := os.ReadFile("../../examples/docker/daemon.json")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newDockerWith(t, bytes.ReplaceAll(example, []byte("/usr/local/bin"), []byte(*bin)))
+}
+
+// newDockerWith starts a daemon, which has the image, and ends it with the test.
+func newDockerWith(t *testing.T, text []byte) docker {
+	t.Helper()
+	const socket, config = "/run/docker.sock", dockerConfig
 	if err := os.MkdirAll(filepath.Dir(config), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(config, bytes.ReplaceAll(example, []byte("/usr/local/bin"), []byte(*bin)), 0o644); err != nil {
+	if err := os.WriteFile(config, text, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	log, err := os.Create(t.TempDir() + "/log")
@@ -95,7 +106,7 @@ func newDocker(t *testing.T) docker {
 	if _, err := io.Copy(io.Discard, answer); err != nil {
 		t.Fatal(err)
 	}
-	return docker{c}
+	return docker{c, daemon.Process}
 }
 
 // create makes a container that runs script, and removes it with the test.
