@@ -265,7 +265,8 @@ func called(all []Container, name string) []Container {
 		func(c Container) bool { return c.Name == name },
 		func(c Container) bool { return strings.HasPrefix(c.ID, name) },
 	} {
-		if matching := slices.DeleteFunc(slices.Clone(all), func(c Container) bool { return !is(c) }); len(matching) > 0 {
+		isNot := func(c Container) bool { return !is(c) }
+		if matching := slices.DeleteFunc(slices.Clone(all), isNot); len(matching) > 0 {
 			return matching
 		}
 	}
