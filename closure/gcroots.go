@@ -165,6 +165,9 @@ func boot() string {
 	return id
 }
 
+// Boot is the ID of this boot, or "" where that cannot be read.
+func Boot() string { return boot() }
+
 // OfEarlierBoot tells whether a container's GC roots are from before the host was
 // last started, and so of no container that runs. The clock has no say in it. Where
 // it cannot be told, it says no.

@@ -9,5 +9,6 @@
 // are, over the store directory. bind.go shows it by a mount per store path.
 // writable.go is an overlay with an upper layer in memory, statedir.go a Nix state
 // directory that goes beside a view, and cover.go covers a volume that a view goes
-// into. mount.go has the system calls.
+// into. tree.go makes a view one tree, for a directory of the host, and commands.go says
+// how to make one by hand. mount.go has the system calls.
 package view

@@ -6,16 +6,12 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/internal/version"
 )
@@ -32,23 +28,16 @@ func run() int {
 
 The containers themselves are served by nix-closure-hook.
 
-Exit status: 0, or 1 after an error, which is one line on standard error; 3 where
-that is a store path that is not valid.`,
+Exit status: 0, or 1 after an error, which is one line on standard error; 2
+where that is the command line, 3 where it is a store path that is not valid.`,
 		Version:           version.Version,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.PersistentFlags().StringVar(&configPath, "config", config.Path, "the configuration")
-	root.AddCommand(resolveCommand(&configPath), gcCommand(&configPath))
+	root.AddCommand(resolveCommand(&configPath), gcCommand(&configPath), viewCommand(&configPath))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "nix-closure: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
-		if errors.Is(err, closure.ErrNotValid) {
-			return closure.ExitNotValid
-		}
-		return 1
-	}
-	return 0
+	return report(os.Stderr, root.ExecuteContext(ctx))
 }

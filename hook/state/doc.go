@@ -6,7 +6,8 @@
 //
 // Read it in this order: dir.go (the directory), record.go (what is remembered of one
 // container), lock.go (one process at a time for a container ID), claim.go (a start),
-// refs.go (the marks of what a container uses), end.go (an end), sweep.go and unused.go
+// refs.go (the marks of what a container uses), end.go (an end), hostview.go (views on
+// directories of the host, which are remembered as containers are), sweep.go and unused.go
 // (what goes by itself), budget.go (how much there may be) and cache.go (what Nix notes
 // while it fetches).
 package state

@@ -42,7 +42,7 @@ func (d *Dir) End(ctx context.Context, id, bundle string) (Outcome, Record, erro
 	if !ok {
 		return NoRecord, r, nil // there is a record as long as there is anything else
 	}
-	if r.Bundle != "" && !samefile.Paths(r.Bundle, bundle) && (r.Stated == "" || r.Stated != bundle) {
+	if r.Kind != "" || r.Bundle != "" && !samefile.Paths(r.Bundle, bundle) && (r.Stated == "" || r.Stated != bundle) {
 		return KeptOther, r, nil
 	}
 	// Where the runtime calls this, it has ended the other processes too, also of a

@@ -24,8 +24,13 @@ import (
 // containers/<id>.json of the runtime directory. It is written before anything
 // is attached, so that a hook that is killed leaves nothing unknown.
 type Record struct {
-	ID     string `json:"id"`
-	Bundle string `json:"bundle"`
+	ID string `json:"id"`
+	// Kind is what the record is of; empty: a container.
+	Kind Kind `json:"kind,omitempty"`
+	// Mount is of a view on a directory of the host; nil: a container, or a view that is
+	// being made.
+	Mount  *HostMount `json:"mount,omitempty"`
+	Bundle string     `json:"bundle"`
 	// Stated is what the runtime said in place of Bundle, and may say when the container
 	// ends; empty: the same. The bundle may be lost to the runtime.
 	Stated   string `json:"stated,omitempty"`
@@ -117,6 +122,9 @@ func (d *Dir) forget(r Record) error {
 // live tells whether a container may still run. An error says that nobody can tell:
 // then keep what the record is of.
 func (r Record) live() (bool, error) {
+	if r.Kind == KindView {
+		return r.viewLives()
+	}
 	if r.Pid >= 0 {
 		if runs, err := r.ProcessRuns(); runs || err != nil || !r.SharedPID {
 			return runs, err

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nix-closure/nix-closure/closure"
+)
+
+// exitUsage is the exit status for a command line that is not understood.
+const exitUsage = 2
+
+// usageError says that a command line is not understood.
+type usageError struct {
+	command string // whose --help says more
+	err     error
+}
+
+func (e *usageError) Error() string { return fmt.Sprintf("%s; see %s --help", e.err, e.command) }
+
+func (e *usageError) Unwrap() error { return e.err }
+
+// usage makes a usageError of a command.
+func usage(cmd *cobra.Command, format string, args ...any) error {
+	return &usageError{cmd.CommandPath(), fmt.Errorf(format, args...)}
+}
+
+// statusError is an error with an exit status of its own; without an error, there is
+// nothing to say.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return fmt.Sprint(e.err) }
+
+func (e *statusError) Unwrap() error { return e.err }
+
+// report writes an error as one line, and returns the exit status that it has.
+func report(stderr io.Writer, err error) int {
+	if err == nil {
+		return 0
+	}
+	var own *statusError
+	if errors.As(err, &own) && own.err == nil {
+		return own.status
+	}
+	// Where standard error is gone, the exit status remains.
+	_, _ = fmt.Fprintf(stderr, "nix-closure: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	var misused *usageError
+	switch {
+	case own != nil:
+		return own.status
+	case errors.As(err, &misused):
+		return exitUsage
+	case errors.Is(err, closure.ErrNotValid):
+		return closure.ExitNotValid
+	}
+	return 1
+}
