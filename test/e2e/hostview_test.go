@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/nix-closure/nix-closure/test/machine"
 )
 
 // cli calls nix-closure.
@@ -314,3 +316,6 @@ func TestHostViewPrinted(t *testing.T) {
 		}
 	}
 }
+
+// machineProgram is nix-closure where every user can run it.
+func machineProgram() string { return machine.Dir() + "/local/bin/nix-closure" }
