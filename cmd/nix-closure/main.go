@@ -37,7 +37,7 @@ where that is the command line, 3 where it is a store path that is not valid.`,
 	}
 	root.PersistentFlags().StringVar(&configPath, "config", config.Path, "the configuration")
 	root.AddCommand(resolveCommand(&configPath), gcCommand(&configPath), viewCommand(&configPath),
-		confineCommand(&configPath))
+		runCommand(&configPath), confineCommand(&configPath))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	return report(os.Stderr, root.ExecuteContext(ctx))
