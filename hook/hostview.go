@@ -114,7 +114,7 @@ func (c *claimed) mountOnHost(ctx context.Context, target string, in state.Names
 	if err != nil {
 		return state.Record{}, err
 	}
-	defer made.Close()
+	defer func() { _ = made.Close() }()
 	if mode != c.claim.Record().Mode {
 		if err := c.setMode(ctx, mode); err != nil {
 			return state.Record{}, err
@@ -125,7 +125,7 @@ func (c *claimed) mountOnHost(ctx context.Context, target string, in state.Names
 	if err != nil {
 		return state.Record{}, err
 	}
-	defer tree.Close()
+	defer func() { _ = tree.Close() }()
 	// The record knows the mount before it is there: what is killed in between leaves no
 	// mount that is not pinned.
 	r := c.claim.Record()
@@ -259,7 +259,7 @@ func unmount(r state.Record) error {
 	}
 	err = unix.Unmount(target, flags)
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s: something uses the view, such as virtiofsd or a shell that is in it; end that first", target)
+		return fmt.Errorf("%s: something uses the view, such as virtiofsd or a shell in it; end that first", target)
 	}
 	if err != nil {
 		return &os.PathError{Op: "umount", Path: target, Err: err}

@@ -59,8 +59,8 @@ Exit status: the command's; 127 where it is not found, 126 where it cannot be ex
 	}
 	c.Flags().StringArrayVar(&r.Read, "allow-read", nil, "a file or directory that may be read too; may be repeated")
 	c.Flags().StringArrayVar(&r.Write, "allow-write", nil, "a file or directory that may be read and written too")
-	c.Flags().UintSliceVar(&ports, "allow-connect", nil, "a TCP port that may be connected to, on any host; and UDP's, "+
-		"where the kernel would refuse it")
+	c.Flags().UintSliceVar(&ports, "allow-connect", nil, "a TCP port that may be connected to, on any host; and "+
+		"UDP's, where the kernel would refuse it")
 	c.Flags().BoolVar(&r.BestEffort, "best-effort", false, "on an older kernel (before Linux 6.12), refuse as much as "+
 		"it can; still an error where that is nothing")
 	return c

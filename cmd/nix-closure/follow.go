@@ -87,6 +87,7 @@ func closureOf(ctx context.Context, c config.Config, roots []closure.BaseName) (
 		return closure.Closure{}, fmt.Errorf("opening the runtime directory: %w", err)
 	}
 	defer dir.Close()
-	_, resolved, err := askAndLoad(ctx, c, closure.Memo{Dir: dir.Closures, Store: c.Store()}, closure.Query{Roots: roots})
+	memo := closure.Memo{Dir: dir.Closures, Store: c.Store()}
+	_, resolved, err := askAndLoad(ctx, c, memo, closure.Query{Roots: roots})
 	return resolved, err
 }

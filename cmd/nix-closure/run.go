@@ -65,8 +65,8 @@ other error.`,
 		},
 	}
 	f := c.Flags()
-	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "SOURCE:DESTINATION[:ro], a file or directory of the host that the "+
-		"container has too; may be repeated")
+	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "SOURCE:DESTINATION[:ro], a file or directory of the host that "+
+		"the container has too; may be repeated")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "NAME=VALUE, or NAME for the value that it has here; may be repeated")
 	f.StringVarP(&o.workdir, "workdir", "w", "/", "the working directory; made if it is missing")
 	f.BoolVarP(&o.tty, "tty", "t", false, "a terminal of the command's own; standard input must be one")

@@ -73,8 +73,8 @@ and these privileges allow it.`,
 		},
 	}
 	c.Flags().StringVar(&m.mode, "mode", "", "overlay, bind or auto; empty: as the configuration says")
-	c.Flags().StringVar(&m.print, "print", "", "mount nothing, and print how it is done: systemd, a unit; or commands, "+
-		"those of a bind view for a shell")
+	c.Flags().StringVar(&m.print, "print", "", "mount nothing, and print how it is done: systemd, a unit; or "+
+		"commands, those of a bind view for a shell")
 	return c
 }
 

@@ -98,7 +98,7 @@ func (m *HostMount) There() (bool, error) {
 	if own.Boot != m.Boot {
 		return false, nil
 	}
-	if own.Mount == m.Namespaces.Mount {
+	if own.Mount == m.Mount {
 		return m.seenBy("self")
 	}
 	if own.PID != m.PID {
@@ -119,7 +119,7 @@ func (m *HostMount) There() (bool, error) {
 		if err != nil && !errors.Is(err, fs.ErrPermission) {
 			return false, err
 		}
-		if its != m.Namespaces.Mount {
+		if its != m.Mount {
 			continue
 		}
 		// A process in another root directory does not list all mounts.

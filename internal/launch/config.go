@@ -102,7 +102,8 @@ func (c Container) hooks() *specs.Hooks {
 func (c Container) linux(rootless bool) *specs.Linux {
 	linux := &specs.Linux{
 		Namespaces: []specs.LinuxNamespace{
-			{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+			{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
+			{Type: specs.MountNamespace},
 		},
 		// As runc and podman have them.
 		MaskedPaths: []string{
