@@ -171,6 +171,9 @@ func boot() string {
 	return id
 }
 
+// Boot returns the ID of this boot, or "" if it cannot be read.
+func Boot() string { return boot() }
+
 // OfEarlierBoot reports whether a container's GC roots were made before the host's last
 // start, so that they belong to no running container. It does not depend on the clock. If
 // the answer is unknown, it is false.

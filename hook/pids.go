@@ -322,7 +322,7 @@ func (n *neighbours) recordOf(namespace os.FileInfo) (id string, _ state.Record,
 	}
 	for _, id := range ids {
 		r, ok, err := n.dir.Record(id)
-		if err != nil || !ok || r.Pid <= 0 {
+		if err != nil || !ok || r.Kind != "" || r.Pid <= 0 {
 			continue
 		}
 		its, err := os.Stat("/proc/" + strconv.Itoa(r.Pid) + "/ns/mnt")

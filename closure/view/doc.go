@@ -9,5 +9,6 @@
 // (layer.go; its cost is in cost.go). bind.go shows it with one mount per store path.
 // writable.go adds an upper layer in memory to an overlay. statedir.go makes a Nix state
 // directory that is attached beside a view. cover.go covers a volume that a view goes
-// into. mount.go has the system calls.
+// into. tree.go makes a view one tree for a directory of the host, and commands.go prints
+// the commands that make one by hand. mount.go has the system calls.
 package view

@@ -3,20 +3,12 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/nix-closure/nix-closure/internal/ociruntime"
 )
-
-// defaultPath lists the directories of runtimes that are not on PATH.
-var defaultPath = []string{
-	"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin",
-}
 
 // choose returns the absolute path of the runtime for a command line.
 //
@@ -26,16 +18,16 @@ var defaultPath = []string{
 // read or names no runtime, the runtime that created a container can still stop it.
 func (a arguments) choose(args []string, configured string) (string, error) {
 	if a.Makes {
-		return lookupRuntime(configured)
+		return ociruntime.Lookup(configured)
 	}
 	made := a.madeBy(args)
 	other := map[string]string{"runc": "crun", "crun": "runc"}[made]
 	if other != "" && strings.Contains(filepath.Base(configured), other) {
-		return lookupRuntime(made)
+		return ociruntime.Lookup(made)
 	}
-	program, err := lookupRuntime(configured)
+	program, err := ociruntime.Lookup(configured)
 	if err != nil && made != "" {
-		return lookupRuntime(made)
+		return ociruntime.Lookup(made)
 	}
 	return program, err
 }
@@ -58,44 +50,4 @@ func (a arguments) madeBy(args []string) string {
 		}
 	}
 	return ""
-}
-
-// lookupRuntime returns the absolute path of the runtime with a name. It searches PATH
-// first, because the engine would have found the runtime there, and then the usual
-// places. It never returns this program itself, whatever its name is.
-func lookupRuntime(name string) (string, error) {
-	if filepath.IsAbs(name) {
-		if err := runnable(name); err != nil {
-			return "", fmt.Errorf("runtime = %q: %w", name, err)
-		}
-		return name, nil
-	}
-	if name == "" || strings.Contains(name, "/") {
-		return "", fmt.Errorf("runtime = %q: neither a name nor an absolute path; name runc or crun", name)
-	}
-	//nolint:forbidigo // the environment is the engine's, and no image's
-	if path, err := exec.LookPath(name); err == nil && filepath.IsAbs(path) && runnable(path) == nil {
-		return path, nil
-	}
-	for _, dir := range defaultPath {
-		if path := filepath.Join(dir, name); runnable(path) == nil {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("runtime = %q: neither on PATH nor in the usual places; name it by its absolute path", name)
-}
-
-// runnable returns an error if a path is not an executable file of another program.
-func runnable(path string) error {
-	st, err := os.Stat(path)
-	if err != nil {
-		return errors.Unwrap(err) // without the path
-	}
-	if !st.Mode().IsRegular() {
-		return errors.New("not a file")
-	}
-	if self, err := os.Stat("/proc/self/exe"); err == nil && os.SameFile(self, st) {
-		return errors.New("is nix-closure-runtime itself; name runc or crun")
-	}
-	return unix.Access(path, unix.X_OK)
 }

@@ -39,25 +39,36 @@ func usage(cmd *cobra.Command, format string, args ...any) error {
 // misuse makes a usageError that no help says more of.
 func misuse(err error) error { return &usageError{err: err} }
 
+// statusError is an error with an exit status of its own; without an error, there is
+// nothing to say.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return fmt.Sprint(e.err) }
+
+func (e *statusError) Unwrap() error { return e.err }
+
 // report writes an error as one line, and returns the exit status that it has.
 func report(stderr io.Writer, err error) int {
 	if err == nil {
 		return 0
 	}
 	var own *statusError
-	if errors.As(err, &own) && own.error == nil {
+	if errors.As(err, &own) && own.err == nil {
 		return own.status
 	}
 	// Where standard error is gone, the exit status remains.
 	_, _ = fmt.Fprintf(stderr, "nix-closure: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 	var misused *usageError
 	switch {
+	case own != nil:
+		return own.status
 	case errors.As(err, &misused):
 		return exitUsage
 	case errors.Is(err, closure.ErrNotValid):
 		return closure.ExitNotValid
-	case own != nil:
-		return own.status
 	}
 	return 1
 }

@@ -65,6 +65,9 @@ func (d *Dir) judge(old, r Record) (attached bool, _ error) {
 			"%w; remove %s when it does not",
 			old.Pid, old.Bundle, err, d.recordFile(r.ID))
 	}
+	if old.Kind != r.Kind || old.Kind == KindView {
+		return false, old.checkGone(d.recordFile(r.ID))
+	}
 	runs, err := old.ProcessRuns()
 	if err != nil {
 		return false, cannotTell(err)

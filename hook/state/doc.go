@@ -7,7 +7,8 @@
 //
 // Read the files in this order: dir.go (the directory), record.go (the record of one
 // container), lock.go (one process at a time for a container ID), claim.go (a start),
-// refs.go (the marks of what a container uses), end.go (an end), sweep.go and unused.go
+// refs.go (the marks of what a container uses), end.go (an end), hostview.go (views on
+// directories of the host, which are remembered as containers are), sweep.go and unused.go
 // (removal of what nothing uses), budget.go (the limits of the directory) and cache.go
 // (the cache of Nix while it fetches).
 package state

@@ -43,7 +43,7 @@ func (d *Dir) End(ctx context.Context, id, bundle string) (Outcome, Record, erro
 	if !ok {
 		return NoRecord, r, nil // the record is removed last, so nothing else is left
 	}
-	if r.Bundle != "" && !samefile.Paths(r.Bundle, bundle) && (r.Stated == "" || r.Stated != bundle) {
+	if r.Kind != "" || r.Bundle != "" && !samefile.Paths(r.Bundle, bundle) && (r.Stated == "" || r.Stated != bundle) {
 		return KeptOther, r, nil
 	}
 	// When the runtime calls poststop, it has ended the other processes too, even in a

@@ -24,8 +24,13 @@ import (
 // runtime directory. It is written before anything is attached, so that a killed hook
 // leaves nothing that the host does not know of.
 type Record struct {
-	ID     string `json:"id"`
-	Bundle string `json:"bundle"`
+	ID string `json:"id"`
+	// Kind is the kind of the record; empty: a container.
+	Kind Kind `json:"kind,omitempty"`
+	// Mount is of a view on a directory of the host; nil: a container, or a view that is
+	// being made.
+	Mount  *HostMount `json:"mount,omitempty"`
+	Bundle string     `json:"bundle"`
 	// Stated is the bundle that the runtime reported in place of Bundle, because it had
 	// lost the real one. The runtime may report it again when the container ends. Empty:
 	// the same as Bundle.
@@ -132,6 +137,9 @@ func (d *Dir) forget(r Record) error {
 // live reports whether a container may still run. An error means that it cannot tell: the
 // caller must keep what the record protects.
 func (r Record) live() (bool, error) {
+	if r.Kind == KindView {
+		return r.viewLives()
+	}
 	if r.Pid >= 0 {
 		if runs, err := r.ProcessRuns(); runs || err != nil || !r.SharedPID {
 			return runs, err

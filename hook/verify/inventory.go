@@ -135,8 +135,8 @@ func (h *Host) Containers(ctx context.Context) (all []Container, troubles []erro
 func (h *Host) recorded(id string, running []found, taken []bool) (Container, bool) {
 	c := Container{ID: id}
 	r, ok, err := h.Dir.Record(id)
-	if err == nil && !ok {
-		return c, false // it has ended meanwhile
+	if err == nil && (!ok || r.Kind == state.KindView) {
+		return c, false // it has ended meanwhile, or is a view on a directory of the host
 	}
 	c.Record, c.Damaged = &r, err
 	if err != nil {
