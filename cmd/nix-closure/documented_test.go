@@ -20,18 +20,24 @@ func TestDocumented(t *testing.T) {
 		name, body, _ := strings.Cut(section, "\n")
 		sections[name] = body
 	}
-	for _, c := range rootCommand().Commands() {
-		if c.Hidden {
+	for _, top := range rootCommand().Commands() {
+		if top.Hidden {
 			continue
 		}
-		if c.Example == "" || sections[c.Name()] == "" {
-			t.Errorf("%s: no example, or no section in docs/cli.md", c.Name())
+		commands := top.Commands()
+		if len(commands) == 0 {
+			commands = append(commands, top)
 		}
-		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
-			in := sections[c.Name()] + sections["Closure arguments"]
-			if !strings.Contains(in, "--"+f.Name) {
-				t.Errorf("docs/cli.md does not name --%s of %s", f.Name, c.Name())
+		for _, c := range commands {
+			if c.Example == "" || sections[top.Name()] == "" {
+				t.Errorf("%s: no example, or no section in docs/cli.md", c.CommandPath())
 			}
-		})
+			c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+				in := sections[top.Name()] + sections["Closure arguments"]
+				if !strings.Contains(in, "--"+f.Name) {
+					t.Errorf("docs/cli.md does not name --%s of %s", f.Name, c.CommandPath())
+				}
+			})
+		}
 	}
 }

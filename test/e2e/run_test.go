@@ -306,11 +306,10 @@ func TestRunKilled(t *testing.T) {
 
 // talking is a program that a test reads from and writes to.
 type talking struct {
-	cmd    *exec.Cmd
-	in     *os.File
-	out    *os.File
-	seen   strings.Builder
-	ending chan struct{}
+	cmd  *exec.Cmd
+	in   *os.File
+	out  *os.File
+	seen strings.Builder
 }
 
 // startTalking starts a program with pipes, or, where its standard input is set already,
