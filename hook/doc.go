@@ -10,6 +10,7 @@
 // claim.go (whose the container's ID is), pin.go (the closure, kept from the garbage
 // collector), view.go (what is made for it), attach.go, container_mounts.go and
 // descriptors.go (inside the container's mount namespace). Then precreate.go, bundle.go
-// and poststop.go (before and after) and report.go (how errors are said). What the host
+// and poststop.go (before and after) and report.go (how errors are said). hostview.go
+// takes the same steps for a directory of the host, which the operator asks for. What the host
 // remembers is in hook/state.
 package hook
