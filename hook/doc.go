@@ -12,5 +12,6 @@
 // against the garbage collector), view.go (makes the view), and attach.go,
 // container_mounts.go and descriptors.go (work inside the container's mount namespace).
 // precreate.go, bundle.go and poststop.go are the stages before and after. report.go has
-// the form of errors and the log. The host's memory of containers is in hook/state.
+// the form of errors and the log. hostview.go takes the same steps for a directory of the
+// host, for the operator. The host's memory of containers is in hook/state.
 package hook

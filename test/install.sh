@@ -18,8 +18,8 @@ patchelf patchelf
 busybox busybox-static
 /usr/bin/python3 python3'
 
-# An older kernel, for TestOlderKernel to boot in QEMU: a kernel and a module out
-# of Debian's package. Installing the package would make this machine boot it.
+# An older kernel, for TestOlderKernel and TestVirtiofs to boot in QEMU: a kernel and
+# modules out of Debian's package. Installing the package would make this machine boot it.
 kernel=
 case ${1-} in
 demo) ;;
@@ -27,6 +27,7 @@ test)
 	kernel=$(realpath "$(dirname "$0")/..")/bin/kernel
 	needed="$needed
 crun crun
+bwrap bubblewrap
 newuidmap uidmap
 fuse-overlayfs fuse-overlayfs
 mkfs.ext4 e2fsprogs
@@ -61,7 +62,7 @@ if [ -d /usr/share/doc ] && ! [ -e /usr/share/doc/busybox-static ]; then
 	names="$names busybox (static)"
 fi
 missing_kernel=
-[ -z "$kernel" ] || [ -d "$kernel" ] || missing_kernel=" $kernel_package"
+[ -z "$kernel" ] || [ -d "$kernel/virtiofs" ] || missing_kernel=" $kernel_package"
 [ -n "$missing$missing_kernel" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then
@@ -100,7 +101,10 @@ if [ -n "$missing_kernel" ]; then
 	rm -rf "$kernel.new"
 	mkdir -p "$kernel.new"
 	dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$kernel.new" --no-same-owner \
-		--wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/fs/overlayfs/overlay.ko'
+		--wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/fs/overlayfs/overlay.ko' \
+		'./lib/modules/*/kernel/fs/fuse/*.ko' './lib/modules/*/kernel/drivers/virtio/*.ko'
+	mkdir "$kernel.new/virtiofs" # earlier copies have no modules for that
 	# Only what is complete has this name.
+	rm -rf "$kernel"
 	mv "$kernel.new" "$kernel"
 fi

@@ -61,8 +61,8 @@ one: ./result, a profile.
 
 In mode overlay the view is one mount, whatever the closure's size. In mode bind it
 is one for each store path: programs that hand a view on must take the mounts below
-a directory too, and virtiofsd does not. Mode auto takes overlay where this kernel
-and these privileges allow it.`,
+a directory too. Mode auto takes overlay where this kernel and these privileges allow
+it.`,
 		Example: `  nix-closure view mount ./result /srv/views/web
   nix-closure view mount --mode bind /nix/store/…-hello-2.12 /mnt
   nix-closure view mount --print=systemd ./result /srv/views/web >/etc/systemd/system/web-view.service`,

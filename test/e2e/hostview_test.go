@@ -163,10 +163,17 @@ func TestHostViewBubblewrap(t *testing.T) {
 		if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		got := strings.Fields(must(t, "bwrap", "--ro-bind", dir, storeDir, "--proc", "/proc", "--dev", "/dev", "--unshare-all",
-			store["env"]+"/bin/python3", "-B", "-c", "import os; print(*sorted(os.listdir('/nix/store')))"))
-		if want := closureOf(t, store["env"]); !slices.Equal(got, want) {
-			t.Errorf("the store has %q\nwant %q", got, want)
+		args := []string{
+			"--ro-bind", dir, storeDir, "--proc", "/proc", "--dev", "/dev", "--unshare-all",
+			store["env"] + "/bin/python3", "-B", "-c", "import os; print(*sorted(os.listdir('/nix/store')))",
+		}
+		want := closureOf(t, store["env"])
+		for who, out := range map[string]string{
+			"root": must(t, "bwrap", args...), "a user": userWithoutLogin(t, "erin").must(t, "bwrap", args...),
+		} {
+			if got := strings.Fields(out); !slices.Equal(got, want) {
+				t.Errorf("for %s the store has %q\nwant %q", who, got, want)
+			}
 		}
 	})
 }

@@ -148,6 +148,26 @@ func TestRun(t *testing.T) {
 	})
 }
 
+// With systemd, / is a shared mount. What the container has shows nowhere else.
+func TestRunOnSharedRoot(t *testing.T) {
+	for _, runtime := range runtimes {
+		t.Run(runtime, func(t *testing.T) {
+			const script = `mount --make-rshared / && "$0" run --runtime "$1" --network host --volume /usr:/usr:ro "$2" -- bash -c 'echo /nix/store/*' &&
+				grep -c nix-closure-run /proc/self/mountinfo`
+			out, errs, err := call("unshare", "--mount", "sh", "-c", script, filepath.Join(*bin, "nix-closure"), runtime, store["env"])
+			var want []string
+			for _, name := range closureOf(t, store["env"]) {
+				want = append(want, storeDir+"/"+name)
+			}
+			got := strings.Fields(out)
+			if status(err) != 1 || len(got) == 0 || got[len(got)-1] != "0" || !slices.Equal(got[:len(got)-1], want) {
+				t.Errorf("%v: %s%s", err, out, errs)
+			}
+			nothingLeft(t)
+		})
+	}
+}
+
 func TestRunFlags(t *testing.T) {
 	eachRunner(t, func(t *testing.T, r runner) {
 		dir := t.TempDir()
