@@ -80,6 +80,7 @@ var inline = []command{
 	{text: "make install", notRun: "it is in a block too"},
 	{text: "podman start", notRun: "TestStartedAgain"},
 	{text: "podman restart", notRun: "TestStartedAgain"},
+	{text: "nix-closure doctor", notRun: "TestDoctorFinds"},
 	{text: `podman --hooks-dir "$PWD/bin/hooks.d" run --rm …`, run: (*readmeHost).fromTheTree},
 	{text: "nix-store --add-root --indirect", notRun: "the hook calls it: TestRootlessGarbageCollector"},
 	{text: "loginctl enable-linger", notRun: "needs systemd"},
