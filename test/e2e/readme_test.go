@@ -63,6 +63,7 @@ var documents = []document{
 	}, inline: []command{
 		{text: "podman start", notRun: "TestStartedAgain"},
 		{text: "podman restart", notRun: "TestStartedAgain"},
+		{text: "nix-closure doctor", notRun: "TestDoctorFinds"},
 		{text: "nix-store --realise", notRun: "it is in a block of docs/annotations.md"},
 	}},
 	{name: "docs/engines.md", blocks: []command{
