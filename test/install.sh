@@ -35,7 +35,6 @@ qemu-system-x86_64 qemu-system-x86
 shellcheck shellcheck
 strace strace
 systemd-analyze systemd
-bwrap bubblewrap
 apparmor_parser apparmor
 gcc gcc
 pkg-config pkg-config

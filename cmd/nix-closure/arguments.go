@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -32,17 +33,20 @@ func (a *closureArguments) register(c *cobra.Command, configPath *string) {
 	}
 }
 
-// parse returns the store paths that the arguments of a command mean.
+// parse returns the store paths that the arguments of a command mean, each once.
 func (a *closureArguments) parse(
 	cmd *cobra.Command, store closure.Store, arguments []string,
 ) ([]closure.BaseName, error) {
-	names := make([]closure.BaseName, len(arguments))
-	for i, argument := range arguments {
+	var names []closure.BaseName
+	for _, argument := range arguments {
 		name, err := parseArgument(store, argument)
 		if err != nil {
 			return nil, err
 		}
-		if names[i] = name; a.print {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+		if a.print {
 			if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s is %s\n", argument, store.Path(name)); err != nil {
 				return nil, err
 			}

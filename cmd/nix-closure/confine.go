@@ -19,6 +19,7 @@ import (
 func confineCommand(configPath *string) *cobra.Command {
 	var r confine.Rules
 	var ports []uint
+	var arguments closureArguments
 	c := &cobra.Command{
 		Use:   "confine ROOT... -- CMD [ARG...]",
 		Short: "Run a command that may read and execute a closure, and nothing else",
@@ -53,10 +54,11 @@ Exit status: the command's; 127 where it is not found, 126 where it cannot be ex
 				err := usage(cmd, "write the roots, -- and the command")
 				return &statusError{program.ExitFailed, err}
 			}
-			err := runConfined(cmd, *configPath, r, roots, command)
+			err := runConfined(cmd, *configPath, r, arguments, roots, command)
 			return &statusError{program.ExitStatus(err), err}
 		},
 	}
+	arguments.register(c, configPath)
 	c.Flags().StringArrayVar(&r.Read, "allow-read", nil, "a file or directory that may be read too; may be repeated")
 	c.Flags().StringArrayVar(&r.Write, "allow-write", nil, "a file or directory that may be read and written too")
 	c.Flags().UintSliceVar(&ports, "allow-connect", nil, "a TCP port that may be connected to, on any host; and "+
@@ -76,17 +78,19 @@ func splitAtDash(cmd *cobra.Command, args []string) (before, after []string) {
 }
 
 // runConfined becomes the command; it returns only with an error.
-func runConfined(cmd *cobra.Command, configPath string, r confine.Rules, roots, command []string) error {
+func runConfined(
+	cmd *cobra.Command, configPath string, r confine.Rules, arguments closureArguments, roots, command []string,
+) error {
 	c, err := config.Read(configPath)
 	if err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	r.Store = c.Store()
-	names, err := followRoots(r.Store, roots)
+	names, err := arguments.parse(cmd, r.Store, roots)
 	if err != nil {
 		return err
 	}
-	if r.Closure, err = closureOf(cmd.Context(), c, names); err != nil {
+	if r.Closure, err = lookUp(cmd.Context(), c, names); err != nil {
 		return err
 	}
 	paths := storePaths(r.Store, names)

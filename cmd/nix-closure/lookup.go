@@ -9,6 +9,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/nixdb"
+	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
@@ -68,4 +69,16 @@ func readConfig(path string) (config.Config, error) {
 		return c, fmt.Errorf("reading the configuration: %w", err)
 	}
 	return c, nil
+}
+
+// closureOf is lookUp, and remembers the closure: the hook will ask for it.
+func closureOf(ctx context.Context, c config.Config, roots []closure.BaseName) (closure.Closure, error) {
+	dir, err := state.Open(c)
+	if err != nil {
+		return closure.Closure{}, fmt.Errorf("opening the runtime directory: %w", err)
+	}
+	defer dir.Close()
+	memo := closure.Memo{Dir: dir.Closures, Store: c.Store()}
+	_, resolved, err := askAndLoad(ctx, c, memo, closure.Query{Roots: roots})
+	return resolved, err
 }

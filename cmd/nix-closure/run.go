@@ -27,6 +27,7 @@ import (
 // runOptions are the flags of run.
 type runOptions struct {
 	configPath                           string
+	roots                                closureArguments
 	volumes, env, capabilities           []string
 	workdir, network, user               string
 	runtime, mode                        string
@@ -64,6 +65,7 @@ other error.`,
 			return &statusError{status, err}
 		},
 	}
+	o.roots.register(c, configPath)
 	f := c.Flags()
 	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "SOURCE:DESTINATION[:ro], a file or directory of the host that "+
 		"the container has too; may be repeated")
@@ -88,7 +90,7 @@ func (o runOptions) run(cmd *cobra.Command, roots, command []string) (status int
 	if err != nil {
 		return 0, err
 	}
-	names, err := followRoots(c.Store(), roots)
+	names, err := o.roots.parse(cmd, c.Store(), roots)
 	if err != nil {
 		return 0, err
 	}

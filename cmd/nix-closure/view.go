@@ -42,6 +42,7 @@ every mount is; mount --print=systemd prints a unit that makes it again.`,
 
 // viewMount is a call of view mount.
 type viewMount struct {
+	roots                   closureArguments
 	configPath, mode, print string
 }
 
@@ -72,6 +73,7 @@ it.`,
 			return m.run(cmd, args[:len(args)-1], args[len(args)-1])
 		},
 	}
+	m.roots.register(c, configPath)
 	c.Flags().StringVar(&m.mode, "mode", "", "overlay, bind or auto; empty: as the configuration says")
 	c.Flags().StringVar(&m.print, "print", "", "mount nothing, and print how it is done: systemd, a unit; or "+
 		"commands, those of a bind view for a shell")
@@ -88,7 +90,7 @@ func (m viewMount) run(cmd *cobra.Command, args []string, dir string) error {
 	if mode != "" && !mode.Valid() {
 		return usage(cmd, "--mode %q: not one of auto, overlay, bind", m.mode)
 	}
-	roots, err := followRoots(c.Store(), args)
+	roots, err := m.roots.parse(cmd, c.Store(), args)
 	if err != nil {
 		return err
 	}
@@ -110,7 +112,7 @@ func (m viewMount) run(cmd *cobra.Command, args []string, dir string) error {
 
 // printMounts prints the commands that make a bind view.
 func printMounts(ctx context.Context, c config.Config, roots []closure.BaseName, dir string, out io.Writer) error {
-	resolved, err := closureOf(ctx, c, roots)
+	resolved, err := lookUp(ctx, c, roots)
 	if err != nil {
 		return err
 	}
