@@ -34,6 +34,7 @@ mkfs.ext4 e2fsprogs
 qemu-system-x86_64 qemu-system-x86
 shellcheck shellcheck
 strace strace
+tmux tmux
 systemd-analyze systemd
 apparmor_parser apparmor
 gcc gcc

@@ -77,6 +77,9 @@ func report(stderr io.Writer, err error) int {
 func markUsage(c *cobra.Command) {
 	c.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
 	arguments := c.Args
+	if arguments == nil {
+		arguments = cobra.ArbitraryArgs
+	}
 	c.Args = func(cmd *cobra.Command, args []string) error {
 		err := arguments(cmd, args)
 		if err == nil {
