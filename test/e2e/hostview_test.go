@@ -270,7 +270,7 @@ func TestHostViewRefused(t *testing.T) {
 		{[]string{link, runtimeDir}, 1, "is a part of " + runtimeDir},
 		{[]string{link, dir + "/file"}, 1, "not a directory"},
 		{[]string{link, dir + "/none"}, 1, "no such file or directory"},
-		{[]string{"/etc/passwd", dir}, 1, "no store path"},
+		{[]string{"/etc/passwd", dir}, 1, "/etc/passwd is not below the store directory /nix/store"},
 		{[]string{"--mode", "writable", link, dir}, 2, "not one of auto, overlay, bind"},
 		{[]string{"--print", "json", link, dir}, 2, "neither systemd nor commands"},
 	} {
