@@ -33,26 +33,37 @@ func (a *closureArguments) register(c *cobra.Command, configPath *string) {
 	}
 }
 
-// parse returns the store paths that the arguments of a command mean, each once.
+// parse returns the store paths that the arguments of a command mean.
 func (a *closureArguments) parse(
 	cmd *cobra.Command, store closure.Store, arguments []string,
 ) ([]closure.BaseName, error) {
-	var names []closure.BaseName
-	for _, argument := range arguments {
+	names := make([]closure.BaseName, len(arguments))
+	for i, argument := range arguments {
 		name, err := parseArgument(store, argument)
 		if err != nil {
 			return nil, err
 		}
-		if !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-		if a.print {
+		if names[i] = name; a.print {
 			if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s is %s\n", argument, store.Path(name)); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return names, nil
+}
+
+// parseRoots is parse, with each store path once.
+func (a *closureArguments) parseRoots(
+	cmd *cobra.Command, store closure.Store, arguments []string,
+) ([]closure.BaseName, error) {
+	names, err := a.parse(cmd, store, arguments)
+	var roots []closure.BaseName
+	for _, name := range names {
+		if !slices.Contains(roots, name) {
+			roots = append(roots, name)
+		}
+	}
+	return roots, err
 }
 
 // parseArgument returns the store path that a closure argument means. A path in the

@@ -86,7 +86,7 @@ func runConfined(
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	r.Store = c.Store()
-	names, err := arguments.parse(cmd, r.Store, roots)
+	names, err := arguments.parseRoots(cmd, r.Store, roots)
 	if err != nil {
 		return err
 	}

@@ -90,7 +90,7 @@ func (o runOptions) run(cmd *cobra.Command, roots, command []string) (status int
 	if err != nil {
 		return 0, err
 	}
-	names, err := o.roots.parse(cmd, c.Store(), roots)
+	names, err := o.roots.parseRoots(cmd, c.Store(), roots)
 	if err != nil {
 		return 0, err
 	}

@@ -90,7 +90,7 @@ func (m viewMount) run(cmd *cobra.Command, args []string, dir string) error {
 	if mode != "" && !mode.Valid() {
 		return usage(cmd, "--mode %q: not one of auto, overlay, bind", m.mode)
 	}
-	roots, err := m.roots.parse(cmd, c.Store(), args)
+	roots, err := m.roots.parseRoots(cmd, c.Store(), args)
 	if err != nil {
 		return err
 	}
