@@ -585,7 +585,7 @@ func mustOperatorStdout(t *testing.T, args ...string) string {
 	return stdout
 }
 
-// Every example of every command's --help does what it says there.
+// The examples of --help do what they say there.
 func TestOperatorExamples(t *testing.T) {
 	dir := t.TempDir()
 	hello, newer, bash := buildProgram(t, "hello-2.12"), buildProgram(t, "hello-2.13"), buildProgram(t, "bash-5.2")
