@@ -247,7 +247,7 @@ func TestRunStatus(t *testing.T) {
 			{"a directory", []string{env, "--", env + "/bin"}, "", 126, "is a directory"},
 			{"foreign program", []string{env, "--", store["foreign"] + "/bin/busybox"}, "", 127, "not found in the closure"},
 			{"not valid", []string{unknown, "--", "sh"}, "", 125, "is not valid"},
-			{"no store path", []string{"/etc/passwd", "--", "sh"}, "", 125, "no store path"},
+			{"no store path", []string{"/etc/passwd", "--", "sh"}, "", 125, "/etc/passwd is not below the store directory /nix/store"},
 			{"many programs", []string{env}, "", 125, "more than one program: "},
 			{"no program", []string{store["data"]}, "", 126, "cannot be executed"},
 			{"script", []string{store["script"]}, "", 0, ""},
