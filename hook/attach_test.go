@@ -18,7 +18,7 @@ import (
 // another process may have its PID meanwhile.
 func TestAttachToAnEndedProcess(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("makes a mount namespace")
+		t.Fatal("must be root, to make a mount namespace")
 	}
 	other := exec.Command("sleep", "60")
 	other.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
