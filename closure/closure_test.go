@@ -127,7 +127,8 @@ func FuzzClosureText(f *testing.F) {
 	a, b := named("a"), named("b")
 	text := New(nixStore, []BaseName{a, b}).Text()
 	for _, s := range []string{
-		text, text[:len(text)-1], text[:len(text)-20], "/nix/store\n", "", "/nix/store\n" + string(b) + "\n" + string(a) + "\n",
+		text, text[:len(text)-1], text[:len(text)-20], "/nix/store\n", "",
+		"/nix/store\n" + string(b) + "\n" + string(a) + "\n",
 		"/nix/store\n" + string(a) + "/bin\n", strings.ReplaceAll(text, "\n", "\r\n"),
 	} {
 		f.Add(s)

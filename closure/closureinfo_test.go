@@ -24,9 +24,11 @@ func TestParseStorePaths(t *testing.T) {
 		{name: "no line break at the end", text: a + "\n" + b, want: []BaseName{named("a"), named("b")}},
 		{name: "empty", text: "", err: "lists no store path"},
 		{name: "line break", text: "\n", err: `line 1: "": not below the store directory /nix/store`},
-		{name: "two line breaks at the end", text: a + "\n\n", err: `line 2: "": not below the store directory /nix/store`},
+		{name: "two line breaks at the end", text: a + "\n\n",
+			err: `line 2: "": not below the store directory /nix/store`},
 		{name: "empty line", text: a + "\n\n" + b + "\n", err: `line 2: "": not below`},
-		{name: "below a store path", text: a + "\n" + b + "/bin\n", err: `line 2: "` + b + `/bin": below a store path, not one`},
+		{name: "below a store path", text: a + "\n" + b + "/bin\n",
+			err: `line 2: "` + b + `/bin": below a store path, not one`},
 		{name: "slash at the end", text: a + "/\n", err: "line 1: "},
 		{name: "slashes at the end", text: a + "//\n", err: "line 1: "},
 		{name: "base name", text: string(named("a")) + "\n", err: "line 1: "},
@@ -72,19 +74,26 @@ func TestReadInfoOfAHostileStore(t *testing.T) {
 			return os.WriteFile(mkdir(t, dir)+"/store-paths", []byte(list), 0o444)
 		}, ""},
 		{"missing", func() error { return nil }, dir + ": does not exist"},
-		{"empty directory", func() error { return os.Mkdir(dir, 0o755) }, dir + ": has no file `store-paths`, so it is not the output of nixpkgs' closureInfo"},
-		{"a file", func() error { return os.WriteFile(dir, []byte(list), 0o444) }, dir + ": not a directory, so not the output of nixpkgs' closureInfo"},
-		{"a symbolic link to a good one", func() error { return os.Symlink(elsewhere, dir) }, dir + ": not a directory, so not the output of nixpkgs' closureInfo"},
-		{"a symbolic link to itself", func() error { return os.Symlink(dir, dir) }, dir + ": not a directory, so not the output of nixpkgs' closureInfo"},
-		{"a FIFO", func() error { return syscall.Mkfifo(dir, 0o644) }, dir + ": not a directory, so not the output of nixpkgs' closureInfo"},
+		{"empty directory", func() error { return os.Mkdir(dir, 0o755) },
+			dir + ": has no file `store-paths`, so it is not the output of nixpkgs' closureInfo"},
+		{"a file", func() error { return os.WriteFile(dir, []byte(list), 0o444) },
+			dir + ": not a directory, so not the output of nixpkgs' closureInfo"},
+		{"a symbolic link to a good one", func() error { return os.Symlink(elsewhere, dir) },
+			dir + ": not a directory, so not the output of nixpkgs' closureInfo"},
+		{"a symbolic link to itself", func() error { return os.Symlink(dir, dir) },
+			dir + ": not a directory, so not the output of nixpkgs' closureInfo"},
+		{"a FIFO", func() error { return syscall.Mkfifo(dir, 0o644) },
+			dir + ": not a directory, so not the output of nixpkgs' closureInfo"},
 		{"file is a symbolic link to a good one", func() error {
 			return os.Symlink(elsewhere+"/store-paths", mkdir(t, dir)+"/store-paths")
 		}, file + ": a symbolic link"},
 		{"file is a symbolic link that leads nowhere", func() error {
 			return os.Symlink("nowhere", mkdir(t, dir)+"/store-paths")
 		}, file + ": a symbolic link"},
-		{"file is a directory", func() error { return os.Mkdir(mkdir(t, dir)+"/store-paths", 0o755) }, file + ": not a regular file"},
-		{"file is a FIFO", func() error { return syscall.Mkfifo(mkdir(t, dir)+"/store-paths", 0o644) }, file + ": not a regular file"},
+		{"file is a directory", func() error { return os.Mkdir(mkdir(t, dir)+"/store-paths", 0o755) },
+			file + ": not a regular file"},
+		{"file is a FIFO", func() error { return syscall.Mkfifo(mkdir(t, dir)+"/store-paths", 0o644) },
+			file + ": not a regular file"},
 		{"file is a socket", func() error {
 			return syscall.Mknod(mkdir(t, dir)+"/store-paths", syscall.S_IFSOCK|0o644, 0)
 		}, "open " + file},
@@ -92,7 +101,8 @@ func TestReadInfoOfAHostileStore(t *testing.T) {
 			// Sparse.
 			return os.Truncate(write(t, mkdir(t, dir)+"/store-paths", list), maxStorePathsFile+1)
 		}, file + ": larger than 64 MiB"},
-		{"file is empty", func() error { return os.WriteFile(mkdir(t, dir)+"/store-paths", nil, 0o444) }, file + ": lists no store path"},
+		{"file is empty", func() error { return os.WriteFile(mkdir(t, dir)+"/store-paths", nil, 0o444) },
+			file + ": lists no store path"},
 		{"file is binary", func() error {
 			return os.WriteFile(mkdir(t, dir)+"/store-paths", []byte("\x7fELF\x00\xff\n"), 0o444)
 		}, file + ": line 1: "},

@@ -88,7 +88,8 @@ func TestParseDump(t *testing.T) {
 		{name: "line break", text: "\n", err: `line 1: "": not below the store directory /nix/store`},
 		{name: "line break before", text: "\n" + text(a, hexHash, "1", "", "0"), err: "line 1: "},
 		{name: "line break after", text: text(a, hexHash, "1", "", "0") + "\n", err: `line 6: "": not below`},
-		{name: "line break between", text: text(a, hexHash, "1", "", "0", "", b, hexHash, "1", "", "0"), err: "line 6: "},
+		{name: "line break between", text: text(a, hexHash, "1", "", "0", "", b, hexHash, "1", "", "0"),
+			err: "line 6: "},
 		{name: "junk after", text: text(a, hexHash, "1", "", "0", "junk"), err: `line 6: "junk": not below`},
 		{name: "store-paths", text: text(a, b, c), err: `line 2: "` + b + `": not a SHA-256`},
 
@@ -103,9 +104,11 @@ func TestParseDump(t *testing.T) {
 		{name: "cut off in a number", text: text(a, hexHash, "1", "") + "0", err: `line 5: "0": without a line break`},
 		{name: "cut off in a reference", text: text(a, hexHash, "1", "", "2", b) + c,
 			err: `line 7: "` + c + `": without a line break`},
-		{name: "cut off in the next path", text: text(a, hexHash, "1", "", "1", b) + c, err: `line 7: "` + c + `": without a line break`},
+		{name: "cut off in the next path", text: text(a, hexHash, "1", "", "1", b) + c,
+			err: `line 7: "` + c + `": without a line break`},
 
-		{name: "below a store path", text: text(a+"/bin", hexHash, "1", "", "0"), err: `line 1: "` + a + `/bin": below a store path, not one`},
+		{name: "below a store path", text: text(a+"/bin", hexHash, "1", "", "0"),
+			err: `line 1: "` + a + `/bin": below a store path, not one`},
 		{name: "slash at the end", text: text(a+"/", hexHash, "1", "", "0"), err: "line 1: "},
 		{name: "base name", text: text(string(named("a")), hexHash, "1", "", "0"), err: "line 1: "},
 		{name: "store directory", text: text("/nix/store", hexHash, "1", "", "0"), err: "line 1: "},
@@ -113,8 +116,10 @@ func TestParseDump(t *testing.T) {
 		{name: "database", text: text("/nix/var/nix/db/db.sqlite", hexHash, "1", "", "0"), err: "line 1: "},
 		{name: "NUL", text: text(a+"\x00", hexHash, "1", "", "0"), err: "line 1: "},
 		{name: "quote", text: text(a+"'", hexHash, "1", "", "0"), err: "line 1: "},
-		{name: "carriage returns", text: strings.ReplaceAll(text(a, hexHash, "1", "", "0"), "\n", "\r\n"), err: "line 1: "},
-		{name: "twice", text: text(a, hexHash, "1", "", "0", b, hexHash, "1", "", "0", a, hexHash, "1", "", "0"), err: "line 11: " + a + " is registered a second time"},
+		{name: "carriage returns", text: strings.ReplaceAll(text(a, hexHash, "1", "", "0"), "\n", "\r\n"),
+			err: "line 1: "},
+		{name: "twice", text: text(a, hexHash, "1", "", "0", b, hexHash, "1", "", "0", a, hexHash, "1", "", "0"),
+			err: "line 11: " + a + " is registered a second time"},
 
 		{name: "no hash", text: text(a, "", "1", "", "0"), err: `line 2: "": not a SHA-256`},
 		{name: "weak hash", text: text(a, "md5:d41d8cd98f00b204e9800998ecf8427e", "1", "", "0"), err: "line 2: "},
@@ -131,7 +136,8 @@ func TestParseDump(t *testing.T) {
 		{name: "size too great", text: text(a, hexHash, "9223372036854775808", "", "0"), err: "line 3: "},
 		{name: "other digits", text: text(a, hexHash, "١", "", "0"), err: "line 3: "},
 
-		{name: "deriver elsewhere", text: text(a, hexHash, "1", "/etc/passwd", "0"), err: `line 4: "/etc/passwd": not below`},
+		{name: "deriver elsewhere", text: text(a, hexHash, "1", "/etc/passwd", "0"),
+			err: `line 4: "/etc/passwd": not below`},
 		{name: "deriver unknown", text: text(a, hexHash, "1", "unknown-deriver", "0"), err: "line 4: "},
 		{name: "deriver with a space", text: text(a, hexHash, "1", " ", "0"), err: "line 4: "},
 		{name: "deriver left out", text: text(a, hexHash, "1", "0"), err: `line 4: "0": not below`},
@@ -145,10 +151,12 @@ func TestParseDump(t *testing.T) {
 		{name: "number too small", text: withMany("999"), err: "line 1006: missing"},
 		{name: "number too small by more", text: withMany("998"), err: `line 1005: "` + many[999] + `": not a SHA-256`},
 
-		{name: "reference elsewhere", text: text(a, hexHash, "1", "", "2", b, "/etc"), err: `line 7: "/etc": not below`},
+		{name: "reference elsewhere", text: text(a, hexHash, "1", "", "2", b, "/etc"),
+			err: `line 7: "/etc": not below`},
 		{name: "empty reference", text: text(a, hexHash, "1", "", "2", b, ""), err: "line 7: "},
 		{name: "reference below a store path", text: text(a, hexHash, "1", "", "1", b+"/bin"), err: "line 6: "},
-		{name: "reference twice", text: text(a, hexHash, "1", "", "3", b, a, b), err: "line 8: " + a + " references " + b + " twice"},
+		{name: "reference twice", text: text(a, hexHash, "1", "", "3", b, a, b),
+			err: "line 8: " + a + " references " + b + " twice"},
 	} {
 		if c.closure == nil {
 			c.closure = everything
@@ -205,7 +213,8 @@ func FuzzParseDump(f *testing.F) {
 	a, b := nixStore.Path(named("a")), nixStore.Path(named("b"))
 	for _, s := range []string{
 		a + "\n" + dbHash + "\n120\n" + b + "\n2\n" + b + "\n" + a + "\n" + b + "\nsha256:" + base32Hash + "\n0\n\n0\n",
-		a + "\n" + sriHash + "\n1\n\n0\n", a + "\n" + hexHash + "\n1\n\n18446744073709551615\n", a + "\n" + base32Hash + "\n-1\n\n0\n", "", "\n", a + "\n\n\n\n\n",
+		a + "\n" + sriHash + "\n1\n\n0\n", a + "\n" + hexHash + "\n1\n\n18446744073709551615\n",
+		a + "\n" + base32Hash + "\n-1\n\n0\n", "", "\n", a + "\n\n\n\n\n",
 	} {
 		f.Add(s)
 	}
@@ -272,13 +281,15 @@ func TestReadDump(t *testing.T) {
 		{"well-formed", func() error { return os.WriteFile(file, []byte(text), 0o444) }, ""},
 		{"missing", func() error { return os.WriteFile(dir+"/store-paths", []byte(text), 0o444) },
 			dir + ": has no file `registration`, so it is not the output of nixpkgs' closureInfo"},
-		{"a symbolic link", func() error { return os.Symlink(write(t, t.TempDir()+"/registration", text), file) }, file + ": a symbolic link"},
+		{"a symbolic link", func() error { return os.Symlink(write(t, t.TempDir()+"/registration", text), file) },
+			file + ": a symbolic link"},
 		{"a FIFO", func() error { return syscall.Mkfifo(file, 0o644) }, file + ": not a regular file"},
 		{"a directory", func() error { return os.Mkdir(file, 0o755) }, file + ": not a regular file"},
 		{"huge", func() error { return os.Truncate(write(t, file, text), maxDump+1) },
 			file + ": larger than 96 MiB"},
 		{"empty", func() error { return os.WriteFile(file, nil, 0o444) }, file + ": registers no store path"},
-		{"cut off", func() error { return os.WriteFile(file, []byte(text[:len(text)-2]), 0o444) }, file + ": line 5: missing"},
+		{"cut off", func() error { return os.WriteFile(file, []byte(text[:len(text)-2]), 0o444) },
+			file + ": line 5: missing"},
 		{"of another closure", func() error {
 			return os.WriteFile(file, []byte(strings.ReplaceAll(text, "-a", "-b")), 0o444)
 		}, file + ": line 1: " + store.Path(named("b")) + " is registered, but not in the closure"},
@@ -292,7 +303,8 @@ func TestReadDump(t *testing.T) {
 		}
 		infos, err := ReadDump(store, New(store, []BaseName{named("a")}), name)
 		if c.err == "" {
-			if want := []PathInfo{{Name: named("a"), NarHash: dbHash, NarSize: 1}}; err != nil || cmp.Diff(want, infos) != "" {
+			if want := []PathInfo{{Name: named("a"), NarHash: dbHash, NarSize: 1}}; err != nil ||
+				cmp.Diff(want, infos) != "" {
 				t.Errorf("%s: %+v, %v", c.name, infos, err)
 			}
 			continue

@@ -43,27 +43,46 @@ func TestProgress(t *testing.T) {
 	}{
 		{name: "nothing", far: "no substituter has answered"},
 		{name: "announced", lines: []string{todo + ":", path("a"), path("b")}, far: todo + "; none begun"},
-		{name: "one path", lines: []string{"this path will be fetched (1 MiB):", path("a")}, far: "this path will be fetched (1 MiB); none begun"},
-		{name: "begun", lines: []string{todo + ":", path("a"), path("b"), copying("a"), copying("b")}, far: todo + "; 2 begun, the last " + path("b"), begun: names("a b")},
-		{name: "begun, not announced", lines: []string{copying("b")}, far: "1 store paths begun, the last " + path("b"), begun: names("b")},
-		{name: "begun twice", lines: []string{copying("a"), copying("b"), copying("a")}, far: "2 store paths begun, the last " + path("b"), begun: names("a b")},
-		{name: "announced twice", lines: []string{todo + ":", "these 9 paths will be fetched"}, far: "these 9 paths will be fetched; none begun"},
+		{name: "one path", lines: []string{"this path will be fetched (1 MiB):", path("a")},
+			far: "this path will be fetched (1 MiB); none begun"},
+		{name: "begun", lines: []string{todo + ":", path("a"), path("b"), copying("a"), copying("b")},
+			far: todo + "; 2 begun, the last " + path("b"), begun: names("a b")},
+		{name: "begun, not announced", lines: []string{copying("b")}, far: "1 store paths begun, the last " + path("b"),
+			begun: names("b")},
+		{name: "begun twice", lines: []string{copying("a"), copying("b"), copying("a")},
+			far: "2 store paths begun, the last " + path("b"), begun: names("a b")},
+		{name: "announced twice", lines: []string{todo + ":", "these 9 paths will be fetched"},
+			far: "these 9 paths will be fetched; none begun"},
 		{name: "not store paths", lines: []string{
-			"copying path '/etc/passwd' from 'x'", "copying path '" + path("a") + "/../../etc' from 'x'", "copying path '" + path("a") + "/bin' from 'x'",
-			"copying path '", "copying path ''", "copying path '../" + string(named("a")) + "'", "copying path '" + path("a") + "\x00' from", " copying path '" + path("a") + "'",
+			"copying path '/etc/passwd' from 'x'", "copying path '" + path("a") + "/../../etc' from 'x'",
+			"copying path '" + path("a") + "/bin' from 'x'",
+			"copying path '", "copying path ''", "copying path '../" + string(named("a")) + "'",
+			"copying path '" + path("a") + "\x00' from", " copying path '" + path("a") + "'",
 		}, far: "no substituter has answered"},
-		{name: "another store", lines: []string{"copying path '/gnu/store/" + string(named("a")) + "' from"}, far: "no substituter has answered"},
-		{name: "no end", lines: []string{"copying path '" + path("a")}, far: "1 store paths begun, the last " + path("a"), begun: names("a")},
+		{name: "another store", lines: []string{"copying path '/gnu/store/" + string(named("a")) + "' from"},
+			far: "no substituter has answered"},
+		{name: "no end", lines: []string{"copying path '" + path("a")},
+			far: "1 store paths begun, the last " + path("a"), begun: names("a")},
 
-		{name: "nobody has it", lines: []string{"don't know how to build these paths:", path("a"), path("b"), "error: build of '" + path("a") + "' failed"},
+		{name: "nobody has it", lines: []string{"don't know how to build these paths:", path("a"), path("b"),
+			"error: build of '" + path("a") + "' failed"},
 			far: "no substituter has answered", why: "no substituter has " + path("a") + what},
-		{name: "nobody has it, and a warning", lines: []string{"warning: error: unable to download 'u': x; retrying", "warning: unable to download 'u': x", "don't know how to build these paths:", path("b")},
-			far: "no substituter has answered", why: "no substituter has " + path("b") + " (unable to download 'u': x)" + what},
-		{name: "nobody has it, says another line", lines: []string{path("a"), "don't know how to build these paths (may be caused by read-only store access):", "x", path("b")},
+		{name: "nobody has it, and a warning",
+			lines: []string{"warning: error: unable to download 'u': x; retrying", "warning: unable to download 'u': x",
+				"don't know how to build these paths:", path("b")},
+			far: "no substituter has answered",
+			why: "no substituter has " + path("b") + " (unable to download 'u': x)" + what},
+		{name: "nobody has it, says another line",
+			lines: []string{path("a"), "don't know how to build these paths (may be caused by read-only store access):",
+				"x", path("b")},
 			far: "no substituter has answered", why: "no substituter has " + path("b") + what},
-		{name: "nobody has what", lines: []string{"don't know how to build these paths:", "/etc/passwd", path("a") + "/bin"}, far: "no substituter has answered"},
-		{name: "a warning", lines: []string{todo + ":", path("a"), "warning: the substitute for 'x' is not signed"}, far: todo + "; none begun", why: "the substitute for 'x' is not signed"},
-		{name: "a warning that is none", lines: []string{"warning: you did not specify '--add-root'; the result might be removed by the garbage collector", "a warning: x"},
+		{name: "nobody has what", lines: []string{"don't know how to build these paths:", "/etc/passwd",
+			path("a") + "/bin"}, far: "no substituter has answered"},
+		{name: "a warning", lines: []string{todo + ":", path("a"), "warning: the substitute for 'x' is not signed"},
+			far: todo + "; none begun", why: "the substitute for 'x' is not signed"},
+		{name: "a warning that is none",
+			lines: []string{"warning: you did not specify '--add-root'; the result might be removed by the garbage " +
+				"collector", "a warning: x"},
 			far: "no substituter has answered"},
 	} {
 		p := progress{store: nixStore}
@@ -83,11 +102,14 @@ func fakeNix(t *testing.T, fetch string) NixStore {
 	t.Helper()
 	dir := t.TempDir()
 	mkdir(t, dir+"/store")
-	return NixStore{Store: Store{Dir: dir + "/store", StateDir: dir + "/var"}, Cache: dir + "/cache", Program: script(t, `
+	return NixStore{Store: Store{Dir: dir + "/store", StateDir: dir + "/var"}, Cache: dir + "/cache",
+		Program: script(t, `
 echo "$@" >>$0.calls
 case "$*" in
 "--check-validity "*) [ -e "$3.valid" ] || echo "$3" ;;
-"--delete "*) [ ! -e "$2.alive" ] || { echo "error: cannot delete path '$2' since it is still alive" >&2; exit 1; }; rm -r "$2" ;;
+"--delete "*)
+	[ ! -e "$2.alive" ] || { echo "error: cannot delete path '$2' since it is still alive" >&2; exit 1; }
+	rm -r "$2" ;;
 *)
 echo "XDG_CACHE_HOME=$XDG_CACHE_HOME" >>$0.calls
 cd $NIX_STORE_DIR
@@ -130,15 +152,23 @@ func TestFetchDiscards(t *testing.T) {
 		err         string   // at its end
 		locked      string   // by another process, from before
 	}{
-		{name: "nothing begun", fetch: fmt.Sprintf("touch %s %s.lock\n", b, b) + fail, left: []string{b, b + ".lock"}, err: ": it broke"},
-		{name: "half a directory", fetch: begin + fmt.Sprintf("mkdir -p %s/x; touch %s/x/y %s.lock %s\n", a, a, a, b) + fail, left: []string{b}, err: ": it broke"},
+		{name: "nothing begun", fetch: fmt.Sprintf("touch %s %s.lock\n", b, b) + fail, left: []string{b, b + ".lock"},
+			err: ": it broke"},
+		{name: "half a directory", fetch: begin + fmt.Sprintf("mkdir -p %s/x; touch %s/x/y %s.lock %s\n", a, a, a, b) +
+			fail, left: []string{b}, err: ": it broke"},
 		{name: "half a file", fetch: begin + fmt.Sprintf("touch %s %s.lock\n", a, a) + fail, err: ": it broke"},
-		{name: "a link", fetch: begin + fmt.Sprintf("ln -s %s %s; touch %s\n", b, a, b) + fail, left: []string{b}, err: ": it broke"},
-		{name: "a lock alone", fetch: begin + fmt.Sprintf("touch %s.lock %s.lock\n", a, b) + fail, left: []string{b + ".lock"}, err: ": it broke"},
-		{name: "a lock that another has", fetch: begin + fail, locked: a + ".lock", left: []string{a + ".lock"}, err: ": it broke"},
-		{name: "a lock that is a link", fetch: begin + fmt.Sprintf("touch %s; ln -s %s %s.lock\n", b, b, a) + fail, left: []string{a + ".lock", b}, err: ": it broke"},
-		{name: "whole", fetch: begin + fmt.Sprintf("mkdir %s; touch %s.valid %s.lock\n", a, a, a) + fail, left: []string{a, a + ".lock", a + ".valid"}, err: ": it broke"},
-		{name: "another fetches it", fetch: begin + fmt.Sprintf("mkdir %s; touch %s.alive %s.lock\n", a, a, a) + fail, left: []string{a, a + ".alive", a + ".lock"}, err: "since it is still alive"},
+		{name: "a link", fetch: begin + fmt.Sprintf("ln -s %s %s; touch %s\n", b, a, b) + fail, left: []string{b},
+			err: ": it broke"},
+		{name: "a lock alone", fetch: begin + fmt.Sprintf("touch %s.lock %s.lock\n", a, b) + fail,
+			left: []string{b + ".lock"}, err: ": it broke"},
+		{name: "a lock that another has", fetch: begin + fail, locked: a + ".lock", left: []string{a + ".lock"},
+			err: ": it broke"},
+		{name: "a lock that is a link", fetch: begin + fmt.Sprintf("touch %s; ln -s %s %s.lock\n", b, b, a) + fail,
+			left: []string{a + ".lock", b}, err: ": it broke"},
+		{name: "whole", fetch: begin + fmt.Sprintf("mkdir %s; touch %s.valid %s.lock\n", a, a, a) + fail,
+			left: []string{a, a + ".lock", a + ".valid"}, err: ": it broke"},
+		{name: "another fetches it", fetch: begin + fmt.Sprintf("mkdir %s; touch %s.alive %s.lock\n", a, a, a) + fail,
+			left: []string{a, a + ".alive", a + ".lock"}, err: "since it is still alive"},
 		{name: "succeeds", fetch: begin + fmt.Sprintf("mkdir %s\n", a), left: []string{a}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -195,7 +225,8 @@ func TestFetchTimeout(t *testing.T) {
 		{"nobody answers", "", "no substituter has answered"},
 		{"a warning", "echo warning: unable to download >&2\n", "no substituter has answered"},
 		{"announced", "echo these 7 paths will be fetched: >&2\n", "these 7 paths will be fetched; none begun"},
-		{"begun", fmt.Sprintf("echo these 7 paths will be fetched: >&2; mkdir %s; touch %s.lock; echo \"copying path '$PWD/%s' from 'x'...\" >&2\n", a, a, a),
+		{"begun", fmt.Sprintf("echo these 7 paths will be fetched: >&2; mkdir %s; touch %s.lock; echo \"copying path "+
+			"'$PWD/%s' from 'x'...\" >&2\n", a, a, a),
 			"these 7 paths will be fetched; 1 begun, the last STORE/" + a},
 	} {
 		// It would not end before the test does.
@@ -206,7 +237,8 @@ func TestFetchTimeout(t *testing.T) {
 				ctx.end()
 			}
 		})
-		want := strings.ReplaceAll("the time for it is over: "+c.far+"; fetch it by hand with `nix-store --realise STORE/"+a+" STORE/"+string(named("b"))+
+		want := strings.ReplaceAll("the time for it is over: "+c.far+
+			"; fetch it by hand with `nix-store --realise STORE/"+a+" STORE/"+string(named("b"))+
 			"`, or raise substitute-timeout in the configuration", "STORE", n.Store.Dir)
 		if err == nil || err.Error() != want {
 			t.Errorf("%s:\n%v\nwant\n%s", c.name, err, want)

@@ -100,7 +100,8 @@ func TestGCRootsLeadNowhereElse(t *testing.T) {
 		{"a symbolic link to nothing", func(own, _ string) error { return os.Symlink("nothing", own) }},
 		{"a file", func(own, _ string) error { return os.WriteFile(own, nil, 0o600) }},
 		{"a directory with a symbolic link out", func(own, elsewhere string) error {
-			return errors.Join(os.MkdirAll(own+"/deep", 0o755), os.Symlink(elsewhere, own+"/deep/link"), os.Symlink(elsewhere, own+"/"+string(pin)))
+			return errors.Join(os.MkdirAll(own+"/deep", 0o755), os.Symlink(elsewhere, own+"/deep/link"),
+				os.Symlink(elsewhere, own+"/"+string(pin)))
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -117,7 +118,8 @@ func TestGCRootsLeadNowhereElse(t *testing.T) {
 				if entries, _ := os.ReadDir(elsewhere); len(entries) != 1 {
 					t.Errorf("%s: elsewhere there are %v", when, entries)
 				}
-				if got := links(t, store.GCRoots().Of("other")); !maps.Equal(got, map[string]string{string(named("other")): store.Path(named("other"))}) {
+				if got := links(t, store.GCRoots().Of("other")); !maps.Equal(got,
+					map[string]string{string(named("other")): store.Path(named("other"))}) {
 					t.Errorf("%s: another container has %q", when, got)
 				}
 			}

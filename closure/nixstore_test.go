@@ -30,13 +30,16 @@ func TestLines(t *testing.T) {
 		{"indented", "these paths:\n  /nix/store/a  \n", []string{"these paths:", "/nix/store/a"}, "/nix/store/a", ""},
 		{"written over", "1%\r50%\r100%\r\ndone\n", []string{"1%", "50%", "100%", "done"}, "done", ""},
 		{"error", "warning: a\nerror: b\nerror: c\nd\n", []string{"warning: a", "error: b", "error: c", "d"}, "d", "b"},
-		{"error inside", "an error: a\nwarning: error: b\n", []string{"an error: a", "warning: error: b"}, "warning: error: b", ""},
+		{"error inside", "an error: a\nwarning: error: b\n", []string{"an error: a", "warning: error: b"},
+			"warning: error: b", ""},
 		{"error of nothing", "error: \nerror:\n", []string{"error:", "error:"}, "error:", ""},
 		{"as long as is kept", long + "\nb\n", []string{long, "b"}, "b", ""},
 		{"longer", long + "yz\nb\n", []string{long, "b"}, "b", ""},
-		{"long error", "error: " + long + "\n", []string{"error: " + long[len("error: "):]}, "error: " + long[len("error: "):], long[len("error: "):]},
+		{"long error", "error: " + long + "\n", []string{"error: " + long[len("error: "):]},
+			"error: " + long[len("error: "):], long[len("error: "):]},
 		{"cut off inside a character", long[1:] + "ä\n", []string{long[1:] + "\xc3"}, long[1:] + "\xc3", ""},
-		{"hostile", "\x00\x1b[2J\xff\xfe\n\x1b]0;title\x07\u2028x\u202e\n", []string{"\x00\x1b[2J\xff\xfe", "\x1b]0;title\x07\u2028x\u202e"}, "\x1b]0;title\x07\u2028x\u202e", ""},
+		{"hostile", "\x00\x1b[2J\xff\xfe\n\x1b]0;title\x07\u2028x\u202e\n",
+			[]string{"\x00\x1b[2J\xff\xfe", "\x1b]0;title\x07\u2028x\u202e"}, "\x1b]0;title\x07\u2028x\u202e", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			// However it comes.
@@ -72,13 +75,18 @@ func TestNixStoreWatch(t *testing.T) {
 		reported     []string
 	}{
 		{name: "both", script: "echo out; echo one >&2; echo two >&2", out: "out\n", reported: []string{"one", "two"}},
-		{name: "no end of a line", script: "printf 'out'; printf 'one\ntwo' >&2", out: "out", reported: []string{"one", "two"}},
-		{name: "fails", script: "echo out; echo one >&2; exit 3", err: ": exit status 3: one", reported: []string{"one"}},
+		{name: "no end of a line", script: "printf 'out'; printf 'one\ntwo' >&2", out: "out",
+			reported: []string{"one", "two"}},
+		{name: "fails", script: "echo out; echo one >&2; exit 3", err: ": exit status 3: one",
+			reported: []string{"one"}},
 		{name: "fails and says nothing", script: "echo out; exit 1", err: ": exit status 1"},
-		{name: "fails and says why", script: "echo warning: a >&2; echo error: b >&2; echo error: c >&2; echo d >&2; exit 1", err: ": exit status 1: b",
+		{name: "fails and says why", script: "echo warning: a >&2; echo error: b >&2; echo error: c >&2; echo d " +
+			">&2; exit 1", err: ": exit status 1: b",
 			reported: []string{"warning: a", "error: b", "error: c", "d"}},
-		{name: "fails in the middle of a line", script: "printf 'one\nerror: two' >&2; exit 1", err: ": exit status 1: two", reported: []string{"one", "error: two"}},
-		{name: "is killed", script: "echo one >&2; kill -9 $$", err: ": signal: killed: one", reported: []string{"one"}},
+		{name: "fails in the middle of a line", script: "printf 'one\nerror: two' >&2; exit 1",
+			err: ": exit status 1: two", reported: []string{"one", "error: two"}},
+		{name: "is killed", script: "echo one >&2; kill -9 $$", err: ": signal: killed: one",
+			reported: []string{"one"}},
 	} {
 		n := NixStore{Program: script(t, c.script), Store: nixStore}
 		var reported []string
@@ -205,18 +213,21 @@ func (e endable) Err() error {
 
 // Nothing of a container's or an operator's environment reaches Nix.
 func TestNixStoreEnvironment(t *testing.T) {
-	for _, v := range []string{"LD_PRELOAD", "PATH", "HOME", "NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_REMOTE", "NIX_CONFIG", "NIX_CONF_DIR", "LC_ALL"} {
+	for _, v := range []string{"LD_PRELOAD", "PATH", "HOME", "NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_REMOTE",
+		"NIX_CONFIG", "NIX_CONF_DIR", "LC_ALL"} {
 		t.Setenv(v, "/image")
 	}
 	out := t.TempDir()
-	n := NixStore{Program: script(t, "tr '\\0' '\\n' </proc/$$/environ >"+out+"/env\npwd >"+out+"/pwd\n"), Store: Store{Dir: "/s/store", StateDir: "/s/var"}}
+	n := NixStore{Program: script(t, "tr '\\0' '\\n' </proc/$$/environ >"+out+"/env\npwd >"+out+"/pwd\n"),
+		Store: Store{Dir: "/s/store", StateDir: "/s/var"}}
 	if _, err := n.Versions(t.Context(), names("a")); err != nil {
 		t.Fatal(err)
 	}
 	got := strings.Split(strings.TrimSuffix(read(t, out+"/env"), "\n"), "\n")
 	slices.Sort(got)
 	want := []string{
-		"HOME=/var/empty", "LC_ALL=C", "NIX_STATE_DIR=/s/var", "NIX_STORE_DIR=/s/store", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/var/empty", "LC_ALL=C", "NIX_STATE_DIR=/s/var", "NIX_STORE_DIR=/s/store",
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("the environment is %q, want %q", got, want)

@@ -25,7 +25,8 @@ func TestParseNarHash(t *testing.T) {
 		"g" + hexHash[1:], "e" + base32Hash[1:], "\x00" + hexHash[1:],
 		" " + dbHash, dbHash + " ", dbHash + "\n", dbHash + "\r", "sha256: " + hexHash,
 		"sha256:sha256:" + hexHash, "sha256:" + sriHash, "sha256-" + hexHash, "sha256-" + base32Hash,
-		"md5:d41d8cd98f00b204e9800998ecf8427e", "sha1:" + hexHash[:40], "sha512:" + hexHash + hexHash, "sha512:" + hexHash,
+		"md5:d41d8cd98f00b204e9800998ecf8427e", "sha1:" + hexHash[:40], "sha512:" + hexHash + hexHash,
+		"sha512:" + hexHash,
 		"2" + base32Hash[1:],               // the 256th bit
 		"z" + base32Hash[1:],               // and all after it
 		strings.TrimSuffix(sriHash, "="),   // no padding
@@ -68,8 +69,10 @@ func TestRestrict(t *testing.T) {
 	infos := func(change func(a, b, drv *PathInfo)) []PathInfo {
 		// Not sorted, and neither are the references.
 		all := []PathInfo{
-			{Name: drv, NarHash: dbHash, NarSize: 3, References: []BaseName{b}, Outputs: []Output{{"dev", foreign}, {"out", a}}},
-			{Name: a, NarHash: dbHash, NarSize: 1, Registered: 7, Deriver: drv, Signatures: "key:x", References: []BaseName{b, a}},
+			{Name: drv, NarHash: dbHash, NarSize: 3, References: []BaseName{b},
+				Outputs: []Output{{"dev", foreign}, {"out", a}}},
+			{Name: a, NarHash: dbHash, NarSize: 1, Registered: 7, Deriver: drv, Signatures: "key:x",
+				References: []BaseName{b, a}},
 			{Name: b, NarHash: dbHash, NarSize: 2, Deriver: foreign, Ultimate: true, CA: "text:sha256:x"},
 		}
 		change(&all[1], &all[2], &all[0])
@@ -83,16 +86,25 @@ func TestRestrict(t *testing.T) {
 	}{
 		{"whole", closure, infos(func(_, _, _ *PathInfo) {}), ""},
 		{"nothing", New(nixStore, nil), nil, ""},
-		{"missing first", closure, infos(func(_, _, _ *PathInfo) {})[:1], nixStore.Path(a) + " is in the closure, but not registered"},
-		{"missing in the middle", closure, infos(func(_, _, _ *PathInfo) {})[:2], nixStore.Path(b) + " is in the closure, but not registered"},
-		{"missing last", closure, infos(func(_, _, _ *PathInfo) {})[1:], nixStore.Path(drv) + " is in the closure, but not registered"},
+		{"missing first", closure, infos(func(_, _, _ *PathInfo) {})[:1],
+			nixStore.Path(a) + " is in the closure, but not registered"},
+		{"missing in the middle", closure, infos(func(_, _, _ *PathInfo) {})[:2],
+			nixStore.Path(b) + " is in the closure, but not registered"},
+		{"missing last", closure, infos(func(_, _, _ *PathInfo) {})[1:],
+			nixStore.Path(drv) + " is in the closure, but not registered"},
 		{"missing all", closure, nil, nixStore.Path(a) + " is in the closure, but not registered"},
-		{"surplus last", closure, append(infos(func(_, _, _ *PathInfo) {}), PathInfo{Name: foreign}), nixStore.Path(foreign) + " is registered, but not in the closure"},
-		{"surplus first", New(nixStore, []BaseName{b, drv}), infos(func(a, _, _ *PathInfo) { a.References = nil }), nixStore.Path(a) + " is registered, but not in the closure"},
-		{"surplus all", New(nixStore, nil), infos(func(_, _, _ *PathInfo) {}), nixStore.Path(a) + " is registered, but not in the closure"},
-		{"one for another", closure, infos(func(_, b, _ *PathInfo) { b.Name = foreign }), nixStore.Path(b) + " is in the closure, but not registered"},
-		{"twice", closure, append(infos(func(_, _, _ *PathInfo) {}), PathInfo{Name: a}), nixStore.Path(a) + " is registered a second time"},
-		{"twice in another's place", closure, infos(func(_, b, _ *PathInfo) { b.Name = drv }), nixStore.Path(b) + " is in the closure, but not registered"},
+		{"surplus last", closure, append(infos(func(_, _, _ *PathInfo) {}), PathInfo{Name: foreign}),
+			nixStore.Path(foreign) + " is registered, but not in the closure"},
+		{"surplus first", New(nixStore, []BaseName{b, drv}), infos(func(a, _, _ *PathInfo) { a.References = nil }),
+			nixStore.Path(a) + " is registered, but not in the closure"},
+		{"surplus all", New(nixStore, nil), infos(func(_, _, _ *PathInfo) {}),
+			nixStore.Path(a) + " is registered, but not in the closure"},
+		{"one for another", closure, infos(func(_, b, _ *PathInfo) { b.Name = foreign }),
+			nixStore.Path(b) + " is in the closure, but not registered"},
+		{"twice", closure, append(infos(func(_, _, _ *PathInfo) {}), PathInfo{Name: a}),
+			nixStore.Path(a) + " is registered a second time"},
+		{"twice in another's place", closure, infos(func(_, b, _ *PathInfo) { b.Name = drv }),
+			nixStore.Path(b) + " is in the closure, but not registered"},
 		{"reference out of it", closure, infos(func(_, b, _ *PathInfo) { b.References = []BaseName{a, foreign} }),
 			nixStore.Path(b) + " references " + nixStore.Path(foreign) + ", which is not in the closure"},
 	} {
@@ -117,7 +129,8 @@ func TestRestrict(t *testing.T) {
 			continue
 		}
 		want := []PathInfo{
-			{Name: a, NarHash: dbHash, NarSize: 1, Registered: 7, Deriver: drv, Signatures: "key:x", References: []BaseName{a, b}},
+			{Name: a, NarHash: dbHash, NarSize: 1, Registered: 7, Deriver: drv, Signatures: "key:x",
+				References: []BaseName{a, b}},
 			{Name: b, NarHash: dbHash, NarSize: 2, Ultimate: true, CA: "text:sha256:x"},
 			{Name: drv, NarHash: dbHash, NarSize: 3, References: []BaseName{b}, Outputs: []Output{{"out", a}}},
 		}

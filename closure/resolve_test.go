@@ -87,7 +87,8 @@ func makeInfo(t *testing.T, store Store, info, list string) {
 
 func TestResolve(t *testing.T) {
 	// A cycle, a reference to itself, a diamond, and what nothing references.
-	graph := []string{"a: b c a", "b: d", "c: d e", "d:", "e: e", "x: y", "y: x", "lonely:", "info: a lonely", "bare:", "liar: a"}
+	graph := []string{"a: b c a", "b: d", "c: d e", "d:", "e: e", "x: y", "y: x", "lonely:", "info: a lonely", "bare:",
+		"liar: a"}
 	for _, c := range []struct {
 		name  string
 		query Query
@@ -103,34 +104,49 @@ func TestResolve(t *testing.T) {
 		{name: "roots", query: Query{Roots: names("x d b")}, max: 50, want: "b d x y", pins: "x d b"},
 		{name: "as many as allowed", query: Query{Roots: names("a")}, max: 5, want: "a b c d e", pins: "a"},
 		{name: "too many", query: Query{Roots: names("a")}, max: 4, err: "the closure has more than 4 store paths"},
-		{name: "not valid", query: Query{Roots: names("gone")}, max: 50, err: "STORE/" + string(named("gone")) + " is not valid"},
-		{name: "one not valid", query: Query{Roots: names("a gone")}, max: 50, err: "STORE/" + string(named("gone")) + " is not valid"},
+		{name: "not valid", query: Query{Roots: names("gone")}, max: 50,
+			err: "STORE/" + string(named("gone")) + " is not valid"},
+		{name: "one not valid", query: Query{Roots: names("a gone")}, max: 50,
+			err: "STORE/" + string(named("gone")) + " is not valid"},
 
 		{name: "closure-info", query: Query{Info: named("info")}, info: [2]string{"info", "a b c d e lonely"}, max: 50,
 			want: "a b c d e lonely", pins: "info"},
-		{name: "closure-info of less than it references", query: Query{Info: named("info")}, info: [2]string{"info", "b d"}, max: 50,
+		{name: "closure-info of less than it references", query: Query{Info: named("info")},
+			info: [2]string{"info", "b d"}, max: 50,
 			want: "b d", pins: "info"},
-		{name: "closure-info that does not reference what it lists", query: Query{Info: named("bare")}, info: [2]string{"bare", "x y b d"}, max: 50,
+		{name: "closure-info that does not reference what it lists", query: Query{Info: named("bare")},
+			info: [2]string{"bare", "x y b d"}, max: 50,
 			want: "b d x y", pins: "bare x y b d"},
-		{name: "closure-info that references a part of what it lists", query: Query{Info: named("liar")}, info: [2]string{"liar", "a b c d e x y"}, max: 50,
+		{name: "closure-info that references a part of what it lists", query: Query{Info: named("liar")},
+			info: [2]string{"liar", "a b c d e x y"}, max: 50,
 			want: "a b c d e x y", pins: "liar x y"},
-		{name: "closure-info that lists itself", query: Query{Info: named("bare")}, info: [2]string{"bare", "bare d"}, max: 50,
+		{name: "closure-info that lists itself", query: Query{Info: named("bare")}, info: [2]string{"bare", "bare d"},
+			max:  50,
 			want: "bare d", pins: "bare d"},
-		{name: "closure-info that lists one twice", query: Query{Info: named("info")}, info: [2]string{"info", "d d"}, max: 50,
+		{name: "closure-info that lists one twice", query: Query{Info: named("info")}, info: [2]string{"info", "d d"},
+			max:  50,
 			want: "d", pins: "info"},
-		{name: "closure-info, as many as allowed", query: Query{Info: named("info")}, info: [2]string{"info", "a b c d e lonely"}, max: 6,
+		{name: "closure-info, as many as allowed", query: Query{Info: named("info")},
+			info: [2]string{"info", "a b c d e lonely"}, max: 6,
 			want: "a b c d e lonely", pins: "info"},
-		{name: "closure-info, not closed", query: Query{Info: named("info")}, info: [2]string{"info", "a b c d lonely"}, max: 50,
-			err: "STORE/" + string(named("info")) + "/store-paths is no closure: STORE/" + string(named("e")) + " is referenced, but not listed"},
-		{name: "closure-info, not closed and as large as allowed", query: Query{Info: named("bare")}, info: [2]string{"bare", "x"}, max: 1,
+		{name: "closure-info, not closed", query: Query{Info: named("info")}, info: [2]string{"info", "a b c d lonely"},
+			max: 50,
+			err: "STORE/" + string(named("info")) + "/store-paths is no closure: STORE/" + string(named("e")) +
+				" is referenced, but not listed"},
+		{name: "closure-info, not closed and as large as allowed", query: Query{Info: named("bare")},
+			info: [2]string{"bare", "x"}, max: 1,
 			err: "more than 1 store paths"},
-		{name: "closure-info, too many", query: Query{Info: named("info")}, info: [2]string{"info", "a b c d e lonely"}, max: 5,
+		{name: "closure-info, too many", query: Query{Info: named("info")}, info: [2]string{"info", "a b c d e lonely"},
+			max: 5,
 			err: "more than 5 store paths"},
-		{name: "closure-info, lists what is not valid", query: Query{Info: named("info")}, info: [2]string{"info", "d gone"}, max: 50,
+		{name: "closure-info, lists what is not valid", query: Query{Info: named("info")},
+			info: [2]string{"info", "d gone"}, max: 50,
 			err: "STORE/" + string(named("gone")) + " is not valid"},
-		{name: "closure-info, not valid itself", query: Query{Info: named("unregistered")}, info: [2]string{"unregistered", "d"}, max: 50,
+		{name: "closure-info, not valid itself", query: Query{Info: named("unregistered")},
+			info: [2]string{"unregistered", "d"}, max: 50,
 			err: "STORE/" + string(named("unregistered")) + " is not valid"},
-		{name: "closure-info, not one", query: Query{Info: named("d")}, max: 50, err: "STORE/" + string(named("d")) + ": does not exist"},
+		{name: "closure-info, not one", query: Query{Info: named("d")}, max: 50,
+			err: "STORE/" + string(named("d")) + ": does not exist"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := memoOf(t)
@@ -140,7 +156,8 @@ func TestResolve(t *testing.T) {
 			}
 			got, err := m.Resolve(t.Context(), r, c.query, c.max)
 			if c.err != "" {
-				if want := strings.ReplaceAll(c.err, "STORE", m.Store.Dir); err == nil || !strings.Contains(err.Error(), want) {
+				if want := strings.ReplaceAll(c.err, "STORE", m.Store.Dir); err == nil ||
+					!strings.Contains(err.Error(), want) {
 					t.Errorf("error %v, want %q", err, want)
 				}
 				if _, ok := m.lookup(c.query); ok {
@@ -182,16 +199,19 @@ func TestResolveAgain(t *testing.T) {
 		{name: "another root was registered", change: func(_ *testing.T, _ Memo, r *registry) {
 			r.rows[named("z")] = RowVersion{99, 1}
 		}, asked: false},
-		{name: "another stamp", change: func(_ *testing.T, _ Memo, r *registry) { r.stamp = Stamp{Taken: 7} }, asked: false},
+		{name: "another stamp", change: func(_ *testing.T, _ Memo, r *registry) { r.stamp = Stamp{Taken: 7} },
+			asked: false},
 		{name: "came back in another row", change: func(_ *testing.T, _ Memo, r *registry) {
 			r.rows[a] = RowVersion{99, r.rows[a].Time}
 		}, asked: true},
 		{name: "came back at another time", change: func(_ *testing.T, _ Memo, r *registry) {
 			r.rows[a] = RowVersion{r.rows[a].Row, 1800000000}
 		}, asked: true},
-		{name: "is gone", change: func(_ *testing.T, _ Memo, r *registry) { delete(r.rows, a) }, asked: true, err: "is not valid"},
+		{name: "is gone", change: func(_ *testing.T, _ Memo, r *registry) { delete(r.rows, a) }, asked: true,
+			err: "is not valid"},
 		{name: "registry that cannot tell", before: func(r *registry) { r.blind = true }, asked: true},
-		{name: "registry that cannot tell any more", change: func(_ *testing.T, _ Memo, r *registry) { r.blind = true }, asked: true},
+		{name: "registry that cannot tell any more", change: func(_ *testing.T, _ Memo, r *registry) { r.blind = true },
+			asked: true},
 		{name: "more than allowed by now", max: 1, asked: true, err: "more than 1 store paths"},
 		{name: "list is gone", change: func(t *testing.T, m Memo, r *registry) {
 			digest := New(m.Store, names("a b")).Digest()
@@ -236,7 +256,8 @@ func TestResolveAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			// What is made of files that may have been replaced is looked at again.
-			if (second.Since != first.Since) != c.asked || second.Digest != first.Digest || second.Paths != first.Paths || !slices.Equal(second.Pins, first.Pins) {
+			if (second.Since != first.Since) != c.asked || second.Digest != first.Digest ||
+				second.Paths != first.Paths || !slices.Equal(second.Pins, first.Pins) {
 				t.Errorf("%+v, then %+v", first, second)
 			}
 			if _, err := m.Load(second.Digest); err != nil {

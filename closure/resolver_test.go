@@ -36,8 +36,10 @@ echo '{"digest":"%[2]s","paths":2,"pins":["p"],"since":1}'
 		query Query
 		args  string
 	}{
-		{Query{Roots: names("a b")}, "resolve\n--json\n--config\n/etc/c.toml\n--\n" + nixStore.Path(named("a")) + "\n" + nixStore.Path(named("b")) + "\n"},
-		{Query{Info: named("i")}, "resolve\n--json\n--config\n/etc/c.toml\n--closure-info\n--\n" + nixStore.Path(named("i")) + "\n"},
+		{Query{Roots: names("a b")}, "resolve\n--json\n--config\n/etc/c.toml\n--\n" + nixStore.Path(named("a")) + "\n" +
+			nixStore.Path(named("b")) + "\n"},
+		{Query{Info: named("i")}, "resolve\n--json\n--config\n/etc/c.toml\n--closure-info\n--\n" +
+			nixStore.Path(named("i")) + "\n"},
 	} {
 		res, err := r.Resolve(t.Context(), nixStore, c.query)
 		if err != nil || res.Digest != digest || res.Paths != 2 || res.Since == 0 || len(res.Pins) != 1 {
@@ -62,11 +64,13 @@ func TestResolverNotUnderstood(t *testing.T) {
 		{"nothing", "true", "PROGRAM: not understood: \"\"; is it of the same version as the hook?"},
 		{"no digest", `echo '{"pins":["p"]}'`, "PROGRAM: not understood: "},
 		{"no pins", `echo '{"digest":"` + strings.Repeat("0", 64) + `"}'`, "PROGRAM: not understood: "},
-		{"a digest that is a path", `echo '{"digest":"` + strings.Repeat("../", 21) + `x","pins":["p"]}'`, "PROGRAM: not understood: "},
+		{"a digest that is a path", `echo '{"digest":"` + strings.Repeat("../", 21) + `x","pins":["p"]}'`,
+			"PROGRAM: not understood: "},
 		{"text after it", "echo '" + good + "'; echo more", "PROGRAM: not understood: "},
 		{"usage", "echo Usage; echo more", "PROGRAM: not understood: \"Usage\""},
 		{"fails after it answered", "echo '" + good + "'; exit 1", "running PROGRAM: exit status 1"},
-		{"fails with a message", "echo 'nix-closure: /nix/store/x is not valid' >&2; echo more >&2; exit 1", "/nix/store/x is not valid"},
+		{"fails with a message", "echo 'nix-closure: /nix/store/x is not valid' >&2; echo more >&2; exit 1",
+			"/nix/store/x is not valid"},
 		{"fails without one", "exit 3", "running PROGRAM: exit status 3"},
 	} {
 		program := script(t, c.script)
@@ -79,7 +83,8 @@ func TestResolverNotUnderstood(t *testing.T) {
 			t.Errorf("%s: %+v with an error", c.name, res)
 		}
 	}
-	if _, err := (Resolver{Program: "/nowhere/nix-closure"}).Resolve(t.Context(), nixStore, Query{Roots: names("a")}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := (Resolver{Program: "/nowhere/nix-closure"}).Resolve(t.Context(), nixStore,
+		Query{Roots: names("a")}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a program: %v", err)
 	}
 }

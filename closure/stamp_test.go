@@ -49,14 +49,16 @@ func TestStampHolds(t *testing.T) {
 		{"nothing happens", func(*testing.T, string, string) {}, true},
 		{"the database is read", func(t *testing.T, db, _ string) { read(t, db) }, true},
 		{"the database grows", func(t *testing.T, db, _ string) { write(t, db, "database, longer") }, false},
-		{"the database is written to, and not longer", func(t *testing.T, db, _ string) { write(t, db, "DATABASE") }, false},
+		{"the database is written to, and not longer", func(t *testing.T, db, _ string) { write(t, db, "DATABASE") },
+			false},
 		{"the database is another file of the same time and size", func(t *testing.T, db, _ string) {
 			st := stat(t, db)
 			touch(t, write(t, db+".new", "DATABASE"), st.ModTime())
 			rename(t, db+".new", db)
 		}, false},
 		{"the database is gone", func(t *testing.T, db, _ string) { remove(t, db) }, false},
-		{"the database's directory is gone", func(t *testing.T, db, _ string) { rename(t, filepath.Dir(db), filepath.Dir(db)+"2") }, false},
+		{"the database's directory is gone",
+			func(t *testing.T, db, _ string) { rename(t, filepath.Dir(db), filepath.Dir(db)+"2") }, false},
 		{"a log appears", func(t *testing.T, _, wal string) { remove(t, wal); write(t, wal, "log") }, false},
 		{"the log is gone", func(t *testing.T, _, wal string) { remove(t, wal) }, false},
 		{"the log is empty", func(t *testing.T, _, wal string) { write(t, wal, "") }, false},
@@ -119,8 +121,10 @@ func TestStampIsRacy(t *testing.T) {
 	}{
 		{"both older than a second", now.Add(3 * time.Second), [2]time.Time{now, now}, true},
 		{"both long ago", now.Add(3 * time.Second), [2]time.Time{now.Add(-time.Hour), time.Unix(1, 0)}, true},
-		{"the database younger than a second", now.Add(3 * time.Second), [2]time.Time{now.Add(2100 * time.Millisecond), now}, false},
-		{"the log younger than a second", now.Add(3 * time.Second), [2]time.Time{now, now.Add(2100 * time.Millisecond)}, false},
+		{"the database younger than a second", now.Add(3 * time.Second),
+			[2]time.Time{now.Add(2100 * time.Millisecond), now}, false},
+		{"the log younger than a second", now.Add(3 * time.Second), [2]time.Time{now, now.Add(2100 * time.Millisecond)},
+			false},
 		{"the database of the future", now.Add(3 * time.Second), [2]time.Time{now.Add(time.Hour), now}, false},
 		{"the log of the future", now.Add(3 * time.Second), [2]time.Time{now, now.Add(time.Hour)}, false},
 	} {

@@ -32,7 +32,8 @@ func newInstallation(t *testing.T) installation {
 
 // configOf returns the text of a config.json.
 func (i installation) configOf(annotations, mounts, hooks string) string {
-	return fmt.Sprintf(`{"root":{"path":"r"},"large":18446744073709551615,"annotations":{%s},"mounts":[%s],"hooks":{%s}}`, annotations, mounts, hooks)
+	return fmt.Sprintf(`{"root":{"path":"r"},"large":18446744073709551615,"annotations":{%s},"mounts":[%s],`+
+		`"hooks":{%s}}`, annotations, mounts, hooks)
 }
 
 func (i installation) roots() string {
@@ -51,7 +52,8 @@ func (i installation) installed(annotations, mounts string, others ...string) st
 		}
 		return fmt.Sprintf("%q:[%s]", stage, entries)
 	}
-	return fmt.Sprintf(`{"annotations":{%s},"hooks":{%s,%s},"large":18446744073709551615,"mounts":[%s],"root":{"path":"r"}}`,
+	return fmt.Sprintf(`{"annotations":{%s},"hooks":{%s,%s},"large":18446744073709551615,"mounts":[%s],`+
+		`"root":{"path":"r"}}`,
 		annotations, own("createRuntime"), own("poststop"), mounts) + "\n"
 }
 
@@ -88,12 +90,15 @@ func TestAddHooks(t *testing.T) {
 		uid, gid       int
 	}{
 		{"one mount", i.configOf(i.roots(), data, ""), i.installed(i.roots(), data), 0o644, 0, 0},
-		{"the store too", i.configOf(i.roots(), mount(i.store.Dir, i.store.Dir)+","+data, ""), i.installed(i.roots(), data), 0o600, 0, 0},
+		{"the store too", i.configOf(i.roots(), mount(i.store.Dir, i.store.Dir)+","+data, ""),
+			i.installed(i.roots(), data), 0o600, 0, 0},
 		{"another's hooks", i.configOf(i.roots(), data, `"poststop":[`+other+`],"createRuntime":[`+other+`]`),
 			i.installed(i.roots(), data, "createRuntime:"+other, "poststop:"+other), 0o440, 1234, 4321},
-		{"a source below the bundle", i.configOf(i.roots(), mount("r/data", "/data"), ""), i.installed(i.roots(), mount("r/data", "/data")), 0o777, 7, 0},
+		{"a source below the bundle", i.configOf(i.roots(), mount("r/data", "/data"), ""),
+			i.installed(i.roots(), mount("r/data", "/data")), 0o777, 7, 0},
 	} {
-		must(t, os.MkdirAll(i.bundle+"/r/data", 0o755), os.WriteFile(i.file, []byte(c.in), 0o600), os.Chmod(i.file, c.mode), os.Chown(i.file, c.uid, c.gid))
+		must(t, os.MkdirAll(i.bundle+"/r/data", 0o755), os.WriteFile(i.file, []byte(c.in), 0o600),
+			os.Chmod(i.file, c.mode), os.Chown(i.file, c.uid, c.gid))
 		before := identity(t, i.file)
 		if err := AddHooks(i.config, "web", i.bundle, i.program); err != nil {
 			t.Errorf("%s: %v", c.name, err)
@@ -105,7 +110,8 @@ func TestAddHooks(t *testing.T) {
 		}
 		after := identity(t, i.file)
 		if os.FileMode(after.Mode&0o7777) != c.mode || int(after.Uid) != c.uid || int(after.Gid) != c.gid {
-			t.Errorf("%s: mode %o, owner %d:%d; want %o, %d:%d", c.name, after.Mode, after.Uid, after.Gid, c.mode, c.uid, c.gid)
+			t.Errorf("%s: mode %o, owner %d:%d; want %o, %d:%d", c.name, after.Mode, after.Uid, after.Gid, c.mode,
+				c.uid, c.gid)
 		}
 		if before.Ino == after.Ino {
 			t.Errorf("%s: written to in its place", c.name)
@@ -144,7 +150,8 @@ func TestAddHooksNothing(t *testing.T) {
 	// The runtime reports a config.json that no runtime can read.
 	loop := i.dir + "/loop"
 	must(t, os.Symlink("loop", loop), os.Mkdir(i.dir+"/empty", 0o755), os.MkdirAll(i.dir+"/odd/config.json", 0o755))
-	for _, bundle := range []string{i.dir + "/nowhere", i.file, loop, i.dir + "/empty", i.dir + "/odd", i.dir + "/" + strings.Repeat("x", 300), strings.Repeat("/x", 3000)} {
+	for _, bundle := range []string{i.dir + "/nowhere", i.file, loop, i.dir + "/empty", i.dir + "/odd",
+		i.dir + "/" + strings.Repeat("x", 300), strings.Repeat("/x", 3000)} {
 		if err := AddHooks(i.dir+"/nowhere.toml", "web", bundle, "/nowhere"); err != nil {
 			t.Errorf("%.80s: %v", bundle, err)
 		}
@@ -161,7 +168,8 @@ func TestAddHooksSandbox(t *testing.T) {
 		t.Errorf("%v, %s", err, text)
 	}
 	must(t, os.WriteFile(i.file, []byte(i.configOf(sandbox, "", "")), 0o400))
-	if err := AddHooks(i.config, "db", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "says that this container is a pod's sandbox") {
+	if err := AddHooks(i.config, "db", i.bundle, i.program); err == nil ||
+		!strings.Contains(err.Error(), "says that this container is a pod's sandbox") {
 		t.Errorf("the sandbox's ID is not this container's: %v", err)
 	}
 }
@@ -174,21 +182,35 @@ func TestAddHooksRefuses(t *testing.T) {
 	good := i.configOf(i.roots(), "", "")
 	for _, c := range []struct{ name, in, config, program, want string }{
 		{name: "no JSON", in: "{", want: "reading config.json: not a JSON object: "},
-		{name: "annotations of no form", in: `{"annotations":["nix-closure/roots"]}`, want: "reading config.json: annotations: not a JSON object"},
-		{name: "more than an object", in: good + "{}", want: "reading config.json: not a JSON object: invalid character '{' after top-level value"},
-		{name: "in other letters", in: `{"root":{"path":"r"},"ANNOTATIONS":{` + i.roots() + `}}`, want: `reading config.json: field "ANNOTATIONS": some runtimes take it for "annotations" and some do not`},
-		{name: "hooks in other letters", in: `{"root":{"path":"r"},"annotations":{` + i.roots() + `},"hookS":{}}`, want: `reading config.json: field "hookS": some runtimes take it for "hooks" and some do not`},
-		{name: "a stage in other letters", in: i.configOf(i.roots(), "", `"createruntime":[]`), want: `rewriting config.json: field "hooks.createruntime": some runtimes take it for "hooks.createRuntime"`},
-		{name: "annotations twice", in: `{"root":{"path":"r"},"annotations":{` + i.roots() + `},"annotations":null}`, want: `reading config.json: field "annotations": is there twice`},
-		{name: "a sandbox twice", in: i.configOf(i.roots()+`,"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.container-type":"sandbox"`, "", ""),
+		{name: "annotations of no form", in: `{"annotations":["nix-closure/roots"]}`,
+			want: "reading config.json: annotations: not a JSON object"},
+		{name: "more than an object", in: good + "{}",
+			want: "reading config.json: not a JSON object: invalid character '{' after top-level value"},
+		{name: "in other letters", in: `{"root":{"path":"r"},"ANNOTATIONS":{` + i.roots() + `}}`,
+			want: `reading config.json: field "ANNOTATIONS": some runtimes take it for "annotations" and some do not`},
+		{name: "hooks in other letters", in: `{"root":{"path":"r"},"annotations":{` + i.roots() + `},"hookS":{}}`,
+			want: `reading config.json: field "hookS": some runtimes take it for "hooks" and some do not`},
+		{name: "a stage in other letters", in: i.configOf(i.roots(), "", `"createruntime":[]`),
+			want: `rewriting config.json: field "hooks.createruntime": some runtimes take it for ` +
+				`"hooks.createRuntime"`},
+		{name: "annotations twice", in: `{"root":{"path":"r"},"annotations":{` + i.roots() + `},"annotations":null}`,
+			want: `reading config.json: field "annotations": is there twice`},
+		{name: "a sandbox twice", in: i.configOf(i.roots()+
+			`,"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.container-type":"sandbox"`, "", ""),
 			want: `reading config.json: field "annotations.io.kubernetes.cri.container-type": is there twice`},
-		{name: "a mistake", in: i.configOf(`"nix-closure/root":"x"`, "", ""), want: "reading the annotations: annotation nix-closure/root: unknown"},
-		{name: "a mount that leaks", in: i.configOf(i.roots(), `{"type":"bind","source":"/","destination":"/host"}`, ""), want: "looking at the container's mounts: mount of / on /host: shows / of the host"},
-		{name: "a relative mount that leaks", in: i.configOf(i.roots(), `{"type":"bind","source":"../nix/store","destination":"/host"}`, ""),
+		{name: "a mistake", in: i.configOf(`"nix-closure/root":"x"`, "", ""),
+			want: "reading the annotations: annotation nix-closure/root: unknown"},
+		{name: "a mount that leaks", in: i.configOf(i.roots(), `{"type":"bind","source":"/","destination":"/host"}`,
+			""), want: "looking at the container's mounts: mount of / on /host: shows / of the host"},
+		{name: "a relative mount that leaks",
+			in:   i.configOf(i.roots(), `{"type":"bind","source":"../nix/store","destination":"/host"}`, ""),
 			want: "looking at the container's mounts: mount of ../nix/store on /host: shows " + i.store.Dir},
-		{name: "no hook", in: good, program: i.dir + "/nowhere", want: "looking for the hook: access " + i.dir + "/nowhere: no such file or directory"},
-		{name: "a hook that is no program", in: good, program: i.config, want: "looking for the hook: access " + i.config + ": permission denied"},
-		{name: "a configuration that is broken", in: good, config: broken, want: "reading the configuration: " + broken + `: line 1: unknown key "runtimes"`},
+		{name: "no hook", in: good, program: i.dir + "/nowhere",
+			want: "looking for the hook: access " + i.dir + "/nowhere: no such file or directory"},
+		{name: "a hook that is no program", in: good, program: i.config,
+			want: "looking for the hook: access " + i.config + ": permission denied"},
+		{name: "a configuration that is broken", in: good, config: broken,
+			want: "reading the configuration: " + broken + `: line 1: unknown key "runtimes"`},
 	} {
 		must(t, os.WriteFile(i.file, []byte(c.in), 0o600))
 		before := identity(t, i.file)
@@ -216,12 +238,14 @@ func TestAddHooksRefuses(t *testing.T) {
 	}
 	// Data read from a pipe is gone for the runtime.
 	must(t, os.Remove(i.file), unix.Mkfifo(i.file, 0o600))
-	if err := AddHooks(i.config, "web", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "config.json: not a regular file") {
+	if err := AddHooks(i.config, "web", i.bundle, i.program); err == nil ||
+		!strings.Contains(err.Error(), "config.json: not a regular file") {
 		t.Errorf("a pipe: %v", err)
 	}
 	large, err := os.OpenFile(i.dir+"/large", os.O_CREATE|os.O_RDWR, 0o600)
 	must(t, err, large.Truncate(65<<20), large.Close(), os.Remove(i.file), os.Rename(i.dir+"/large", i.file))
-	if err := AddHooks(i.config, "web", i.bundle, i.program); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
+	if err := AddHooks(i.config, "web", i.bundle, i.program); err == nil ||
+		!strings.Contains(err.Error(), "larger than 64 MiB") {
 		t.Errorf("a large one: %v", err)
 	}
 }
@@ -231,7 +255,8 @@ func TestAddHooksPaths(t *testing.T) {
 	i := newInstallation(t)
 	good := i.configOf(i.roots(), "", "")
 	want := i.installed(i.roots(), "")
-	must(t, os.Symlink(i.bundle, i.dir+"/link"), os.MkdirAll(i.dir+"/elsewhere/below", 0o755), os.Symlink(i.dir+"/elsewhere/below", i.bundle+"/inside"))
+	must(t, os.Symlink(i.bundle, i.dir+"/link"), os.MkdirAll(i.dir+"/elsewhere/below", 0o755),
+		os.Symlink(i.dir+"/elsewhere/below", i.bundle+"/inside"))
 	dir, err := os.Open(i.bundle)
 	must(t, err)
 	defer dir.Close()
@@ -268,7 +293,8 @@ func TestAddHooksPaths(t *testing.T) {
 		}
 	}
 	// The target of a link may belong to another container too.
-	must(t, os.Rename(i.file, i.dir+"/shared.json"), os.WriteFile(i.dir+"/shared.json", []byte(good), 0o640), os.Symlink("../shared.json", i.file))
+	must(t, os.Rename(i.file, i.dir+"/shared.json"), os.WriteFile(i.dir+"/shared.json", []byte(good), 0o640),
+		os.Symlink("../shared.json", i.file))
 	must(t, AddHooks(i.config, "web", i.bundle, i.program))
 	if st, err := os.Lstat(i.file); err != nil || st.Mode() != 0o600 {
 		t.Errorf("in place of the link: %v, %v", st.Mode(), err)
@@ -296,7 +322,9 @@ func TestAddHooksOfAnother(t *testing.T) {
 	err = AddHooks(i.config, "web", i.bundle, i.program)
 	_, back := unix.SetfsuidRetUid(0)
 	must(t, back)
-	if !errors.Is(err, syscall.EPERM) || !strings.HasPrefix(err.Error(), "nix-closure: a container: writing config.json: chown "+i.bundle+"/.config.json.") {
+	if !errors.Is(err, syscall.EPERM) ||
+		!strings.HasPrefix(err.Error(), "nix-closure: a container: writing config.json: chown "+i.bundle+
+			"/.config.json.") {
 		t.Errorf("%v", err)
 	}
 	if after := identity(t, i.file); after != before {
@@ -329,7 +357,8 @@ func TestAddHooksIsAtomic(t *testing.T) {
 		}
 	}()
 	for range 100 {
-		must(t, os.WriteFile(i.dir+"/again", []byte(was), 0o600), os.Rename(i.dir+"/again", i.file), AddHooks(i.config, "web", i.bundle, i.program))
+		must(t, os.WriteFile(i.dir+"/again", []byte(was), 0o600), os.Rename(i.dir+"/again", i.file),
+			AddHooks(i.config, "web", i.bundle, i.program))
 	}
 	close(stop)
 	if s, bad := <-seen; bad {
@@ -372,7 +401,8 @@ func TestFailureOf(t *testing.T) {
 		{"", "looking", cause, "nix-closure: a container: looking: no such thing"},
 		{"web", "looking", &failure{"", "reading", cause}, "nix-closure: container web: reading: no such thing"},
 		{"web", "looking", &failure{"db", "reading", cause}, "nix-closure: container db: reading: no such thing"},
-		{"web", "looking", fmt.Errorf("in all: %w", &failure{"", "reading", cause}), "nix-closure: container web: reading: no such thing"},
+		{"web", "looking", fmt.Errorf("in all: %w", &failure{"", "reading", cause}),
+			"nix-closure: container web: reading: no such thing"},
 		{"a\nb", "looking", cause, "nix-closure: container a b: looking: no such thing"},
 	} {
 		err := Failure(c.container, c.doing, c.err)
@@ -381,7 +411,8 @@ func TestFailureOf(t *testing.T) {
 		}
 	}
 	LogFailure(h.config, Failure("web", "looking", cause))
-	if lines := h.log(t); len(lines) != 1 || lines[0]["stage"] != "runtime" || lines[0]["container"] != "web" || lines[0]["level"] != "error" ||
+	if lines := h.log(t); len(lines) != 1 || lines[0]["stage"] != "runtime" || lines[0]["container"] != "web" ||
+		lines[0]["level"] != "error" ||
 		lines[0]["doing"] != "looking" || lines[0]["error"] != "no such thing" {
 		t.Errorf("in the log: %v", lines)
 	}

@@ -119,7 +119,8 @@ func TestLocateRefuses(t *testing.T) {
 	}{
 		{"another ID", func(l *lost) { l.line = strings.TrimSuffix(l.line, "web") + "db" },
 			"the command line of process 7, which called the hook, makes another container or none"},
-		{"another command", func(l *lost) { l.line = "crun --root @/root start web" }, "makes another container or none"},
+		{"another command", func(l *lost) { l.line = "crun --root @/root start web" },
+			"makes another container or none"},
 		{"a shell", func(l *lost) { l.line = "sh -c @/hook" }, "its command line is not understood: option -c: "},
 		{"another file", func(l *lost) { l.line = strings.Replace(l.line, "--bundle", "--config x --bundle", 1) },
 			"its command line is not understood: option --config: "},
@@ -138,7 +139,8 @@ func TestLocateRefuses(t *testing.T) {
 		{"no JSON", func(l *lost) { l.config = "{" }, "@/root/web/config.json: not of the expected form: "},
 		{"a file of another user", func(l *lost) { l.uid = 100000 },
 			"@/root/web/config.json is not a regular file that user 0 alone can change"},
-		{"a file that others can write", func(l *lost) { l.mode = 0o620 }, "is not a regular file that user 0 alone can change"},
+		{"a file that others can write", func(l *lost) { l.mode = 0o620 },
+			"is not a regular file that user 0 alone can change"},
 		{"a directory that others can write", func(l *lost) { l.dirMode = 0o777 },
 			"@/root/web can be changed by users other than user 0, who runs the hook"},
 	} {
@@ -155,7 +157,8 @@ func TestLocateRefuses(t *testing.T) {
 				t.Errorf("%s\nwant in it\n%s", said, want)
 			}
 			if !strings.HasPrefix(said, "the runtime says that the bundle is /, ") ||
-				!strings.HasSuffix(said, "call the runtime with --bundle and an absolute path, or use another version of it") {
+				!strings.HasSuffix(said,
+					"call the runtime with --bundle and an absolute path, or use another version of it") {
 				t.Error(said)
 			}
 		})
@@ -167,9 +170,11 @@ func TestLocateLink(t *testing.T) {
 	dir := t.TempDir()
 	l := newLost()
 	_, err := l.locate(t, dir)
-	must(t, err, os.Rename(dir+"/root/web/config.json", dir+"/other"), os.Symlink(dir+"/other", dir+"/root/web/config.json"))
+	must(t, err, os.Rename(dir+"/root/web/config.json", dir+"/other"),
+		os.Symlink(dir+"/other", dir+"/root/web/config.json"))
 	state := spec.State{ID: "web", Pid: 8, Bundle: "/", Annotations: map[string]string{"nix-closure/roots": "a"}}
-	if got, err := locate(Call{}, state, 7); err == nil || !strings.Contains(err.Error(), "too many levels of symbolic links") {
+	if got, err := locate(Call{}, state, 7); err == nil ||
+		!strings.Contains(err.Error(), "too many levels of symbolic links") {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -46,7 +46,8 @@ func TestNothingStaysOpen(t *testing.T) {
 			return err
 		}},
 		{"CheckContainer", func() error {
-			_, _, err := CheckContainer(h.config, Container{ID: "web", Engine: spec.Containerd, Bundle: "/", Annotations: annotations})
+			_, _, err := CheckContainer(h.config,
+				Container{ID: "web", Engine: spec.Containerd, Bundle: "/", Annotations: annotations})
 			return err
 		}},
 		{"claim, refused", func() error {
@@ -57,7 +58,8 @@ func TestNothingStaysOpen(t *testing.T) {
 				log: logTo(io.Discard, "createRuntime", "x"), began: time.Now(),
 			}
 			request := &spec.Request{Roots: []closure.BaseName{named("hello")}}
-			claimed, err := claim(t.Context(), &checked{start: s, inspected: &inspected{request: request}, store: h.store})
+			claimed, err := claim(t.Context(),
+				&checked{start: s, inspected: &inspected{request: request}, store: h.store})
 			if claimed != nil || err == nil || !strings.Contains(err.Error(), "another container with this ID") {
 				t.Errorf("claimed: %v", err)
 			}

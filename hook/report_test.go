@@ -17,7 +17,8 @@ func TestLog(t *testing.T) {
 	newLog(h.dir+"/log", "createRuntime", "web").WithField("key", "\x1b").Error("one\ntwo")
 	newLog(h.dir+"/log", "poststop", "db").Info("three")
 	lines := h.log(t)
-	if len(lines) != 2 || lines[0]["stage"] != "createRuntime" || lines[0]["container"] != "web" || lines[0]["msg"] != "one\ntwo" || lines[0]["key"] != "\x1b" ||
+	if len(lines) != 2 || lines[0]["stage"] != "createRuntime" || lines[0]["container"] != "web" ||
+		lines[0]["msg"] != "one\ntwo" || lines[0]["key"] != "\x1b" ||
 		lines[1]["stage"] != "poststop" || lines[1]["level"] != "info" {
 		t.Errorf("%v", lines)
 	}

@@ -41,7 +41,8 @@ func newHost(t *testing.T) host {
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	must(t, err)
 	h := host{dir, dir + "/config.toml", closure.Store{Dir: dir + "/nix/store", StateDir: dir + "/nix/var/nix"}}
-	must(t, os.MkdirAll(h.store.Path(named("hello")), 0o755), os.MkdirAll(h.store.StateDir+"/gcroots", 0o755), os.Mkdir(dir+"/data", 0o755),
+	must(t, os.MkdirAll(h.store.Path(named("hello")), 0o755), os.MkdirAll(h.store.StateDir+"/gcroots", 0o755),
+		os.Mkdir(dir+"/data", 0o755),
 		os.WriteFile(h.config, fmt.Appendf(nil, "store-dir = %q\nstate-dir = %q\nruntime-dir = %q\nlog-file = %q\n",
 			h.store.Dir, h.store.StateDir, dir+"/run", dir+"/log"), 0o600))
 	return h
@@ -70,10 +71,13 @@ func TestFailure(t *testing.T) {
 		failure failure
 		want    string
 	}{
-		{failure{"web", "reading the annotations", cause}, "nix-closure: container web: reading the annotations: no such thing"},
+		{failure{"web", "reading the annotations", cause},
+			"nix-closure: container web: reading the annotations: no such thing"},
 		{failure{"", "reading the OCI state", cause}, "nix-closure: a container: reading the OCI state: no such thing"},
-		{failure{"web", "doing", errors.New("one\ntwo\r\nthree\ttab\x00\x1b[31mred\x7f")}, "nix-closure: container web: doing: one two  three tab  [31mred "},
-		{failure{"web", "resolving /nix/store/ä\nnix-closure: container db: ok", cause}, "nix-closure: container web: resolving /nix/store/ä nix-closure: container db: ok: no such thing"},
+		{failure{"web", "doing", errors.New("one\ntwo\r\nthree\ttab\x00\x1b[31mred\x7f")},
+			"nix-closure: container web: doing: one two  three tab  [31mred "},
+		{failure{"web", "resolving /nix/store/ä\nnix-closure: container db: ok", cause},
+			"nix-closure: container web: resolving /nix/store/ä nix-closure: container db: ok: no such thing"},
 	} {
 		err := error(&c.failure)
 		if err.Error() != c.want {
@@ -105,7 +109,8 @@ func TestNotAnnotated(t *testing.T) {
 	for _, stage := range Stages {
 		in := `{"id":"web","pid":1,"bundle":"/nowhere","annotations":{"other":"x"}}`
 		if stage == "precreate" {
-			in = "\n {\"root\": {\"path\":\"x\"},\n\"mounts\":[{\"source\":\"/\",\"destination\":\"/host\",\"type\":\"bind\"}] }\n"
+			in = "\n {\"root\": {\"path\":\"x\"},\n\"mounts\":[{\"source\":\"/\",\"destination\":\"/host\"," +
+				"\"type\":\"bind\"}] }\n"
 		}
 		var out bytes.Buffer
 		if err := Run(Call{Stage: stage, Config: dir + "/nowhere.toml"}, strings.NewReader(in), &out); err != nil {
@@ -129,22 +134,33 @@ func TestNotAnnotated(t *testing.T) {
 func TestRefusedEarly(t *testing.T) {
 	h := newHost(t)
 	state := func(id string, annotations string) string {
-		return fmt.Sprintf(`{"id":%q,"pid":%d,"bundle":%q,"annotations":{%s}}`, id, os.Getpid(), h.dir+"/bundle", annotations)
+		return fmt.Sprintf(`{"id":%q,"pid":%d,"bundle":%q,"annotations":{%s}}`, id, os.Getpid(), h.dir+"/bundle",
+			annotations)
 	}
 	must(t, os.Mkdir(h.dir+"/bundle", 0o755))
 	roots := fmt.Sprintf(`"nix-closure/roots":%q`, h.store.Path(named("hello")))
 	for _, c := range []struct{ name, in, bundle, want string }{
 		{"no JSON", "{", "", "nix-closure: a container: reading the OCI state: "},
-		{"no id", `{"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`, "", "nix-closure: a container: reading the OCI state: "},
+		{"no id", `{"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`, "",
+			"nix-closure: a container: reading the OCI state: "},
 		{"id that is a path", state("../x", roots), "", "nix-closure: a container: reading the OCI state: "},
-		{"bundle that is relative", `{"id":"web","bundle":"b","annotations":{"nix-closure/roots":"x"}}`, "", "nix-closure: container web: reading the OCI state: "},
-		{"unknown key", state("web", `"nix-closure/rots":"x"`), "", "nix-closure: container web: reading the annotations: annotation nix-closure/rots: unknown"},
+		{"bundle that is relative", `{"id":"web","bundle":"b","annotations":{"nix-closure/roots":"x"}}`, "",
+			"nix-closure: container web: reading the OCI state: "},
+		{"unknown key", state("web", `"nix-closure/rots":"x"`), "",
+			"nix-closure: container web: reading the annotations: annotation nix-closure/rots: unknown"},
 		{"a key of two lines", state("web", `"nix-closure/x\nnix-closure: container db: attached":"x"`), "",
-			"nix-closure: container web: reading the annotations: annotation nix-closure/x nix-closure: container db: attached: unknown"},
-		{"no config.json", state("web", roots), "", "nix-closure: container web: reading the container's config.json: open " + h.dir + "/bundle/config.json: no such file"},
-		{"config.json that is none", state("web", roots), "{}", "nix-closure: container web: reading the container's config.json: " + h.dir + "/bundle/config.json: has no root.path"},
-		{"a mount that leaks", state("web", roots), `{"root":{"path":"r"},"mounts":[{"type":"bind","source":"/","destination":"/host"}]}`,
-			"nix-closure: container web: looking at the container's mounts: mount of / on /host: shows / of the host, and with it more than the closure; take the mount out"},
+			"nix-closure: container web: reading the annotations: annotation nix-closure/x nix-closure: container " +
+				"db: attached: unknown"},
+		{"no config.json", state("web", roots), "",
+			"nix-closure: container web: reading the container's config.json: open " + h.dir +
+				"/bundle/config.json: no such file"},
+		{"config.json that is none", state("web", roots), "{}",
+			"nix-closure: container web: reading the container's config.json: " + h.dir +
+				"/bundle/config.json: has no root.path"},
+		{"a mount that leaks", state("web", roots),
+			`{"root":{"path":"r"},"mounts":[{"type":"bind","source":"/","destination":"/host"}]}`,
+			"nix-closure: container web: looking at the container's mounts: mount of / on /host: shows / of the " +
+				"host, and with it more than the closure; take the mount out"},
 	} {
 		if c.bundle != "" {
 			must(t, os.WriteFile(h.dir+"/bundle/config.json", []byte(c.bundle), 0o600))
@@ -172,7 +188,8 @@ func TestRefusedEarly(t *testing.T) {
 		t.Fatalf("%d lines in the log: %v", len(lines), lines)
 	}
 	for _, l := range lines {
-		if l["level"] != "error" || !strings.HasPrefix(l["msg"].(string), "nix-closure: ") || l["doing"] == "" || l["error"] == "" {
+		if l["level"] != "error" || !strings.HasPrefix(l["msg"].(string), "nix-closure: ") || l["doing"] == "" ||
+			l["error"] == "" {
 			t.Errorf("in the log: %v", l)
 		}
 	}
@@ -181,7 +198,8 @@ func TestRefusedEarly(t *testing.T) {
 func TestPrecreate(t *testing.T) {
 	h := newHost(t)
 	config := func(annotations, mounts string) string {
-		return fmt.Sprintf(`{"root":{"path":"/r"},"large":18446744073709551615,"annotations":{%s},"mounts":[%s]}`, annotations, mounts)
+		return fmt.Sprintf(`{"root":{"path":"/r"},"large":18446744073709551615,"annotations":{%s},"mounts":[%s]}`,
+			annotations, mounts)
 	}
 	mount := func(source, destination string) string {
 		return fmt.Sprintf(`{"type":"bind","source":%q,"destination":%q,"options":["rbind"]}`, source, destination)
@@ -191,30 +209,41 @@ func TestPrecreate(t *testing.T) {
 	for _, c := range []struct{ name, in, want, err string }{
 		{name: "nothing to take out", in: " " + config(roots, data), want: " " + config(roots, data)},
 		{name: "the store", in: config(roots, data+","+mount(h.store.Dir, h.store.Dir)),
-			want: fmt.Sprintf(`{"annotations":{%s},"large":18446744073709551615,"mounts":[%s],"root":{"path":"/r"}}`, roots, data) + "\n"},
-		{name: "sandbox", in: config(roots+`,"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"x"`, mount("/", "/host")),
+			want: fmt.Sprintf(`{"annotations":{%s},"large":18446744073709551615,"mounts":[%s],"root":{"path":"/r"}}`,
+				roots, data) + "\n"},
+		{name: "sandbox", in: config(roots+
+			`,"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"x"`, mount("/", "/host")),
 			err: "nix-closure: a container: looking at the container's mounts: mount of / on /host: shows /"},
 		{name: "a claim to be a sandbox", in: config(roots+`,"io.kubernetes.cri.container-type":"sandbox"`, data),
-			err: "nix-closure: a container: reading the annotations: annotation io.kubernetes.cri.container-type: says that this container is a pod's sandbox"},
-		{name: "a store path on its own place", in: config(roots, mount(h.store.Path(named("hello")), h.store.Path(named("hello")))),
+			err: "nix-closure: a container: reading the annotations: annotation io.kubernetes.cri.container-type: " +
+				"says that this container is a pod's sandbox"},
+		{name: "a store path on its own place",
+			in:   config(roots, mount(h.store.Path(named("hello")), h.store.Path(named("hello")))),
 			want: config(roots, mount(h.store.Path(named("hello")), h.store.Path(named("hello"))))},
 		{name: "inside the store", in: config(roots, mount("/nowhere", h.store.Dir+"/x")),
-			err: "nix-closure: a container: looking at the container's mounts: mount of /nowhere on " + h.store.Dir + "/x: lies inside the store directory"},
+			err: "nix-closure: a container: looking at the container's mounts: mount of /nowhere on " + h.store.Dir +
+				"/x: lies inside the store directory"},
 		{name: "a mount that leaks", in: config(roots, data+","+mount(h.store.Dir, "/mnt")),
-			err: "nix-closure: a container: looking at the container's mounts: mount of " + h.store.Dir + " on /mnt: shows " + h.store.Dir},
+			err: "nix-closure: a container: looking at the container's mounts: mount of " + h.store.Dir +
+				" on /mnt: shows " + h.store.Dir},
 		{name: "a mount that cannot be looked at", in: config(roots, mount(h.config+"/x", "/mnt")),
 			err: "nix-closure: a container: looking at the container's mounts: mount of " + h.config + "/x on /mnt: "},
-		{name: "a mistake", in: config(`"nix-closure/root":"x"`, data), err: "nix-closure: a container: reading the annotations: annotation nix-closure/root: unknown"},
+		{name: "a mistake", in: config(`"nix-closure/root":"x"`, data),
+			err: "nix-closure: a container: reading the annotations: annotation nix-closure/root: unknown"},
 		{name: "mounts of an odd form", in: `{"root":{"path":"/r"},"annotations":{` + roots + `},"mounts":{}}`,
 			err: "nix-closure: a container: reading config.json from standard input: not of the expected form: "},
-		{name: "mounts in other letters", in: `{"root":{"path":"/r"},"annotations":{` + roots + `},"Mounts":[` + data + `]}`,
+		{name: "mounts in other letters",
+			in:  `{"root":{"path":"/r"},"annotations":{` + roots + `},"Mounts":[` + data + `]}`,
 			err: "nix-closure: a container: reading config.json from standard input: field \"Mounts\""},
-		{name: "no JSON", in: "{", err: "nix-closure: a container: reading config.json from standard input: not of the expected form: "},
-		{name: "nothing", in: "", err: "nix-closure: a container: reading config.json from standard input: not of the expected form: "},
+		{name: "no JSON", in: "{", err: "nix-closure: a container: reading config.json from standard input: not of " +
+			"the expected form: "},
+		{name: "nothing", in: "", err: "nix-closure: a container: reading config.json from standard input: not of " +
+			"the expected form: "},
 	} {
 		var out bytes.Buffer
 		err := Run(Call{Stage: "precreate", Config: h.config}, strings.NewReader(c.in), &out)
-		if (err == nil) != (c.err == "") || err != nil && (!strings.HasPrefix(err.Error(), c.err) || strings.Contains(err.Error(), "\n")) {
+		if (err == nil) != (c.err == "") ||
+			err != nil && (!strings.HasPrefix(err.Error(), c.err) || strings.Contains(err.Error(), "\n")) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.err)
 		}
 		// For a refused container, the output must not look like a config.json.
@@ -260,7 +289,8 @@ func TestLinksNoDatabase(t *testing.T) {
 		t.Fatalf("%q are not the hook's packages", packages)
 	}
 	for _, p := range packages {
-		for _, banned := range []string{"sqlite", "database/sql", "cobra", "grpc", "protobuf", "ttrpc", "nri", "containerd", "net/http", "testing"} {
+		for _, banned := range []string{"sqlite", "database/sql", "cobra", "grpc", "protobuf", "ttrpc", "nri",
+			"containerd", "net/http", "testing"} {
 			if strings.Contains("/"+p+"/", "/"+banned) || strings.Contains(p, "sqlite") {
 				t.Errorf("links %s", p)
 				break
@@ -274,7 +304,8 @@ func TestCallAnnotations(t *testing.T) {
 	h := newHost(t)
 	roots := h.store.Path(named("hello"))
 	config := func(annotations string) string {
-		return fmt.Sprintf(`{"root":{"path":"/r"},"annotations":{%s},"mounts":[{"type":"bind","source":%q,"destination":%q}]}`, annotations, h.store.Dir, h.store.Dir)
+		return fmt.Sprintf(`{"root":{"path":"/r"},"annotations":{%s},"mounts":[{"type":"bind","source":%q,`+
+			`"destination":%q}]}`, annotations, h.store.Dir, h.store.Dir)
 	}
 	call := Call{Stage: "precreate", Config: h.config, Annotations: map[string]string{"nix-closure/roots": roots}}
 	for own, want := range map[string]string{
@@ -282,7 +313,8 @@ func TestCallAnnotations(t *testing.T) {
 		`"other":"x"`: "",
 		fmt.Sprintf(`"nix-closure/roots":%q`, roots): "",
 		`"nix-closure/mode":"bind"`:                  "",
-		`"nix-closure/roots":"/nix/store/x"`:         `annotation nix-closure/roots: the container has "/nix/store/x", and the hook was called with `,
+		`"nix-closure/roots":"/nix/store/x"`: `annotation nix-closure/roots: the container has ` +
+			`"/nix/store/x", and the hook was called with `,
 		`"nix-closure/closure-info":"` + roots + `"`: "both nix-closure/roots and nix-closure/closure-info are given",
 	} {
 		var out bytes.Buffer

@@ -23,8 +23,9 @@ func TestContainerOwner(t *testing.T) {
 	in, err := c.StdinPipe()
 	must(t, err)
 	c.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 1000}, {ContainerID: 1000, HostID: 7, Size: 1}},
+		Cloneflags: syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 1000},
+			{ContainerID: 1000, HostID: 7, Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 200000, Size: 2000}},
 	}
 	must(t, c.Start())

@@ -82,7 +82,8 @@ func (h nixHost) look(t *testing.T) *Host {
 }
 
 func bind(source, destination string) specs.Mount {
-	return specs.Mount{Destination: destination, Source: source, Type: "bind", Options: []string{"rbind", "rprivate", "ro"}}
+	return specs.Mount{Destination: destination, Source: source, Type: "bind",
+		Options: []string{"rbind", "rprivate", "ro"}}
 }
 
 func kind(kind, destination, source string, options ...string) specs.Mount {
@@ -213,25 +214,34 @@ func TestClassify(t *testing.T) {
 		{"the state directory on the store's parent", bind(filepath.Dir(state), nix), Leaks, filepath.Dir(state)},
 		{"an alias of the state directory", bind(alias+"state", "/mnt"), Leaks, state},
 		{"a directory in the state directory", bind(state+"/profiles", "/mnt"), Leaks, state + "/profiles"},
-		{"deep in the state directory", bind(state+"/profiles/per-user/root", "/mnt"), Leaks, state + "/profiles/per-user/root"},
-		{"a directory in an alias of the state directory", bind(alias+"state/gcroots", "/mnt"), Leaks, state + "/gcroots"},
+		{"deep in the state directory", bind(state+"/profiles/per-user/root", "/mnt"), Leaks,
+			state + "/profiles/per-user/root"},
+		{"a directory in an alias of the state directory", bind(alias+"state/gcroots", "/mnt"), Leaks,
+			state + "/gcroots"},
 		{"the database", bind(state+"/db/db.sqlite", "/mnt"), Leaks, state + "/db/db.sqlite"},
 		{"the database's directory by an alias", bind(alias+"db", "/mnt"), Leaks, state + "/db"},
-		{"the database by an alias of its directory", bind(alias+"db/db.sqlite", "/mnt"), Leaks, state + "/db/db.sqlite"},
+		{"the database by an alias of its directory", bind(alias+"db/db.sqlite", "/mnt"), Leaks,
+			state + "/db/db.sqlite"},
 		{"the database by an alias of the file", bind(alias+"database", "/mnt"), Leaks, state + "/db/db.sqlite"},
-		{"the daemon's socket", bind(state+"/daemon-socket/socket", "/run/nix"), Leaks, state + "/daemon-socket/socket"},
-		{"the daemon's socket by a symbolic link", bind(links+"/socket", "/run/nix"), Leaks, state + "/daemon-socket/socket"},
+		{"the daemon's socket", bind(state+"/daemon-socket/socket", "/run/nix"), Leaks,
+			state + "/daemon-socket/socket"},
+		{"the daemon's socket by a symbolic link", bind(links+"/socket", "/run/nix"), Leaks,
+			state + "/daemon-socket/socket"},
 		{"the daemon's socket by an alias", bind(alias+"socket", "/run/nix"), Leaks, state + "/daemon-socket/socket"},
 		{"the daemon's directory", bind(state+"/daemon-socket", "/run/nix"), Leaks, state + "/daemon-socket"},
 		{"an alias below the source", bind(h.dir+"/nested", "/mnt"), Leaks, store},
 		{"an alias far below the source", kind("bind", "/mnt", h.dir+"/nested"), Leaks, store},
-		{"an alias of the daemon's directory below the source", bind(h.dir+"/nested-socket", "/mnt"), Leaks, state + "/daemon-socket"},
+		{"an alias of the daemon's directory below the source", bind(h.dir+"/nested-socket", "/mnt"), Leaks,
+			state + "/daemon-socket"},
 		{"a layer", kind("overlay", "/mnt", "overlay", "lowerdir="+store, "ro"), Leaks, store},
-		{"one of the layers", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data:"+alias+"store:/nowhere"), Leaks, store},
+		{"one of the layers", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data:"+alias+"store:/nowhere"),
+			Leaks, store},
 		{"the data of a layer", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data::"+nix), Leaks, nix},
-		{"a layer of its own option", kind("overlay", "/mnt", "overlay", "lowerdir+="+h.dir+"/data", "lowerdir+="+store), Leaks, store},
+		{"a layer of its own option", kind("overlay", "/mnt", "overlay", "lowerdir+="+h.dir+"/data",
+			"lowerdir+="+store), Leaks, store},
 		{"data of its own option", kind("overlay", "/mnt", "overlay", "datadir+="+store), Leaks, store},
-		{"the upper layer", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data", "upperdir="+links+"/store", "workdir="+h.dir+"/data"), Leaks, store},
+		{"the upper layer", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data", "upperdir="+links+"/store",
+			"workdir="+h.dir+"/data"), Leaks, store},
 		{"the work directory", kind("overlay", "/mnt", "overlay", "workdir="+state), Leaks, state},
 		{"the disk", kind("ext4", "/mnt", disk, "ro"), Leaks, store},
 		{"the disk by a symbolic link", kind("btrfs", "/mnt", links+"/by-uuid"), Leaks, store},
@@ -260,7 +270,8 @@ func TestClassify(t *testing.T) {
 		{"symbolic links", bind(links, "/mnt"), NoneOfOurs, ""},
 		{"what does not exist", bind(h.dir+"/nowhere", "/mnt"), NoneOfOurs, ""},
 		{"a symbolic link that leads nowhere", bind(links+"/dangling", "/mnt"), NoneOfOurs, ""},
-		{"an overlay of others", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data:"+links, "upperdir="+h.dir+"/data/sub", "index=off"), NoneOfOurs, ""},
+		{"an overlay of others", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data:"+links,
+			"upperdir="+h.dir+"/data/sub", "index=off"), NoneOfOurs, ""},
 		{"another disk", kind("ext4", "/mnt", otherDisk), NoneOfOurs, ""},
 		{"a device", bind("/dev/null", "/dev/null"), NoneOfOurs, ""},
 		{"nothing", specs.Mount{}, NoneOfOurs, ""},
@@ -271,7 +282,8 @@ func TestClassify(t *testing.T) {
 		{"NUL", bind(h.dir+"/data\x00", "/mnt"), 0, "error"},
 		{"a name too long", bind(h.dir+"/"+strings.Repeat("x", 300), "/mnt"), 0, "error"},
 		{"a layer relative to the bundle", kind("overlay", "/mnt", "overlay", "lowerdir=../host/nix"), 0, "error"},
-		{"a harmless layer relative to the bundle", kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data:../data"), 0, "error"},
+		{"a harmless layer relative to the bundle",
+			kind("overlay", "/mnt", "overlay", "lowerdir="+h.dir+"/data:../data"), 0, "error"},
 		{"a backslash in a layer", kind("overlay", "/mnt", "overlay", `lowerdir=/a\:b`), 0, "error"},
 		{"a backslash in the upper layer", kind("overlay", "/mnt", "overlay", "upperdir=/a\\,b"), 0, "error"},
 		{"a loop as a layer", kind("overlay", "/mnt", "overlay", "lowerdir="+links+"/loop"), 0, "error"},
@@ -326,12 +338,14 @@ func TestStoreBehindALink(t *testing.T) {
 
 func TestLookAtHost(t *testing.T) {
 	h := newNixHost(t)
-	if _, err := LookAtHost(closure.Store{Dir: h.dir + "/nowhere", StateDir: h.store.StateDir}, "/run", nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := LookAtHost(closure.Store{Dir: h.dir + "/nowhere", StateDir: h.store.StateDir}, "/run",
+		nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a store: %v", err)
 	}
 	// Nix was never run here; what is asked for is not valid then, and that is
 	// said elsewhere.
-	host, err := LookAtHost(closure.Store{Dir: h.store.Dir, StateDir: h.dir + "/nowhere"}, h.dir+"/run", readFile(t, "/proc/self/mountinfo"))
+	host, err := LookAtHost(closure.Store{Dir: h.store.Dir, StateDir: h.dir + "/nowhere"}, h.dir+"/run",
+		readFile(t, "/proc/self/mountinfo"))
 	if err != nil {
 		t.Fatalf("without a state directory: %v", err)
 	}
@@ -352,7 +366,8 @@ func TestMountsInStore(t *testing.T) {
 	if got := h.look(t).MountsInStore(); len(got) > 0 {
 		t.Errorf("beside it: %q", got)
 	}
-	want := []string{bindMount(t, h.dir+"/data", h.path("a")+"/bin"), bindMount(t, h.dir+"/data", h.store.Dir+"/.links")}
+	want := []string{bindMount(t, h.dir+"/data", h.path("a")+"/bin"),
+		bindMount(t, h.dir+"/data", h.store.Dir+"/.links")}
 	if got := h.look(t).MountsInStore(); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
@@ -373,6 +388,7 @@ func points(t *testing.T, mountinfo []byte) []string {
 }
 
 func TestMountPoints(t *testing.T) {
+	//nolint:lll // a line is one mount
 	const text = `22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 36 35 98:0 /mnt1 /mnt/with\040space\011tab\012line\134backslash rw,noatime master:1 shared:3 - ext3 /dev/root rw,errors=continue
@@ -380,7 +396,8 @@ func TestMountPoints(t *testing.T) {
 38 35 0:4 net:[4026531840] /run/netns/x rw shared:9 - nsfs nsfs rw
 39 35 0:5 / /empty rw -  tmpfs  rw
 40 35 0:1 / /last rw - tmpfs tmpfs rw`
-	want := []string{"/proc", "/", "/mnt/with space\ttab\nline\\backslash", `/mnt/\1`, "/run/netns/x", "/empty", "/last"}
+	want := []string{"/proc", "/", "/mnt/with space\ttab\nline\\backslash", `/mnt/\1`, "/run/netns/x", "/empty",
+		"/last"}
 	if got := points(t, []byte(strings.Replace(text, "-  tmpfs  rw", "- tmpfs  rw", 1))); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
@@ -393,10 +410,14 @@ func TestMountPoints(t *testing.T) {
 func TestMountinfoRefused(t *testing.T) {
 	const good = "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
 	for _, line := range []string{
-		"", "short 1 2 3", "38 35 98:0 /cut /off rw", "38 35 98:0 / /x rw - ext3", "38 35 98:0 / /x rw - ext3 /dev/root",
-		"x 35 98:0 / /x rw - ext3 /dev/root rw", "38 x 98:0 / /x rw - ext3 /dev/root rw", "38 35 98 / /x rw - ext3 /dev/root rw",
-		"38 35 a:0 / /x rw - ext3 /dev/root rw", "38 35 98:0  /x rw - ext3 /dev/root rw", "38 35 98:0 / x rw - ext3 /dev/root rw",
-		"38 35 98:0 / /x rw -  /dev/root rw", `38 35 98:0 / /x\9 rw - ext3 /dev/root rw`, `38 35 98:0 /\04 /x rw - ext3 /dev/root rw`,
+		"", "short 1 2 3", "38 35 98:0 /cut /off rw", "38 35 98:0 / /x rw - ext3",
+		"38 35 98:0 / /x rw - ext3 /dev/root",
+		"x 35 98:0 / /x rw - ext3 /dev/root rw", "38 x 98:0 / /x rw - ext3 /dev/root rw",
+		"38 35 98 / /x rw - ext3 /dev/root rw",
+		"38 35 a:0 / /x rw - ext3 /dev/root rw", "38 35 98:0  /x rw - ext3 /dev/root rw",
+		"38 35 98:0 / x rw - ext3 /dev/root rw",
+		"38 35 98:0 / /x rw -  /dev/root rw", `38 35 98:0 / /x\9 rw - ext3 /dev/root rw`,
+		`38 35 98:0 /\04 /x rw - ext3 /dev/root rw`,
 	} {
 		if got, err := ParseMounts([]byte(good + line + "\n" + good)); !errors.Is(err, ErrMountinfo) {
 			t.Errorf("%q: %v, %v", line, got, err)
@@ -406,7 +427,8 @@ func TestMountinfoRefused(t *testing.T) {
 
 func TestUnescape(t *testing.T) {
 	for in, want := range map[string]string{
-		"": "", "/plain": "/plain", `\040`: " ", `\040\040`: "  ", `a\134b`: `a\b`, `\134040`: `\040`, `\043`: "#", `\377`: "\xff",
+		"": "", "/plain": "/plain", `\040`: " ", `\040\040`: "  ", `a\134b`: `a\b`, `\134040`: `\040`, `\043`: "#",
+		`\377`:   "\xff",
 		`/a\040`: "/a ",
 	} {
 		if got, ok := unescape(in); !ok || got != want {
@@ -426,7 +448,8 @@ func TestMountPointsOfTheKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"plain", "with space", "tab\tline\n", `back\slash`, `\040`, "ä#ü", "\xff\x01", "a - b", "shared:1"} {
+	for _, name := range []string{"plain", "with space", "tab\tline\n", `back\slash`, `\040`, "ä#ü", "\xff\x01",
+		"a - b", "shared:1"} {
 		target := bindMount(t, dir, dir+"/"+name)
 		if got := points(t, readFile(t, "/proc/self/mountinfo")); !slices.Contains(got, target) {
 			t.Errorf("%q is missing in %q", target, got)

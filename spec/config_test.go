@@ -22,17 +22,21 @@ func TestParseConfig(t *testing.T) {
 		want     Config
 	}{
 		{"the least", `{"root":{"path":"rootfs"}}`, Config{Root: "rootfs"}},
-		{"all that is read", `{"root":{"path":"/r","readonly":true},"annotations":{"a":"b"},"linux":{"mountLabel":"system_u:x","rootfsPropagation":"rshared","x":1,
+		{"all that is read", `{"root":{"path":"/r","readonly":true},"annotations":{"a":"b"},
+			"linux":{"mountLabel":"system_u:x","rootfsPropagation":"rshared","x":1,
 			"maskedPaths":["/proc/kcore"],"namespaces":[{"type":"mount"},{"type":"pid","path":"/proc/7/ns/pid"}]},
 			"mounts":[{"destination":"/d","type":"bind","source":"s","options":["ro"]}]}`,
 			Config{Root: "/r", Annotations: map[string]string{"a": "b"}, MountLabel: "system_u:x",
 				RootPropagates: true, MaskedPaths: []string{"/proc/kcore"}, PIDs: "/proc/7/ns/pid",
 				Mounts: []specs.Mount{{Destination: "/d", Type: "bind", Source: "s", Options: []string{"ro"}}}}},
 		{"null", `{"root":{"path":"r"},"mounts":null,"annotations":null,"linux":null,"hooks":null}`, Config{Root: "r"}},
-		{"empty", `{"root":{"path":"r"},"mounts":[],"annotations":{},"linux":{}}`, Config{Root: "r", Annotations: map[string]string{}}},
-		{"unknown fields of odd forms", `{"root":{"path":"r"},"vm":7,"vm":[],"Hostname":null,"x":{"Mounts":[]},"solaris":"x"}`, Config{Root: "r"}},
+		{"empty", `{"root":{"path":"r"},"mounts":[],"annotations":{},"linux":{}}`,
+			Config{Root: "r", Annotations: map[string]string{}}},
+		{"unknown fields of odd forms", `{"root":{"path":"r"},"vm":7,"vm":[],"Hostname":null,"x":{"Mounts":[]},` +
+			`"solaris":"x"}`, Config{Root: "r"}},
 		{"hooks are not looked at", `{"root":{"path":"r"},"hooks":"anything"}`, Config{Root: "r"}},
-		{"a mount of nothing", `{"root":{"path":"r"},"mounts":[null,{}]}`, Config{Root: "r", Mounts: []specs.Mount{{}, {}}}},
+		{"a mount of nothing", `{"root":{"path":"r"},"mounts":[null,{}]}`,
+			Config{Root: "r", Mounts: []specs.Mount{{}, {}}}},
 	} {
 		got, err := ParseConfig([]byte(c.in))
 		if c.want.PIDs == "" {
@@ -43,7 +47,8 @@ func TestParseConfig(t *testing.T) {
 		}
 	}
 	got, err := ParseConfig(readFile(t, "testdata/podman.json"))
-	if err != nil || len(got.Mounts) != 5 || got.Mounts[4].Source != "/srv/<data>" || got.Annotations["nix-closure/roots"] == "" {
+	if err != nil || len(got.Mounts) != 5 || got.Mounts[4].Source != "/srv/<data>" ||
+		got.Annotations["nix-closure/roots"] == "" {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -74,7 +79,8 @@ func TestParseConfigRefuses(t *testing.T) {
 		{`{"root":{"path":"r"},"mounts":[{"options":"rbind"}]}`, "not of the expected form: field "},
 		{`{"root":{"path":"r"},"annotations":[]}`, "not of the expected form: field "},
 		{`{"root":{"path":"r"},"annotations":{"nix-closure/roots":7}}`, "not of the expected form: field "},
-		{`{"root":{"path":"r"},"annotations":{"nix-closure/roots":["/nix/store/x"]}}`, "not of the expected form: field "},
+		{`{"root":{"path":"r"},"annotations":{"nix-closure/roots":["/nix/store/x"]}}`,
+			"not of the expected form: field "},
 		{`{"root":{"path":"r"},"linux":[]}`, "not of the expected form: field "},
 		{`{"root":{"path":"r"},"linux":{"mountLabel":7}}`, "not of the expected form: field "},
 		{`{"root":{"path":"r"},"Mounts":[]}`, odd("Mounts", "mounts")},
@@ -114,7 +120,8 @@ func TestReadConfig(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	write("{")
-	if _, err := ReadConfig(dir + "/config.json"); err == nil || !strings.HasPrefix(err.Error(), dir+"/config.json: not a JSON object: ") {
+	if _, err := ReadConfig(dir + "/config.json"); err == nil ||
+		!strings.HasPrefix(err.Error(), dir+"/config.json: not a JSON object: ") {
 		t.Errorf("damaged: %v", err)
 	}
 	if err := os.Truncate(dir+"/config.json", MaxConfig+1); err != nil { // sparse
@@ -146,8 +153,10 @@ func FuzzConfig(f *testing.F) {
 		f.Add(text)
 	}
 	for _, s := range []string{
-		`{"root":{"path":"r"},"mounts":null,"annotations":null}`, `{"root":{"path":"r"},"Mounts":[]}`, `{"root":{"path":"r"},"linux":{"mountLabel":"l"}}`,
-		`{"root":{"path":"r","Path":""}}`, `{"root":{"path":"r"},"mounts":[{"destination":"/a","Destination":"/b"}]}`, `null`, `{}`, ``,
+		`{"root":{"path":"r"},"mounts":null,"annotations":null}`, `{"root":{"path":"r"},"Mounts":[]}`,
+		`{"root":{"path":"r"},"linux":{"mountLabel":"l"}}`,
+		`{"root":{"path":"r","Path":""}}`, `{"root":{"path":"r"},"mounts":[{"destination":"/a","Destination":"/b"}]}`,
+		`null`, `{}`, ``,
 		`{"root":{"path":"r"},"mounts":[{}],"mounts":[{"destination":"/x"}]}`,
 	} {
 		f.Add([]byte(s))
@@ -164,7 +173,8 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("%q: no root", text)
 		}
 		for name := range fields(t, text) {
-			if i := slices.IndexFunc(readFields[:], func(known string) bool { return strings.EqualFold(known, name) }); i >= 0 && readFields[i] != name {
+			if i := slices.IndexFunc(readFields[:],
+				func(known string) bool { return strings.EqualFold(known, name) }); i >= 0 && readFields[i] != name {
 				t.Errorf("%q: field %q", text, name)
 			}
 		}

@@ -26,22 +26,36 @@ func TestWhoIsBelieved(t *testing.T) {
 		in      []string
 		want    string // in the error; empty: the container's own roots
 	}{
-		{"a sandbox", everywhere, []string{criType, "sandbox"}, "annotation " + criType + ": says that this container is a pod's sandbox"},
-		{"a sandbox of CRI-O", everywhere, []string{crioType, "sandbox"}, "annotation " + crioType + ": says that this container is a pod's sandbox"},
-		{"the sandbox of another container", everywhere, []string{criType, "sandbox", cri + "sandbox-id", "fedcba"}, "says that this container is a pod's sandbox"},
-		{"the sandbox's ID in the other's words", everywhere, []string{criType, "sandbox", crio + "SandboxID", containerID}, "says that this container is a pod's sandbox"},
+		{"a sandbox", everywhere, []string{criType, "sandbox"},
+			"annotation " + criType + ": says that this container is a pod's sandbox"},
+		{"a sandbox of CRI-O", everywhere, []string{crioType, "sandbox"},
+			"annotation " + crioType + ": says that this container is a pod's sandbox"},
+		{"the sandbox of another container", everywhere, []string{criType, "sandbox", cri + "sandbox-id", "fedcba"},
+			"says that this container is a pod's sandbox"},
+		{"the sandbox's ID in the other's words", everywhere,
+			[]string{criType, "sandbox", crio + "SandboxID", containerID},
+			"says that this container is a pod's sandbox"},
 		{"a container", everywhere, []string{criType, "container", crioType, "container"}, ""},
-		{"contradicting containerd", []Engine{Containerd}, []string{criType, "container", crioType, "sandbox", crio + "SandboxID", containerID}, "another says that this container is a pod's sandbox"},
-		{"contradicting CRI-O", []Engine{CRIO}, []string{crioType, "container", criType, "sandbox", cri + "sandbox-id", containerID}, "another says that this container is a pod's sandbox"},
-		{"a name", []Engine{Podman, Docker, CRIO}, []string{criName, "web"}, "annotation " + criName + ": says which container of a pod this is, and "},
-		{"a name of CRI-O", []Engine{Podman, Docker, Containerd}, []string{crioName, "web"}, "annotation " + crioName + ": says which container of a pod this is, and "},
+		{"contradicting containerd", []Engine{Containerd},
+			[]string{criType, "container", crioType, "sandbox", crio + "SandboxID", containerID},
+			"another says that this container is a pod's sandbox"},
+		{"contradicting CRI-O", []Engine{CRIO},
+			[]string{crioType, "container", criType, "sandbox", cri + "sandbox-id", containerID},
+			"another says that this container is a pod's sandbox"},
+		{"a name", []Engine{Podman, Docker, CRIO}, []string{criName, "web"},
+			"annotation " + criName + ": says which container of a pod this is, and "},
+		{"a name of CRI-O", []Engine{Podman, Docker, Containerd}, []string{crioName, "web"},
+			"annotation " + crioName + ": says which container of a pod this is, and "},
 		{"a name, and nobody knows whose", []Engine{UnknownEngine}, []string{criName, "web", crioName, "web"}, ""},
-		{"a name and roots of its own, and nobody knows whose", []Engine{UnknownEngine}, []string{criName, "web", "web.nix-closure/roots", storePath("foreign")},
-			"annotation web.nix-closure/roots: is for one container of a pod, and the one that says which this is, " + criName + ", may be an image's"},
+		{"a name and roots of its own, and nobody knows whose", []Engine{UnknownEngine},
+			[]string{criName, "web", "web.nix-closure/roots", storePath("foreign")},
+			"annotation web.nix-closure/roots: is for one container of a pod, and the one that says which this is, " +
+				criName + ", may be an image's"},
 		{"the name of the engine's own", []Engine{Containerd}, []string{criName, "web"}, ""},
 		{"the name of CRI-O's own", []Engine{CRIO}, []string{crioName, "web"}, ""},
 		{"a namespace", []Engine{UnknownEngine, Podman, Docker, CRIO}, []string{criSpace, "team-b"}, ""},
-		{"a namespace of CRI-O", []Engine{UnknownEngine, Podman, Docker, Containerd}, []string{crioSpace, "team-b"}, ""},
+		{"a namespace of CRI-O", []Engine{UnknownEngine, Podman, Docker, Containerd}, []string{crioSpace, "team-b"},
+			""},
 	} {
 		for _, engine := range c.engines {
 			in := annotations(append(c.in, "nix-closure/roots", storePath("a"))...)
@@ -103,7 +117,8 @@ func TestEngineOfBundle(t *testing.T) {
 // What the plugin has from the engine takes the place of what a pod's author wrote.
 func TestSetContainer(t *testing.T) {
 	in := annotations("nix-closure/roots", storePath("a"), "web.nix-closure/roots", storePath("b"),
-		"io.kubernetes.cri.container-name", "web", "io.kubernetes.cri.sandbox-namespace", "team-b", "io.kubernetes.cri.container-type", "sandbox")
+		"io.kubernetes.cri.container-name", "web", "io.kubernetes.cri.sandbox-namespace", "team-b",
+		"io.kubernetes.cri.container-type", "sandbox")
 	SetContainer(in, Containerd, "db", "team-a")
 	got, err := ParseAnnotations(nixStore, Containerd, containerID, in)
 	if err != nil || got.Sandbox || got.Namespace != "team-a" || got.Roots[0] != named("a") {

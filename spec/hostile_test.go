@@ -112,7 +112,8 @@ func TestLayersOfTheStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := syscall.Mount("overlay", dir+"/nix/store", "overlay", 0, "lowerdir="+dir+"/ro,upperdir="+dir+"/rw,workdir="+dir+"/work"); err != nil {
+	if err := syscall.Mount("overlay", dir+"/nix/store", "overlay", 0,
+		"lowerdir="+dir+"/ro,upperdir="+dir+"/rw,workdir="+dir+"/work"); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {

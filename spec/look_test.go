@@ -35,7 +35,8 @@ func mountOverlay(t *testing.T, cwd, target, options string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Chdir(cwd), syscall.Mount("overlay", target, "overlay", 0, options), os.Chdir(back)); err != nil {
+	if err := errors.Join(os.Chdir(cwd), syscall.Mount("overlay", target, "overlay", 0, options),
+		os.Chdir(back)); err != nil {
 		t.Fatalf("overlay %s: %v", options, err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(target, syscall.MNT_DETACH) })
@@ -75,8 +76,12 @@ func TestOverlaysOfTheStore(t *testing.T) {
 		{"relative", func(t *testing.T, at string) { mountOverlay(t, nix, at, of("store")) }, "", store},
 		{"the current directory", func(t *testing.T, at string) { mountOverlay(t, store, at, of(".")) }, "", store},
 		{"not clean", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix+"/./../nix/store")) }, "", store},
-		{"by a symbolic link", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(h.link(t, store, at+"-link"))) }, "", store},
-		{"below /proc", func(t *testing.T, at string) { mountOverlay(t, nix, at, of("/proc/self/cwd/store")) }, "", store},
+		{"by a symbolic link", func(t *testing.T,
+			at string) {
+			mountOverlay(t, "/", at, of(h.link(t, store, at+"-link")))
+		}, "", store},
+		{"below /proc", func(t *testing.T, at string) { mountOverlay(t, nix, at, of("/proc/self/cwd/store")) }, "",
+			store},
 		{"a bind that was unmounted", func(t *testing.T, at string) {
 			alias := bindMount(t, store, at+"-alias")
 			mountOverlay(t, "/", at, of(alias))
@@ -106,12 +111,18 @@ func TestOverlaysOfTheStore(t *testing.T) {
 		{"an overlay of an overlay of the parent", func(t *testing.T, at string) {
 			mountOverlay(t, "/", at, of(mountOverlay(t, "/", at+"-inner", of(nix))))
 		}, "", store},
-		{"a part of an overlay of the parent", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix)) }, "/store", store},
-		{"the state directory in an overlay of the parent", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix)) }, "/var/nix/profiles/per-user", state + "/profiles/per-user"},
-		{"the links in an overlay", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store)) }, "/.links", store + "/.links"},
-		{"the links alone", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store+"/.links")) }, "", store + "/.links"},
+		{"a part of an overlay of the parent", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix)) },
+			"/store", store},
+		{"the state directory in an overlay of the parent",
+			func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix)) }, "/var/nix/profiles/per-user",
+			state + "/profiles/per-user"},
+		{"the links in an overlay", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store)) }, "/.links",
+			store + "/.links"},
+		{"the links alone", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store+"/.links")) }, "",
+			store + "/.links"},
 		{"the state directory", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(state)) }, "", state},
-		{"the database's directory", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(state+"/db")) }, "", state + "/db"},
+		{"the database's directory", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(state+"/db")) }, "",
+			state + "/db"},
 		{"the database alone", func(t *testing.T, at string) {
 			all := mountOverlay(t, "/", at+"-all", of(state+"/db"))
 			if err := os.WriteFile(at, nil, 0o600); err != nil {
@@ -128,7 +139,8 @@ func TestOverlaysOfTheStore(t *testing.T) {
 		{"a redirect in a part of an overlay", func(t *testing.T, at string) {
 			made(t, at+"-upper/sub/x", at+"-work", at)
 			must(t, unix.Setxattr(at+"-upper/sub/x", "trusted.overlay.redirect", []byte("/"+string(named("a"))), 0))
-			all := mountOverlay(t, "/", at+"-all", "redirect_dir=on,lowerdir="+store+",upperdir="+at+"-upper,workdir="+at+"-work")
+			all := mountOverlay(t, "/", at+"-all",
+				"redirect_dir=on,lowerdir="+store+",upperdir="+at+"-upper,workdir="+at+"-work")
 			must(t, syscall.Mount(all+"/sub", at, "", syscall.MS_BIND, ""), syscall.Unmount(all, syscall.MNT_DETACH))
 			t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
 		}, "", ""},
@@ -137,11 +149,14 @@ func TestOverlaysOfTheStore(t *testing.T) {
 			mountOverlay(t, "/", at, "lowerdir="+store+",upperdir="+at+"-upper,workdir="+at+"-work")
 		}, "", store},
 		{"all of it hidden but one file, deep inside", func(t *testing.T, at string) {
-			mountOverlay(t, "/", at, "lowerdir="+store+",upperdir="+made(t, at+"-upper")+",workdir="+made(t, at+"-work"))
-			must(t, os.Remove(at+"/"+string(named("file"))), os.RemoveAll(at+"/.links"), os.Remove(at+"/"+string(named("a"))+".lock"),
+			mountOverlay(t, "/", at, "lowerdir="+store+",upperdir="+made(t, at+"-upper")+",workdir="+
+				made(t, at+"-work"))
+			must(t, os.Remove(at+"/"+string(named("file"))), os.RemoveAll(at+"/.links"),
+				os.Remove(at+"/"+string(named("a"))+".lock"),
 				os.Chmod(at+"/"+string(named("a")), 0o700), os.Chmod(at+"/"+string(named("a"))+"/bin", 0o700))
 		}, "", store},
-		{"inside a directory", func(t *testing.T, at string) { mountOverlay(t, "/", made(t, at+"/deep"), of(store)) }, "", store},
+		{"inside a directory", func(t *testing.T, at string) { mountOverlay(t, "/", made(t, at+"/deep"), of(store)) },
+			"", store},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			at := h.dir + "/mounts/" + strings.NewReplacer(" ", "-", ",", "").Replace(c.name)
@@ -156,7 +171,8 @@ func TestOverlaysOfTheStore(t *testing.T) {
 			}
 		})
 	}
-	for _, odd := range []string{"with space", "col:on", "com,ma", `back\slash`, "line\nbreak", "tab\t", `\040`, "a=b", "quote\""} {
+	for _, odd := range []string{"with space", "col:on", "com,ma", `back\slash`, "line\nbreak", "tab\t", `\040`, "a=b",
+		"quote\""} {
 		t.Run(odd, func(t *testing.T) {
 			at := h.dir + "/odd"
 			alias := bindMount(t, nix, h.dir+"/odd-"+odd+"/nix")
@@ -175,14 +191,18 @@ func TestOverlaysOfOthers(t *testing.T) {
 	a := string(named("a"))
 	// An image that has the same store paths: copies, of another time.
 	time.Sleep(20 * time.Millisecond)
-	image := made(t, h.dir+"/image", h.dir+"/image/nix/store/"+a+"/bin", h.dir+"/image/etc", h.dir+"/image/nix/var/nix/db")
-	must(t, os.WriteFile(image+"/nix/store/"+a+"/bin/run", nil, 0o644), os.WriteFile(image+"/nix/var/nix/db/db.sqlite", nil, 0o644))
+	image := made(t, h.dir+"/image", h.dir+"/image/nix/store/"+a+"/bin", h.dir+"/image/etc",
+		h.dir+"/image/nix/var/nix/db")
+	must(t, os.WriteFile(image+"/nix/store/"+a+"/bin/run", nil, 0o644),
+		os.WriteFile(image+"/nix/var/nix/db/db.sqlite", nil, 0o644))
 	upper, work := made(t, h.dir+"/upper/nix/store/"+a, h.dir+"/work"), h.dir+"/work"
-	root := mountOverlay(t, "/", h.dir+"/merged", "lowerdir="+h.dir+"/data:"+image+",upperdir="+h.dir+"/upper,workdir="+work)
+	root := mountOverlay(t, "/", h.dir+"/merged",
+		"lowerdir="+h.dir+"/data:"+image+",upperdir="+h.dir+"/upper,workdir="+work)
 	of := mountOverlay(t, "/", h.dir+"/of", "lowerdir="+h.store.Dir+":"+h.dir+"/data")
 	one := mountOverlay(t, "/", h.dir+"/one", "lowerdir="+h.path("a")+":"+h.dir+"/data")
 	_ = upper
-	for source, want := range map[string]int{root: 0, root + "/nix": 0, of + "/" + a: 1, of + "/" + a + "/bin/run": 1, one: 1} {
+	for source, want := range map[string]int{root: 0, root + "/nix": 0, of + "/" + a: 1, of + "/" + a + "/bin/run": 1,
+		one: 1} {
 		got, err := h.look(t).Classify("/", bind(source, "/x"))
 		if err != nil || got.Class != NoneOfOurs || len(got.Asked) != want {
 			t.Errorf("%s: %+v, %v; want %d store paths asked for", source, got, err, want)
@@ -197,7 +217,8 @@ func TestLayeredStore(t *testing.T) {
 	disk := made(t, h.dir+"/disk/deep/ro/"+string(named("a")), h.dir+"/rw/upper", h.dir+"/rw/work")
 	disk = strings.TrimSuffix(disk, "/deep/ro/"+string(named("a")))
 	ro := bindMount(t, disk+"/deep/ro", h.dir+"/before/ro")
-	live := mountOverlay(t, "/", h.dir+"/live/nix/store", "lowerdir="+ro+",upperdir="+h.dir+"/rw/upper,workdir="+h.dir+"/rw/work")
+	live := mountOverlay(t, "/", h.dir+"/live/nix/store",
+		"lowerdir="+ro+",upperdir="+h.dir+"/rw/upper,workdir="+h.dir+"/rw/work")
 	must(t, os.MkdirAll(live+"/"+string(named("added")), 0o755), os.MkdirAll(h.dir+"/live/nix/var/nix/db", 0o755))
 	// The names of its layers are no more.
 	if err := syscall.Mount(ro, made(t, h.dir+"/live/nix/.ro-store"), "", syscall.MS_MOVE, ""); err != nil {
@@ -206,7 +227,8 @@ func TestLayeredStore(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Unmount(h.dir+"/live/nix/.ro-store", syscall.MNT_DETACH) })
 	h.store.Dir, h.store.StateDir = live, h.dir+"/live/nix/var/nix"
 	for source, want := range map[string]Class{
-		h.dir + "/live/nix/.ro-store": Leaks, disk: Leaks, disk + "/deep/ro": Leaks, h.dir + "/rw/upper": Leaks, h.dir + "/rw": Leaks, live: Leaks,
+		h.dir + "/live/nix/.ro-store": Leaks, disk: Leaks, disk + "/deep/ro": Leaks, h.dir + "/rw/upper": Leaks,
+		h.dir + "/rw": Leaks, live: Leaks,
 		h.path("a"): NoneOfOurs, h.path("added"): NoneOfOurs, h.dir + "/data": NoneOfOurs,
 	} {
 		if got, err := h.look(t).Classify("/", bind(source, "/x")); err != nil || got.Class != want {
@@ -331,7 +353,8 @@ func TestHardLinksInLayers(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		at := mountOverlay(t, "/", h.dir+"/at-"+name, "lowerdir="+h.path(name)+":"+h.dir+"/data")
 		got, err := h.look(t).Classify("/", bind(at, "/x"))
-		if want := []closure.BaseName{named(name)}; err != nil || got.Class != NoneOfOurs || !slices.Equal(got.Asked, want) {
+		if want := []closure.BaseName{named(name)}; err != nil || got.Class != NoneOfOurs ||
+			!slices.Equal(got.Asked, want) {
 			t.Errorf("%+v, %v; want %s asked for", got, err, want)
 		}
 	}
@@ -405,7 +428,8 @@ func TestRedirects(t *testing.T) {
 	at := mountOverlay(t, "/", h.dir+"/at", "redirect_dir=on,lowerdir="+h.dir+"/host/nix,upperdir="+
 		made(t, h.dir+"/upper")+",workdir="+made(t, h.dir+"/work"))
 	must(t, os.Rename(at+"/store", at+"/music"), os.RemoveAll(at+"/var"))
-	if got, err := h.look(t).Classify("/", bind(at, "/x")); err != nil || got.Class != Leaks || got.Shows != h.store.Dir {
+	if got, err := h.look(t).Classify("/", bind(at, "/x")); err != nil || got.Class != Leaks ||
+		got.Shows != h.store.Dir {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -486,7 +510,8 @@ func TestProcesses(t *testing.T) {
 func TestLayeredHost(t *testing.T) {
 	h := newNixHost(t)
 	nix := h.dir + "/live/nix"
-	mountOverlay(t, "/", nix, "lowerdir="+h.dir+"/host/nix,upperdir="+made(t, h.dir+"/up")+",workdir="+made(t, h.dir+"/work"))
+	mountOverlay(t, "/", nix, "lowerdir="+h.dir+"/host/nix,upperdir="+made(t, h.dir+"/up")+",workdir="+
+		made(t, h.dir+"/work"))
 	h.store.Dir, h.store.StateDir = nix+"/store", nix+"/var/nix"
 	for i := range 3 {
 		at := h.dir + "/others/" + strconv.Itoa(i)
@@ -496,7 +521,8 @@ func TestLayeredHost(t *testing.T) {
 	}
 	check := func() {
 		for source, want := range map[string]Class{
-			h.dir + "/data": NoneOfOurs, h.dir + "/host/nix": Leaks, h.dir + "/host/nix/store": Leaks, h.path("a"): NoneOfOurs,
+			h.dir + "/data": NoneOfOurs, h.dir + "/host/nix": Leaks, h.dir + "/host/nix/store": Leaks,
+			h.path("a"): NoneOfOurs,
 		} {
 			if got, err := h.look(t).Classify("/", bind(source, "/x")); err != nil || got.Class != want {
 				t.Errorf("%s: %+v, %v; want %v", source, got, err, want)
@@ -543,7 +569,8 @@ func TestMovable(t *testing.T) {
 		"3 1 0:51 / /c rw - overlay overlay lowerdir=/var/layers/1:/remote/layers/2,upperdir=/var/u,workdir=/var/w\n" +
 		"4 1 0:52 / /d rw - overlay overlay lowerdir=/var/layers/1,upperdir=/var/u,workdir=/var/w\n"))
 	must(t, err)
-	if err := CheckServers(mounts, "/c", "/nix/store"); err == nil || !strings.Contains(err.Error(), "/ of the container is on a nfs4") {
+	if err := CheckServers(mounts, "/c", "/nix/store"); err == nil ||
+		!strings.Contains(err.Error(), "/ of the container is on a nfs4") {
 		t.Error(err)
 	}
 	if err := CheckServers(mounts, "/d", "/nix/store"); err != nil {

@@ -174,7 +174,8 @@ const hookProgram = "/opt/nix-closure/nix-closure-hook"
 func installed(text []byte, positions []int) ([]byte, error) {
 	var hooks []StageHook
 	for _, stage := range []string{"createRuntime", "poststop"} {
-		hooks = append(hooks, StageHook{stage, specs.Hook{Path: hookProgram, Args: []string{"nix-closure-hook", stage}, Env: []string{"LC_ALL=C"}}})
+		hooks = append(hooks, StageHook{stage,
+			specs.Hook{Path: hookProgram, Args: []string{"nix-closure-hook", stage}, Env: []string{"LC_ALL=C"}}})
 	}
 	return Rewrite(text, positions, hooks...)
 }
@@ -215,10 +216,13 @@ func TestRewriteHooksRefuses(t *testing.T) {
 		{`null`, "not a JSON object: null"},
 		{`{"hooks":[]}`, "hooks: not of the expected form: "},
 		{`{"hooks":{"createRuntime":{}}}`, "hooks.createRuntime: not of the expected form: "},
-		{`{"hooks":{"createRuntime":[{"path":"/x"},{"path":1}]}}`, "hooks.createRuntime[1]: not of the expected form: "},
+		{`{"hooks":{"createRuntime":[{"path":"/x"},{"path":1}]}}`,
+			"hooks.createRuntime[1]: not of the expected form: "},
 		{`{"Hooks":{}}`, `field "Hooks": some runtimes take it for "hooks" and some do not`},
 		// After the one that is written, in Go's order, so that runc would take it instead.
-		{`{"hooks":{"createruntime":[]}}`, `field "hooks.createruntime": some runtimes take it for "hooks.createRuntime", in its place, and some do not`},
+		{`{"hooks":{"createruntime":[]}}`,
+			`field "hooks.createruntime": some runtimes take it for "hooks.createRuntime", in its place, and ` +
+				`some do not`},
 		{`{"hooks":{"CreateRuntime":[]}}`, `field "hooks.CreateRuntime": some runtimes`},
 	} {
 		got, err := installed([]byte(c.in), nil)
@@ -254,12 +258,16 @@ func TestHasAnnotations(t *testing.T) {
 		{in: `{"annotations":{},"ANNOTATIONS":{` + own + `}}`, want: true},
 		// The one that counts is the first for some, for some the last, for some both.
 		{in: `{"annotations":{` + own + `},"annotations":{}}`, want: true, err: `field "annotations": is there twice`},
-		{in: `{"annotations":{` + own + `},"annotations":null}`, want: true, err: `field "annotations": is there twice`},
+		{in: `{"annotations":{` + own + `},"annotations":null}`, want: true,
+			err: `field "annotations": is there twice`},
 		{in: `{"annotations":{},"annotations":{` + own + `}}`, want: true, err: `field "annotations": is there twice`},
-		{in: `{"annotations":{` + own + `,"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.container-type":"sandbox"}}`,
+		{in: `{"annotations":{` + own + `,"io.kubernetes.cri.container-type":"container",` +
+			`"io.kubernetes.cri.container-type":"sandbox"}}`,
 			want: true, err: `field "annotations.io.kubernetes.cri.container-type": is there twice`},
-		{in: `{"annotations":{` + own + `},"linux":{"namespaces":[]},"linux":{}}`, want: true, err: `field "linux": is there twice`},
-		{in: `{"annotations":{` + own + `},"hooks":{"poststop":[],"poststop":[{"path":"/x"}]}}`, want: true, err: `field "hooks.poststop": is there twice`},
+		{in: `{"annotations":{` + own + `},"linux":{"namespaces":[]},"linux":{}}`, want: true,
+			err: `field "linux": is there twice`},
+		{in: `{"annotations":{` + own + `},"hooks":{"poststop":[],"poststop":[{"path":"/x"}]}}`, want: true,
+			err: `field "hooks.poststop": is there twice`},
 		{in: `{"annotations":{` + own + `},"hooks":[]}`, want: true, err: "hooks: not a JSON object"},
 		{in: ``, err: "not a JSON object: EOF"},
 		{in: `[]`, err: "not a JSON object"},
@@ -287,7 +295,8 @@ func FuzzRewriteHooks(f *testing.F) {
 		}
 		f.Add(text)
 	}
-	f.Add([]byte(`{"hooks":{"poststop":[{"path":"a","PATH":"b"},null]},"a":18446744073709551615,"annotations":{"nix-closure/x":"","nix-closure/x":""}}`))
+	f.Add([]byte(`{"hooks":{"poststop":[{"path":"a","PATH":"b"},null]},"a":18446744073709551615,` +
+		`"annotations":{"nix-closure/x":"","nix-closure/x":""}}`))
 	f.Add([]byte(`{"hooks":{"poststop":[{}],"poststop":[]},"annotations":{"nix-closure/x":""}}`))
 	f.Add([]byte("{\"hooks\":{\"\xff\":\"\xfe\",\"createRuntime\":null}}"))
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -307,7 +316,8 @@ func FuzzRewriteHooks(f *testing.F) {
 		}
 		for _, stage := range []string{"createRuntime", "poststop"} {
 			var before, after []json.RawMessage
-			if raw, ok := stagesWere[stage]; ok && json.Unmarshal(raw, &before) != nil || json.Unmarshal(stagesAre[stage], &after) != nil {
+			if raw, ok := stagesWere[stage]; ok && json.Unmarshal(raw, &before) != nil ||
+				json.Unmarshal(stagesAre[stage], &after) != nil {
 				t.Fatalf("%q: hooks became %q", text, is["hooks"])
 			}
 			var want []string
@@ -321,7 +331,8 @@ func FuzzRewriteHooks(f *testing.F) {
 				got = append(got, compact(t, h))
 			}
 			own := `{"path":"` + hookProgram + `","args":["nix-closure-hook","` + stage + `"],"env":["LC_ALL=C"]}`
-			if !bytes.Contains(text, []byte("nix-closure-hook")) && !slices.Equal(got, want) || string(after[len(after)-1]) != own {
+			if !bytes.Contains(text, []byte("nix-closure-hook")) && !slices.Equal(got, want) ||
+				string(after[len(after)-1]) != own {
 				t.Errorf("%q: hooks.%s became %q", text, stage, after)
 			}
 			delete(stagesWere, stage)

@@ -71,7 +71,8 @@ func named(format string, args ...any) closure.BaseName {
 
 // open opens a database as Nix does.
 func open(path string) (*sql.DB, error) {
-	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)&_pragma=foreign_keys(1)&_pragma=journal_mode(wal)&_pragma=synchronous(off)")
+	db, err := sql.Open("sqlite", "file:"+path+
+		"?_pragma=busy_timeout(10000)&_pragma=foreign_keys(1)&_pragma=journal_mode(wal)&_pragma=synchronous(off)")
 	if err != nil {
 		return nil, err
 	}
@@ -117,13 +118,16 @@ func register(ctx context.Context, db *sql.DB, at int64, graph map[closure.BaseN
 		}
 	}()
 	for name := range graph {
-		if _, err := tx.ExecContext(ctx, "insert into ValidPaths (path, hash, registrationTime) values (?, 'sha256:0', ?)", "/nix/store/"+string(name), at); err != nil {
+		if _, err := tx.ExecContext(ctx,
+			"insert into ValidPaths (path, hash, registrationTime) values (?, 'sha256:0', ?)",
+			"/nix/store/"+string(name), at); err != nil {
 			return err
 		}
 	}
 	for name, references := range graph {
 		for _, r := range references {
-			if _, err := tx.ExecContext(ctx, "insert into Refs select a.id, b.id from ValidPaths a, ValidPaths b where a.path = ? and b.path = ?",
+			if _, err := tx.ExecContext(ctx,
+				"insert into Refs select a.id, b.id from ValidPaths a, ValidPaths b where a.path = ? and b.path = ?",
 				"/nix/store/"+string(name), "/nix/store/"+string(r)); err != nil {
 				return err
 			}
@@ -229,10 +233,12 @@ func TestVersions(t *testing.T) {
 	for _, names := range [][]closure.BaseName{{gone}, {a, gone}, {a + "a"}, {a[:len(a)-1]}} {
 		var invalid *closure.NotValidError
 		missing := store.Path(names[len(names)-1])
-		if got, err := s.Versions(t.Context(), names); !errors.As(err, &invalid) || invalid.Path != missing || got != nil {
+		if got, err := s.Versions(t.Context(), names); !errors.As(err, &invalid) || invalid.Path != missing ||
+			got != nil {
 			t.Errorf("versions of %q: %v, %v", names, got, err)
 		}
-		if got, err := s.Closure(t.Context(), names, 50); !errors.As(err, &invalid) || invalid.Path != missing || got != nil {
+		if got, err := s.Closure(t.Context(), names, 50); !errors.As(err, &invalid) || invalid.Path != missing ||
+			got != nil {
 			t.Errorf("closure of %q: %v, %v", names, got, err)
 		}
 	}
@@ -260,10 +266,14 @@ func writeGenerations(path string) error {
 		}
 		for _, query := range []string{
 			"delete from Refs", "delete from ValidPaths",
-			fmt.Sprintf("insert into ValidPaths (path, hash, registrationTime) values ('/nix/store/%s', '', %d)", named("root"), g),
-			fmt.Sprintf("insert into ValidPaths (path, hash, registrationTime) values ('/nix/store/%s', '', %d)", named("a%d", g), g),
-			fmt.Sprintf("insert into ValidPaths (path, hash, registrationTime) values ('/nix/store/%s', '', %d)", named("b%d", g), g),
-			fmt.Sprintf("insert into Refs select a.id, b.id from ValidPaths a, ValidPaths b where a.path = '/nix/store/%s'", named("root")),
+			fmt.Sprintf("insert into ValidPaths (path, hash, registrationTime) values ('/nix/store/%s', '', %d)",
+				named("root"), g),
+			fmt.Sprintf("insert into ValidPaths (path, hash, registrationTime) values ('/nix/store/%s', '', %d)",
+				named("a%d", g), g),
+			fmt.Sprintf("insert into ValidPaths (path, hash, registrationTime) values ('/nix/store/%s', '', %d)",
+				named("b%d", g), g),
+			fmt.Sprintf("insert into Refs select a.id, b.id from ValidPaths a, ValidPaths b where a.path = "+
+				"'/nix/store/%s'", named("root")),
 		} {
 			if _, err := tx.ExecContext(ctx, query); err != nil {
 				return err
@@ -354,7 +364,8 @@ func TestWriterHoldsNobodyUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback() }()
-	if _, err := tx.ExecContext(t.Context(), "insert into ValidPaths (path, hash, registrationTime) values (?, '', 1)", store.Path(named("b"))); err != nil {
+	if _, err := tx.ExecContext(t.Context(), "insert into ValidPaths (path, hash, registrationTime) values (?, '', 1)",
+		store.Path(named("b"))); err != nil {
 		t.Fatal(err)
 	}
 	// If it held anybody up, that would be an error: the transaction is open until the
@@ -415,8 +426,10 @@ func dump(t *testing.T, path string) string {
 	defer db.Close()
 	var all strings.Builder
 	for _, query := range []string{
-		"select group_concat(sql) from sqlite_schema", "select group_concat(id || path || hash || registrationTime) from ValidPaths",
-		"select group_concat(referrer || ' ' || reference) from Refs", "select group_concat(name || seq) from sqlite_sequence", "pragma user_version",
+		"select group_concat(sql) from sqlite_schema",
+		"select group_concat(id || path || hash || registrationTime) from ValidPaths",
+		"select group_concat(referrer || ' ' || reference) from Refs",
+		"select group_concat(name || seq) from sqlite_sequence", "pragma user_version",
 	} {
 		var text sql.NullString
 		if err := db.QueryRowContext(t.Context(), query).Scan(&text); err != nil {
@@ -452,7 +465,8 @@ func TestReadOnly(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, query := range []string{
-				"delete from Refs", "insert into ValidPaths (path, hash, registrationTime) values ('x', '', 1)", "create table t (x)", "create temp table t (x)",
+				"delete from Refs", "insert into ValidPaths (path, hash, registrationTime) values ('x', '', 1)",
+				"create table t (x)", "create temp table t (x)",
 				"pragma user_version = 7", "pragma query_only(0)", "pragma journal_mode = delete", "vacuum",
 			} {
 				_, _ = s.tx.ExecContext(t.Context(), query)
@@ -466,7 +480,8 @@ func TestReadOnly(t *testing.T) {
 			if !bytes.Equal(readFile(t, path), before) || !bytes.Equal(readFile(t, path+"-wal"), beforeLog) {
 				t.Error("the database's files changed")
 			}
-			if got := dump(t, path); strings.Contains(got, "create temp table") || !strings.Contains(got, "1 2") && !strings.Contains(got, "2 1") {
+			if got := dump(t, path); strings.Contains(got, "create temp table") ||
+				!strings.Contains(got, "1 2") && !strings.Contains(got, "2 1") {
 				t.Errorf("the database has %s", got)
 			}
 			// Nix goes on.
@@ -486,14 +501,16 @@ func TestRollbackJournal(t *testing.T) {
 	mustRegister(t, db, 1, map[closure.BaseName][]closure.BaseName{named("a"): nil})
 	mustExec(t, db, "pragma journal_mode = truncate")
 	mustClose(t, db)
-	if got, err := mustOpen(t, store).Closure(t.Context(), []closure.BaseName{named("a")}, 5); err != nil || len(got) != 1 {
+	if got, err := mustOpen(t, store).Closure(t.Context(), []closure.BaseName{named("a")}, 5); err != nil ||
+		len(got) != 1 {
 		t.Errorf("%q, %v", got, err)
 	}
 }
 
 // The database's path is not taken for options of SQLite.
 func TestPathOfTheDatabase(t *testing.T) {
-	for _, name := range []string{"a b", "a?mode=memory", "a#b", "a%41", "a%2e%2e", "ä", "a&_pragma=query_only(0)", ":memory:", "a'b"} {
+	for _, name := range []string{"a b", "a?mode=memory", "a#b", "a%41", "a%2e%2e", "ä", "a&_pragma=query_only(0)",
+		":memory:", "a'b"} {
 		store, db := newStore(t)
 		mustRegister(t, db, 1, map[closure.BaseName][]closure.BaseName{named("a"): nil})
 		mustClose(t, db)
@@ -521,7 +538,8 @@ func TestNoDatabase(t *testing.T) {
 		{"missing directory", func(path string) error { return os.Remove(filepath.Dir(path)) }, fs.ErrNotExist},
 		{"a link that leads nowhere", func(path string) error { return os.Symlink("nowhere", path) }, fs.ErrNotExist},
 		{"empty", func(path string) error { return os.WriteFile(path, nil, 0o644) }, nil},
-		{"no database", func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("x"), 8192), 0o644) }, nil},
+		{"no database", func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("x"), 8192), 0o644) },
+			nil},
 		{"a directory", func(path string) error { return os.Mkdir(path, 0o755) }, nil},
 		{"a database of another program", func(path string) error {
 			db, err := open(path)
@@ -598,8 +616,10 @@ func TestDamagedDatabase(t *testing.T) {
 func TestHostileRows(t *testing.T) {
 	a := named("a")
 	for _, path := range []any{
-		"/etc", "/nix/store", "/nix/store/", "/nix/store/.links", "/nix/store/..", "/nix/store/../../etc", "/nix/storeX/" + string(a), "", ".",
-		"/nix/store/" + string(a) + "/bin", "/nix/store/" + string(a) + "/", "/nix/store/" + string(a) + "\n", "/nix/store/" + strings.Repeat("E", 32) + "-a",
+		"/etc", "/nix/store", "/nix/store/", "/nix/store/.links", "/nix/store/..", "/nix/store/../../etc",
+		"/nix/storeX/" + string(a), "", ".",
+		"/nix/store/" + string(a) + "/bin", "/nix/store/" + string(a) + "/", "/nix/store/" + string(a) + "\n",
+		"/nix/store/" + strings.Repeat("E", 32) + "-a",
 		"/nix/store/" + string(a) + "\x00", []byte("/nix/var/nix"), 7,
 	} {
 		store, db := newStore(t)
@@ -647,7 +667,8 @@ func TestBegin(t *testing.T) {
 	s := mustOpen(t, store)
 	all := []closure.BaseName{a, b, c}
 	slices.Sort(all)
-	for _, text := range []string{"", "0", "z", "%", "_", "'", string(a), string(a) + "2", string(a[:32]), string(b[:33]), "\xff"} {
+	for _, text := range []string{"", "0", "z", "%", "_", "'", string(a), string(a) + "2", string(a[:32]),
+		string(b[:33]), "\xff"} {
 		var want []closure.BaseName
 		for _, name := range all {
 			if strings.HasPrefix(string(name), text) {

@@ -36,15 +36,18 @@ create index if not exists IndexDerivationOutputs on DerivationOutputs(path);
 var narHash = "sha256:" + strings.Repeat("0f", 32)
 
 // insertPath registers a path as Nix does: what is nil is NULL.
-func insertPath(t *testing.T, db *sql.DB, store closure.Store, name closure.BaseName, hash string, registered int64, deriver, size, ultimate, sigs, ca any) {
+func insertPath(t *testing.T, db *sql.DB, store closure.Store, name closure.BaseName, hash string, registered int64,
+	deriver, size, ultimate, sigs, ca any) {
 	t.Helper()
-	mustExec(t, db, "insert into ValidPaths (path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca) values (?, ?, ?, ?, ?, ?, ?, ?)",
+	mustExec(t, db, "insert into ValidPaths (path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca) "+
+		"values (?, ?, ?, ?, ?, ?, ?, ?)",
 		store.Path(name), hash, registered, deriver, size, ultimate, sigs, ca)
 }
 
 func insertReference(t *testing.T, db *sql.DB, store closure.Store, from, to closure.BaseName) {
 	t.Helper()
-	mustExec(t, db, "insert into Refs select a.id, b.id from ValidPaths a, ValidPaths b where a.path = ? and b.path = ?", store.Path(from), store.Path(to))
+	mustExec(t, db, "insert into Refs select a.id, b.id from ValidPaths a, ValidPaths b where a.path = ? and "+
+		"b.path = ?", store.Path(from), store.Path(to))
 }
 
 func TestInfos(t *testing.T) {
@@ -53,18 +56,22 @@ func TestInfos(t *testing.T) {
 	a, b, c, drv, foreign := named("a"), named("b"), named("c"), named("a.drv"), named("foreign")
 	insertPath(t, db, store, foreign, narHash, 5, store.Path(drv), 1, 1, "key:foreign", "foreign")
 	insertPath(t, db, store, b, narHash, 1700000001, nil, nil, nil, nil, nil)
-	insertPath(t, db, store, a, narHash, 1700000002, store.Path(drv), 120, 1, "key-1:AA== key-2:BB==", "fixed:r:sha256:x")
+	insertPath(t, db, store, a, narHash, 1700000002, store.Path(drv), 120, 1, "key-1:AA== key-2:BB==",
+		"fixed:r:sha256:x")
 	insertPath(t, db, store, c, narHash, 1, "", 0, 0, "", "")
 	insertPath(t, db, store, drv, narHash, 2, nil, 7, nil, nil, "text:sha256:x")
 	insertReference(t, db, store, a, b)
 	insertReference(t, db, store, a, a)
 	insertReference(t, db, store, c, foreign)
 	insertReference(t, db, store, foreign, a)
-	mustExec(t, db, "insert into DerivationOutputs select id, 'out', ? from ValidPaths where path = ?", store.Path(a), store.Path(drv))
-	mustExec(t, db, "insert into DerivationOutputs select id, 'dev', ? from ValidPaths where path = ?", store.Path(named("gone")), store.Path(drv))
+	mustExec(t, db, "insert into DerivationOutputs select id, 'out', ? from ValidPaths where path = ?", store.Path(a),
+		store.Path(drv))
+	mustExec(t, db, "insert into DerivationOutputs select id, 'dev', ? from ValidPaths where path = ?",
+		store.Path(named("gone")), store.Path(drv))
 
 	of := map[closure.BaseName]closure.PathInfo{
-		a: {Name: a, NarHash: narHash, NarSize: 120, Registered: 1700000002, Deriver: drv, Ultimate: true, Signatures: "key-1:AA== key-2:BB==", CA: "fixed:r:sha256:x", References: []closure.BaseName{a, b}},
+		a: {Name: a, NarHash: narHash, NarSize: 120, Registered: 1700000002, Deriver: drv, Ultimate: true,
+			Signatures: "key-1:AA== key-2:BB==", CA: "fixed:r:sha256:x", References: []closure.BaseName{a, b}},
 		b: {Name: b, NarHash: narHash, Registered: 1700000001},
 		c: {Name: c, NarHash: narHash, Registered: 1, References: []closure.BaseName{foreign}},
 		drv: {Name: drv, NarHash: narHash, NarSize: 7, Registered: 2, CA: "text:sha256:x",
@@ -86,7 +93,8 @@ func TestInfos(t *testing.T) {
 	for _, names := range [][]closure.BaseName{{named("gone")}, {a, named("gone")}, {a + "a"}, {a[:len(a)-1]}} {
 		var invalid *closure.NotValidError
 		missing := store.Path(names[len(names)-1])
-		if got, err := mustOpen(t, store).Infos(t.Context(), names); !errors.As(err, &invalid) || invalid.Path != missing || got != nil {
+		if got, err := mustOpen(t, store).Infos(t.Context(), names); !errors.As(err, &invalid) ||
+			invalid.Path != missing || got != nil {
 			t.Errorf("%q: %v, %v", names, got, err)
 		}
 	}
@@ -148,9 +156,11 @@ func writeRegistration(t *testing.T, infos []closure.PathInfo) closure.Store {
 func someInfos() []closure.PathInfo {
 	a, b, drv := named("a"), named("b"), named("c.drv")
 	return []closure.PathInfo{
-		{Name: a, NarHash: narHash, NarSize: 120, Registered: 1700000002, Deriver: drv, Ultimate: true, Signatures: "key-1:AA==", CA: "fixed:r:sha256:x", References: []closure.BaseName{a, b}},
+		{Name: a, NarHash: narHash, NarSize: 120, Registered: 1700000002, Deriver: drv, Ultimate: true,
+			Signatures: "key-1:AA==", CA: "fixed:r:sha256:x", References: []closure.BaseName{a, b}},
 		{Name: b, NarHash: narHash},
-		{Name: drv, NarHash: narHash, NarSize: 7, Registered: 2, References: []closure.BaseName{b}, Outputs: []closure.Output{{Name: "dev", Path: b}, {Name: "out", Path: a}}},
+		{Name: drv, NarHash: narHash, NarSize: 7, Registered: 2, References: []closure.BaseName{b},
+			Outputs: []closure.Output{{Name: "dev", Path: b}, {Name: "out", Path: a}}},
 	}
 }
 
@@ -213,19 +223,21 @@ func TestWriteRegistration(t *testing.T) {
 			"|1|" + prefix + "-a|" + narHash + "|1700000002|" + prefix + "-c.drv|120|1|key-1:AA==|fixed:r:sha256:x|\n" +
 			"|2|" + prefix + "-b|" + narHash + "|0|NULL|NULL|NULL|NULL|NULL|\n" +
 			"|3|" + prefix + "-c.drv|" + narHash + "|2|NULL|7|NULL|NULL|NULL|\n",
-		"select * from Refs order by 1, 2":                                                                   "|1|1|\n|1|2|\n|3|2|\n",
-		"select * from DerivationOutputs order by 1, 2":                                                      "|3|dev|" + prefix + "-b|\n|3|out|" + prefix + "-a|\n",
-		"select * from sqlite_sequence":                                                                      "|ValidPaths|3|\n",
-		"select distinct typeof(referrer), typeof(reference) from Refs":                                      "|integer|integer|\n",
-		"select distinct typeof(path), typeof(narSize), typeof(ultimate) from ValidPaths order by 2 limit 1": "|text|integer|integer|\n",
-		"pragma freelist_count":                                                                              "|0|\n",
-		"pragma integrity_check":                                                                             "|ok|\n",
-		"pragma foreign_key_check":                                                                           "",
-		"pragma journal_mode":                                                                                "|delete|\n",
-		"pragma user_version":                                                                                "|0|\n",
-		"pragma encoding":                                                                                    "|UTF-8|\n",
-		"pragma page_size":                                                                                   "|4096|\n",
-		"pragma auto_vacuum":                                                                                 "|0|\n",
+		"select * from Refs order by 1, 2":              "|1|1|\n|1|2|\n|3|2|\n",
+		"select * from DerivationOutputs order by 1, 2": "|3|dev|" + prefix + "-b|\n|3|out|" + prefix + "-a|\n",
+		"select * from sqlite_sequence":                 "|ValidPaths|3|\n",
+		"select distinct typeof(referrer), typeof(reference) " +
+			"from Refs": "|integer|integer|\n",
+		"select distinct typeof(path), typeof(narSize), typeof(ultimate) from ValidPaths order by 2 " +
+			"limit 1": "|text|integer|integer|\n",
+		"pragma freelist_count":    "|0|\n",
+		"pragma integrity_check":   "|ok|\n",
+		"pragma foreign_key_check": "",
+		"pragma journal_mode":      "|delete|\n",
+		"pragma user_version":      "|0|\n",
+		"pragma encoding":          "|UTF-8|\n",
+		"pragma page_size":         "|4096|\n",
+		"pragma auto_vacuum":       "|0|\n",
 	} {
 		if diff := cmp.Diff(want, rows(t, path, query)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", query, diff)
@@ -270,12 +282,14 @@ func TestRegistrationIsNixs(t *testing.T) {
 	if slices.Sort(got); err != nil || !slices.Equal(got, []closure.BaseName{named("a"), named("b"), named("new")}) {
 		t.Errorf("%q, %v", got, err)
 	}
-	if got, err := mustOpen(t, store).Versions(t.Context(), []closure.BaseName{named("new")}); err != nil || got[0].Row != 4 {
+	if got, err := mustOpen(t, store).Versions(t.Context(), []closure.BaseName{named("new")}); err != nil ||
+		got[0].Row != 4 {
 		t.Errorf("%v, %v", got, err)
 	}
 	mustExec(t, db, "delete from ValidPaths where path = ?", store.Path(named("new")))
 	mustExec(t, db, "delete from ValidPaths where path = ?", store.Path(named("a")))
-	if _, err := db.ExecContext(t.Context(), "delete from ValidPaths where path = ?", store.Path(named("b"))); err == nil {
+	if _, err := db.ExecContext(t.Context(), "delete from ValidPaths where path = ?",
+		store.Path(named("b"))); err == nil {
 		t.Error("a path that is referenced was deleted")
 	}
 }
@@ -290,14 +304,17 @@ func TestRegistrationHasNoForeignName(t *testing.T) {
 		change func(infos []closure.PathInfo)
 		err    string
 	}{
-		{func(infos []closure.PathInfo) { infos[1].References = []closure.BaseName{foreign} }, "a reference of " + store.Path(named("b"))},
+		{func(infos []closure.PathInfo) { infos[1].References = []closure.BaseName{foreign} },
+			"a reference of " + store.Path(named("b"))},
 		{func(infos []closure.PathInfo) { infos[1].Deriver = foreign }, "the deriver of " + store.Path(named("b"))},
-		{func(infos []closure.PathInfo) { infos[2].Outputs[1].Path = foreign }, "an output of " + store.Path(named("c.drv"))},
+		{func(infos []closure.PathInfo) { infos[2].Outputs[1].Path = foreign },
+			"an output of " + store.Path(named("c.drv"))},
 	} {
 		infos := someInfos()
 		c.change(infos)
 		err := WriteRegistration(t.Context(), path, store, infos)
-		if err == nil || !strings.Contains(err.Error(), c.err+", "+store.Path(foreign)+", is not in the registration") || !strings.Contains(err.Error(), path) {
+		if err == nil || !strings.Contains(err.Error(),
+			c.err+", "+store.Path(foreign)+", is not in the registration") || !strings.Contains(err.Error(), path) {
 			t.Errorf("error %v, want %q", err, c.err)
 		}
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
@@ -308,7 +325,8 @@ func TestRegistrationHasNoForeignName(t *testing.T) {
 	infos := someInfos()
 	infos[1].Deriver = foreign
 	infos[2].Outputs = append(infos[2].Outputs, closure.Output{Name: "doc", Path: foreign})
-	infos, err := closure.Restrict(closure.New(store, []closure.BaseName{named("a"), named("b"), named("c.drv")}), infos)
+	infos, err := closure.Restrict(closure.New(store, []closure.BaseName{named("a"), named("b"), named("c.drv")}),
+		infos)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,11 +359,13 @@ func TestWriteRegistrationFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"victim", "link", "dangling"} {
-		if err := WriteRegistration(t.Context(), filepath.Join(dir, name), store, someInfos()); !errors.Is(err, fs.ErrExist) {
+		if err := WriteRegistration(t.Context(), filepath.Join(dir, name), store, someInfos()); !errors.Is(err,
+			fs.ErrExist) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := WriteRegistration(t.Context(), filepath.Join(dir, "none", "x"), store, someInfos()); !errors.Is(err, fs.ErrNotExist) {
+	if err := WriteRegistration(t.Context(), filepath.Join(dir, "none", "x"), store, someInfos()); !errors.Is(err,
+		fs.ErrNotExist) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -381,7 +401,8 @@ func TestLargeRegistration(t *testing.T) {
 	var names []closure.BaseName
 	for i := range n {
 		name := named("p%05d", i)
-		info := closure.PathInfo{Name: name, NarHash: narHash, NarSize: int64(i), Registered: 1700000000, Signatures: "cache-1:" + strings.Repeat("A", 88)}
+		info := closure.PathInfo{Name: name, NarHash: narHash, NarSize: int64(i), Registered: 1700000000,
+			Signatures: "cache-1:" + strings.Repeat("A", 88)}
 		for _, to := range []int{i / 2, i / 3, i} {
 			info.References = append(info.References, named("p%05d", to))
 		}
@@ -391,10 +412,13 @@ func TestLargeRegistration(t *testing.T) {
 	}
 	// What is not of the closure is between its rows.
 	mustExec(t, db, `with recursive i(n) as (select 0 union all select n + 1 from i where n < 2 * ? - 1)
-		insert into ValidPaths select n + 1, printf('/nix/store/%s-%s%05d', ?, iif(n % 2, 'p', 'other'), n / 2), ?, 1700000000, NULL, nullif(n / 2, 0), NULL, ?, NULL from i`,
+		insert into ValidPaths select
+			n + 1, printf('/nix/store/%s-%s%05d', ?, iif(n % 2, 'p', 'other'), n / 2),
+			?, 1700000000, NULL, nullif(n / 2, 0), NULL, ?, NULL from i`,
 		n, strings.Repeat("0", 32), narHash, "cache-1:"+strings.Repeat("A", 88))
 	for _, divisor := range []int{1, 2, 3} {
-		mustExec(t, db, "insert or ignore into Refs select id, 2 * (((id - 2) / 2) / ?) + 2 from ValidPaths where id % 2 = 0", divisor)
+		mustExec(t, db, "insert or ignore into Refs select id, 2 * (((id - 2) / 2) / ?) + 2 from ValidPaths where id "+
+			"% 2 = 0", divisor)
 	}
 	infos, err := mustOpen(t, host).Infos(t.Context(), names)
 	if err != nil {
@@ -411,7 +435,8 @@ func TestLargeRegistration(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(want, got) {
 		t.Errorf("%v (-want +got):\n%.2000s", err, cmp.Diff(want, got))
 	}
-	for _, query := range []string{"pragma freelist_count", "select count(*) from ValidPaths where path like '%other%'"} {
+	for _, query := range []string{"pragma freelist_count",
+		"select count(*) from ValidPaths where path like '%other%'"} {
 		if got := rows(t, store.DatabasePath(), query); got != "|0|\n" {
 			t.Errorf("%s: %s", query, got)
 		}

@@ -74,7 +74,8 @@ func events(t *testing.T, watch int) (moved, deleted []string) {
 		must(t, err)
 		for at := 0; at < n; {
 			mask, size := binary.NativeEndian.Uint32(buf[at+4:]), binary.NativeEndian.Uint32(buf[at+12:])
-			name := string(bytes.TrimRight(buf[at+unix.SizeofInotifyEvent:at+unix.SizeofInotifyEvent+int(size)], "\x00"))
+			name := string(bytes.TrimRight(buf[at+unix.SizeofInotifyEvent:at+unix.SizeofInotifyEvent+int(size)],
+				"\x00"))
 			if mask&unix.IN_MOVED_TO != 0 {
 				moved = append(moved, name)
 			} else {
@@ -131,7 +132,8 @@ func TestLeftovers(t *testing.T) {
 				os.Symlink("/etc", aside+"/store/"+string(named("link"))))
 		}},
 		{"read-only and immutable in mode", func(aside string) error {
-			return errors.Join(os.MkdirAll(aside+"/store", 0o700), os.Chmod(aside+"/store", 0o111), os.Chmod(aside, 0o100))
+			return errors.Join(os.MkdirAll(aside+"/store", 0o700), os.Chmod(aside+"/store", 0o111),
+				os.Chmod(aside, 0o100))
 		}},
 		{"a symbolic link for the tree", func(aside string) error {
 			return errors.Join(os.Mkdir(aside, 0o700), os.Symlink("../..", aside+"/store"))
@@ -213,8 +215,10 @@ func TestStoppedBuilder(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	want := fmt.Sprintf("waiting for another process to make %s (process %d has the lock): context deadline exceeded", aside, os.Getpid())
-	if _, err := EnsureLayer(ctx, h.views, h.store, c, listed); !errors.Is(err, context.DeadlineExceeded) || err.Error() != want {
+	want := fmt.Sprintf("waiting for another process to make %s (process %d has the lock): context deadline exceeded",
+		aside, os.Getpid())
+	if _, err := EnsureLayer(ctx, h.views, h.store, c, listed); !errors.Is(err, context.DeadlineExceeded) ||
+		err.Error() != want {
 		t.Errorf("after the deadline: %v\nwant %s", err, want)
 	}
 	var all sync.WaitGroup
@@ -347,9 +351,11 @@ func TestStaleLayer(t *testing.T) {
 			h.directory(t, string(named("a-directory")), 0o555)
 		}, true},
 		{"another store path", func(t *testing.T, h host) { h.directory(t, string(named("foreign2")), 0o555) }, true},
-		{"another size", func(t *testing.T, h host) { h.file(t, string(named("file")), "longer than before\n", 0o444) }, false},
+		{"another size", func(t *testing.T, h host) { h.file(t, string(named("file")), "longer than before\n", 0o444) },
+			false},
 		{"another mode of a file", func(t *testing.T, h host) { must(t, os.Chmod(path(h, "file"), 0o555)) }, false},
-		{"another mode of a directory", func(t *testing.T, h host) { must(t, os.Chmod(path(h, "a-directory"), 0o700)) }, false},
+		{"another mode of a directory", func(t *testing.T, h host) { must(t, os.Chmod(path(h, "a-directory"), 0o700)) },
+			false},
 		{"another owner", func(t *testing.T, h host) { must(t, os.Chown(path(h, "a-directory"), 7, 0)) }, false},
 		{"another group", func(t *testing.T, h host) { must(t, os.Lchown(path(h, "link"), 0, 7)) }, false},
 		{"another time", func(t *testing.T, h host) {

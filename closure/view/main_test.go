@@ -89,7 +89,8 @@ var built = time.Unix(1, 0)
 func (h host) file(t *testing.T, path, text string, mode os.FileMode) {
 	t.Helper()
 	path = h.store.Dir + "/" + path
-	must(t, os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), mode), os.Chmod(path, mode), os.Chtimes(path, built, built))
+	must(t, os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), mode), os.Chmod(path, mode),
+		os.Chtimes(path, built, built))
 }
 
 // directory sets the mode and time of a directory below the store directory. Call it
@@ -193,7 +194,8 @@ var modes = []struct {
 }
 
 // eachMode runs a test with each kind of view.
-func eachMode(t *testing.T, f func(t *testing.T, mode string, newView func(h host, c closure.Closure, o Options) (View, error))) {
+func eachMode(t *testing.T, f func(t *testing.T, mode string,
+	newView func(h host, c closure.Closure, o Options) (View, error))) {
 	t.Helper()
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) { f(t, m.name, m.make) })
@@ -201,7 +203,8 @@ func eachMode(t *testing.T, f func(t *testing.T, mode string, newView func(h hos
 }
 
 // attach makes a view, attaches it and returns its path.
-func attach(t *testing.T, h host, name string, newView func(h host, c closure.Closure, o Options) (View, error), c closure.Closure, o Options) (path string, _ View) {
+func attach(t *testing.T, h host, name string, newView func(h host, c closure.Closure, o Options) (View, error),
+	c closure.Closure, o Options) (path string, _ View) {
 	t.Helper()
 	target := h.target(t, name)
 	v, err := newView(h, c, o)

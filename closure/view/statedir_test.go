@@ -69,7 +69,8 @@ func TestStateDirectory(t *testing.T) {
 	}))
 	if want := []string{
 		" 40755 0",
-		"/db 40755 0", "/db/big-lock 100600 0", "/db/db.sqlite 100644 1048576", "/db/reserved 100600 8388608", "/db/schema 100644 2",
+		"/db 40755 0", "/db/big-lock 100600 0", "/db/db.sqlite 100644 1048576", "/db/reserved 100600 8388608",
+		"/db/schema 100644 2",
 		"/gc.lock 100600 0",
 		"/gcroots 40755 0", "/gcroots/auto 40755 0", "/gcroots/per-user 40755 0", "/gcroots/profiles 120777 21",
 		"/profiles 40755 0", "/profiles/per-user 40755 0", "/temproots 40755 0", "/userpool 40755 0",
@@ -106,7 +107,8 @@ func TestStateDirectoryIsACopy(t *testing.T) {
 		}
 	}
 	for _, dir := range []string{other, later} {
-		if got := list(t, dir+"/db"); !slices.Equal(got, []closure.BaseName{"big-lock", "db.sqlite", "reserved", "schema"}) {
+		if got := list(t, dir+"/db"); !slices.Equal(got,
+			[]closure.BaseName{"big-lock", "db.sqlite", "reserved", "schema"}) {
 			t.Errorf("%s: %q", dir, got)
 		}
 	}
@@ -141,7 +143,8 @@ func TestStateDirectoryMount(t *testing.T) {
 	}
 	must(t, v.Attach(target))
 	at := target.Name()
-	if all, want := mountsAt(t, at), (mount{at, "rw,nosuid,nodev,relatime", "", "tmpfs"}); len(all) != 1 || all[0] != want {
+	if all, want := mountsAt(t, at), (mount{at, "rw,nosuid,nodev,relatime", "", "tmpfs"}); len(all) != 1 ||
+		all[0] != want {
 		t.Errorf("mounts %q, want %q", all, want)
 	}
 	for path, want := range map[string]bool{at: true, at + "/db": false, h.dir: false} {

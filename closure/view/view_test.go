@@ -102,7 +102,8 @@ func TestExact(t *testing.T) {
 		want, got := tree(t, h.store.Dir, c.Names), tree(t, at, c.Names)
 		for i := range max(len(want), len(got)) {
 			if i >= len(got) || i >= len(want) || got[i] != want[i] {
-				t.Fatalf("file %d of %d and %d: in the view\n%q\nin the store\n%q", i, len(got), len(want), got[min(i, len(got)-1)], want[min(i, len(want)-1)])
+				t.Fatalf("file %d of %d and %d: in the view\n%q\nin the store\n%q", i, len(got), len(want),
+					got[min(i, len(got)-1)], want[min(i, len(want)-1)])
 			}
 		}
 		st, err := os.Stat(at)
@@ -123,8 +124,10 @@ func TestNothingElse(t *testing.T) {
 		h.file(t, string(named("later-file")), "later", 0o444)
 		h.link(t, string(named("later-link")), "/")
 		for _, name := range []string{
-			string(named("later")), string(named("later")) + "/file", string(named("later-file")), string(named("later-link")),
-			string(named("foreign")), string(named("foreign")) + "/secret", string(named("foreign-link")), string(named("file")) + ".lock",
+			string(named("later")), string(named("later")) + "/file", string(named("later-file")),
+			string(named("later-link")),
+			string(named("foreign")), string(named("foreign")) + "/secret", string(named("foreign-link")),
+			string(named("file")) + ".lock",
 			".links", ".links/0123", shown, shown + "/" + string(named("file")),
 		} {
 			if st, err := os.Lstat(at + "/" + name); !errors.Is(err, fs.ErrNotExist) {
@@ -147,7 +150,8 @@ func TestReadOnly(t *testing.T) {
 		c := h.fill(t)
 		before := tree(t, h.store.Dir, c.Names)
 		at, _ := attach(t, h, "target", newView, c, listed)
-		dir, file, link := at+"/"+string(named("a-directory")), at+"/"+string(named("file")), at+"/"+string(named("link"))
+		dir, file, link := at+"/"+string(named("a-directory")), at+"/"+string(named("file")),
+			at+"/"+string(named("link"))
 		open := func(path string, flags int) error {
 			fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
 			if err == nil {
@@ -186,7 +190,8 @@ func TestReadOnly(t *testing.T) {
 		}
 		// The mount points of a bind view fail as busy before they fail as read-only.
 		for what, err := range map[string]error{
-			"removing a store path": unix.Unlink(file), "removing a directory": unix.Rmdir(at + "/" + string(named("empty-directory"))),
+			"removing a store path": unix.Unlink(file),
+			"removing a directory":  unix.Rmdir(at + "/" + string(named("empty-directory"))),
 			"renaming a store path": unix.Rename(dir, at+"/new"),
 		} {
 			if !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EXDEV) {
@@ -429,7 +434,8 @@ func TestInodesOfTheirOwn(t *testing.T) {
 	}
 	a, _ := attach(t, h, "a", modes[0].make, c, listed)
 	b, _ := attach(t, h, "b", modes[0].make, c, listed)
-	for _, name := range []string{"", string(named("file")), string(named("a-directory")), string(named("a-directory")) + "/bin"} {
+	for _, name := range []string{"", string(named("file")), string(named("a-directory")),
+		string(named("a-directory")) + "/bin"} {
 		all := [][2]uint64{inode(a + "/" + name), inode(b + "/" + name), inode(h.store.Dir + "/" + name)}
 		if all[0] == all[1] || all[0] == all[2] || all[1] == all[2] {
 			t.Errorf("%q: %v", name, all)
@@ -479,8 +485,12 @@ func TestRefused(t *testing.T) {
 		{"device", func(h host) error {
 			return unix.Mknod(h.store.Dir+"/"+string(named("odd")), unix.S_IFCHR|0o644, int(unix.Mkdev(1, 3)))
 		}, nil},
-		{"whiteout", func(h host) error { return unix.Mknod(h.store.Dir+"/"+string(named("odd")), unix.S_IFCHR, 0) }, nil},
-		{"socket", func(h host) error { return unix.Mknod(h.store.Dir+"/"+string(named("odd")), unix.S_IFSOCK|0o644, 0) }, nil},
+		{"whiteout", func(h host) error { return unix.Mknod(h.store.Dir+"/"+string(named("odd")), unix.S_IFCHR, 0) },
+			nil},
+		{"socket", func(h host) error {
+			return unix.Mknod(h.store.Dir+"/"+string(named("odd")), unix.S_IFSOCK|0o644,
+				0)
+		}, nil},
 	} {
 		eachMode(t, func(t *testing.T, mode string, newView func(host, closure.Closure, Options) (View, error)) {
 			t.Run(r.name, func(t *testing.T) {
@@ -495,7 +505,8 @@ func TestRefused(t *testing.T) {
 					err = v.Attach(target)
 					_ = v.Close()
 				}
-				if err == nil || !strings.Contains(err.Error(), h.store.Dir+"/"+string(named("odd"))) || r.is != nil && !errors.Is(err, r.is) {
+				if err == nil || !strings.Contains(err.Error(), h.store.Dir+"/"+string(named("odd"))) ||
+					r.is != nil && !errors.Is(err, r.is) {
 					t.Errorf("error %v", err)
 				}
 				if errors.Is(err, ErrUnsupported) {
@@ -630,7 +641,8 @@ func TestOptionTooLong(t *testing.T) {
 	must(t, err)
 	defer views.Close()
 	h.views = views
-	if _, err := modes[0].make(h, c, listed); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "lowerdir is longer than 255 bytes: "+deep) {
+	if _, err := modes[0].make(h, c, listed); !errors.Is(err, ErrUnsupported) ||
+		!strings.Contains(err.Error(), "lowerdir is longer than 255 bytes: "+deep) {
 		t.Errorf("overlay: %v", err)
 	}
 	v, err := modes[1].make(h, c, listed)
@@ -648,14 +660,16 @@ func TestOptionTooLong(t *testing.T) {
 
 // The message includes the kernel's text about an option.
 func TestKernelMessage(t *testing.T) {
-	if _, err := newMount("tmpfs", []option{{"no-such-option", "x"}}); err == nil || !strings.Contains(err.Error(), "tmpfs option no-such-option=x: invalid argument; kernel: ") {
+	if _, err := newMount("tmpfs", []option{{"no-such-option", "x"}}); err == nil ||
+		!strings.Contains(err.Error(), "tmpfs option no-such-option=x: invalid argument; kernel: ") {
 		t.Errorf("error %v", err)
 	}
 	if _, err := newMount("no-such-fs", nil); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("error %v", err)
 	}
 	h := newHost(t)
-	if _, err := NewOverlay(h.store, Layer{h.dir + "/nowhere"}, listed); errors.Is(err, ErrUnsupported) || !errors.Is(err, fs.ErrNotExist) {
+	if _, err := NewOverlay(h.store, Layer{h.dir + "/nowhere"}, listed); errors.Is(err, ErrUnsupported) ||
+		!errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -107,7 +107,8 @@ func TestWritten(t *testing.T) {
 		os.WriteFile(path("a-directory")+"/new", []byte("new"), 0o644),
 		os.WriteFile(path("file"), []byte("changed"), 0o644),
 		os.WriteFile(path("a-directory")+"/bin/run", []byte("changed"), 0o644),
-		os.Chmod(path("program"), 0o777), os.Lchown(path("link"), 7, 7), unix.Setxattr(path("large-file"), "trusted.x", []byte("x"), 0),
+		os.Chmod(path("program"), 0o777), os.Lchown(path("link"), 7, 7),
+		unix.Setxattr(path("large-file"), "trusted.x", []byte("x"), 0),
 		os.Remove(path("empty-file")), os.RemoveAll(path("empty-directory")),
 		os.Rename(path("relative-link"), path("renamed-link")), os.Rename(path("owned-directory"), path("renamed")),
 		os.Rename(path("a-directory")+"/share", path("share")),
@@ -141,11 +142,14 @@ func TestForeignNames(t *testing.T) {
 	c := h.fill(t)
 	at, _ := attach(t, h, "target", newWritable(1<<20), c, listed)
 	foreign, file := at+"/"+string(named("foreign")), at+"/"+string(named("file"))+".lock"
-	must(t, os.Mkdir(foreign, 0o755), os.WriteFile(file, nil, 0o644), os.Mkdir(at+"/redirected", 0o755), os.Mkdir(at+"/"+linksDir, 0o755))
-	for _, p := range []string{foreign, file, at, at + "/redirected", at + "/" + string(named("empty-directory")), at + "/" + string(named("file"))} {
+	must(t, os.Mkdir(foreign, 0o755), os.WriteFile(file, nil, 0o644), os.Mkdir(at+"/redirected", 0o755),
+		os.Mkdir(at+"/"+linksDir, 0o755))
+	for _, p := range []string{foreign, file, at, at + "/redirected", at + "/" + string(named("empty-directory")),
+		at + "/" + string(named("file"))} {
 		for name, values := range map[string][]string{
 			xattrOpaque: {"n", "x", ""}, xattrMetacopy: {""},
-			xattrRedirect: {"/" + string(named("foreign")), string(named("foreign")), "/../" + string(named("foreign")), "/" + shown + "/" + string(named("foreign"))},
+			xattrRedirect: {"/" + string(named("foreign")), string(named("foreign")), "/../" + string(named("foreign")),
+				"/" + shown + "/" + string(named("foreign"))},
 		} {
 			for _, v := range values {
 				// Before Linux 6.7 the kernel refuses it. Since then it keeps the
@@ -161,7 +165,8 @@ func TestForeignNames(t *testing.T) {
 	}
 	// The kernel looks everything up again.
 	must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("2\n"), 0))
-	for _, dir := range []string{foreign, at + "/redirected", at + "/" + linksDir, at + "/" + string(named("empty-directory"))} {
+	for _, dir := range []string{foreign, at + "/redirected", at + "/" + linksDir,
+		at + "/" + string(named("empty-directory"))} {
 		if got := list(t, dir); len(got) > 0 {
 			t.Errorf("in %s: %q", dir, got)
 		}
@@ -255,7 +260,8 @@ func TestWritableChecks(t *testing.T) {
 	layer, err := EnsureLayer(t.Context(), h.views, h.store, c, listed)
 	must(t, err, unix.Removexattr(layer.path+"/"+shown+"/"+string(named("a-directory")), xattrRedirect))
 	v := NewWritable(h.store, c, layer, listed, 1<<20, container)
-	if err := v.Attach(h.target(t, "target")); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "shows without its content") {
+	if err := v.Attach(h.target(t, "target")); !errors.Is(err, ErrUnsupported) ||
+		!strings.Contains(err.Error(), "shows without its content") {
 		t.Errorf("error %v", err)
 	}
 	if all := mountsAt(t, h.dir); len(all) > 0 {

@@ -32,13 +32,16 @@ func newPlugin(t *testing.T) (_ *plugin, dir, root string) {
 		t.Fatal(err)
 	}
 	root = dir + "/nix/store/" + strings.Repeat("0", 32) + "-hello"
-	config := fmt.Sprintf("store-dir = %q\nstate-dir = %q\nruntime-dir = %q\nlog-file = %q\n", dir+"/nix/store", dir+"/nix/var/nix", dir+"/run", dir+"/log")
-	if err := errors.Join(os.MkdirAll(root, 0o755), os.MkdirAll(dir+"/nix/var/nix", 0o755), os.WriteFile(dir+"/config.toml", []byte(config), 0o600)); err != nil {
+	config := fmt.Sprintf("store-dir = %q\nstate-dir = %q\nruntime-dir = %q\nlog-file = %q\n", dir+"/nix/store",
+		dir+"/nix/var/nix", dir+"/run", dir+"/log")
+	if err := errors.Join(os.MkdirAll(root, 0o755), os.MkdirAll(dir+"/nix/var/nix", 0o755),
+		os.WriteFile(dir+"/config.toml", []byte(config), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	return &plugin{
 		config: dir + "/config.toml", hook: "/opt/hook", gvisor: []string{"runsc"},
-		log: &logrus.Logger{Out: io.Discard, Formatter: &logrus.TextFormatter{}, Level: logrus.InfoLevel}, metrics: newMetrics(),
+		log:     &logrus.Logger{Out: io.Discard, Formatter: &logrus.TextFormatter{}, Level: logrus.InfoLevel},
+		metrics: newMetrics(),
 	}, dir, root
 }
 
@@ -49,9 +52,12 @@ func TestAdjust(t *testing.T) {
 		return &api.Mount{Source: source, Destination: destination, Type: "bind", Options: []string{"rbind", "ro"}}
 	}
 	hook := func(stage string) []*api.Hook {
-		return []*api.Hook{{Path: "/opt/hook", Args: []string{"nix-closure-hook", "--config", p.config, "--engine", "containerd", stage}, Env: []string{"LC_ALL=C"}}}
+		return []*api.Hook{{Path: "/opt/hook",
+			Args: []string{"nix-closure-hook", "--config", p.config, "--engine", "containerd", stage},
+			Env:  []string{"LC_ALL=C"}}}
 	}
-	const noOverlay = "nix-closure: container app: nix-closure-nri: gVisor calls hooks in a user namespace, where the kernel makes no overlay that shows the closure; ask for mode bind or auto, and not for a writable store"
+	const noOverlay = "nix-closure: container app: nix-closure-nri: gVisor calls hooks in a user namespace, where " +
+		"the kernel makes no overlay that shows the closure; ask for mode bind or auto, and not for a writable store"
 	for _, c := range []struct {
 		name                string
 		pod, own            map[string]string // annotations
@@ -65,39 +71,60 @@ func TestAdjust(t *testing.T) {
 	}{
 		{name: "no annotation", pod: map[string]string{"a": "b"}, nothing: true},
 		{name: "the pod's", pod: map[string]string{"nix-closure/roots": root, "a": "b"},
-			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app",
+				"io.kubernetes.cri.sandbox-namespace": "team"}},
 		{name: "the container's", pod: map[string]string{"app.nix-closure/roots": root},
-			passedOn: map[string]string{"app.nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
+			passedOn: map[string]string{"app.nix-closure/roots": root, "io.kubernetes.cri.container-name": "app",
+				"io.kubernetes.cri.sandbox-namespace": "team"}},
 		{name: "another container's", pod: map[string]string{"db.nix-closure/roots": root}, nothing: true},
 		{name: "the pod's author says who it is", pod: map[string]string{"nix-closure/roots": root},
-			own:      map[string]string{"io.kubernetes.cri.container-name": "db", "io.kubernetes.cri.sandbox-namespace": "other"},
-			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
-		{name: "the pod's author says who it is in the other engine's words", pod: map[string]string{"nix-closure/roots": root},
-			own:   map[string]string{"io.kubernetes.container.name": "db"},
-			fails: "nix-closure: container app: reading the annotations: annotation io.kubernetes.container.name: says which container of a pod this is, and containerd never sets it; an image or a user may have: take it out"},
+			own: map[string]string{"io.kubernetes.cri.container-name": "db",
+				"io.kubernetes.cri.sandbox-namespace": "other"},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app",
+				"io.kubernetes.cri.sandbox-namespace": "team"}},
+		{name: "the pod's author says who it is in the other engine's words",
+			pod: map[string]string{"nix-closure/roots": root},
+			own: map[string]string{"io.kubernetes.container.name": "db"},
+			fails: "nix-closure: container app: reading the annotations: annotation io.kubernetes.container.name: " +
+				"says which container of a pod this is, and containerd never sets it; an image or a user may have: " +
+				"take it out"},
 		// An engine reports annotations that are not in config.json.
 		{name: "on the container itself", own: map[string]string{"nix-closure/roots": root, "a": "b"},
-			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
-		{name: "on both", pod: map[string]string{"nix-closure/roots": "/elsewhere"}, own: map[string]string{"nix-closure/roots": root},
-			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
-		{name: "no sandbox, whatever it says", pod: map[string]string{"nix-closure/roots": root}, own: map[string]string{"io.kubernetes.cri.container-type": "sandbox"},
-			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team", "io.kubernetes.cri.container-type": "container"}},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app",
+				"io.kubernetes.cri.sandbox-namespace": "team"}},
+		{name: "on both", pod: map[string]string{"nix-closure/roots": "/elsewhere"},
+			own: map[string]string{"nix-closure/roots": root},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app",
+				"io.kubernetes.cri.sandbox-namespace": "team"}},
+		{name: "no sandbox, whatever it says", pod: map[string]string{"nix-closure/roots": root},
+			own: map[string]string{"io.kubernetes.cri.container-type": "sandbox"},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app",
+				"io.kubernetes.cri.sandbox-namespace": "team", "io.kubernetes.cri.container-type": "container"}},
 		{name: "what the view replaces", pod: map[string]string{"nix-closure/roots": root},
-			mounts:   []*api.Mount{bind(storeDir, storeDir), bind(root, "/conf"), bind(dir+"/nix", dir+"/nix")},
-			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"},
-			removed:  []string{"-" + storeDir, "-" + dir + "/nix"}},
+			mounts: []*api.Mount{bind(storeDir, storeDir), bind(root, "/conf"), bind(dir+"/nix", dir+"/nix")},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app",
+				"io.kubernetes.cri.sandbox-namespace": "team"},
+			removed: []string{"-" + storeDir, "-" + dir + "/nix"}},
 		{name: "gVisor", pod: map[string]string{"nix-closure/roots": root}, handler: "runsc", createContainerOnly: true,
-			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team"}},
-		{name: "an overlay under gVisor", pod: map[string]string{"nix-closure/roots": root, "nix-closure/mode": "overlay"}, handler: "runsc", fails: noOverlay},
-		{name: "writing under gVisor", pod: map[string]string{"nix-closure/roots": root, "nix-closure/writable": "true"}, handler: "runsc", fails: noOverlay},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app",
+				"io.kubernetes.cri.sandbox-namespace": "team"}},
+		{name: "an overlay under gVisor",
+			pod: map[string]string{"nix-closure/roots": root, "nix-closure/mode": "overlay"}, handler: "runsc",
+			fails: noOverlay},
+		{name: "writing under gVisor", pod: map[string]string{"nix-closure/roots": root,
+			"nix-closure/writable": "true"}, handler: "runsc", fails: noOverlay},
 		{name: "a leak", pod: map[string]string{"nix-closure/roots": root}, mounts: []*api.Mount{bind(storeDir, "/x")},
-			fails: "nix-closure: container app: looking at the container's mounts: mount of " + storeDir + " on /x: shows " + storeDir + " of the host, and with it more than the closure; take the mount out"},
+			fails: "nix-closure: container app: looking at the container's mounts: mount of " + storeDir +
+				" on /x: shows " + storeDir + " of the host, and with it more than the closure; take the mount out"},
 		{name: "a typing mistake", pod: map[string]string{"nix-closure/root": root},
-			fails: "nix-closure: container app: reading the annotations: annotation nix-closure/root: unknown; the keys are roots, closure-info, mode, registration, listing, writable"},
+			fails: "nix-closure: container app: reading the annotations: annotation nix-closure/root: unknown; the " +
+				"keys are roots, closure-info, mode, registration, listing, writable"},
 		{name: "another namespace than the engine's", pod: map[string]string{"nix-closure/roots": root},
-			own: map[string]string{"io.kubernetes.cri.sandbox-namespace": "other", "io.kubernetes.pod.namespace": "other"},
-			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app", "io.kubernetes.cri.sandbox-namespace": "team",
-				"io.kubernetes.pod.namespace": "other"}},
+			own: map[string]string{"io.kubernetes.cri.sandbox-namespace": "other",
+				"io.kubernetes.pod.namespace": "other"},
+			passedOn: map[string]string{"nix-closure/roots": root, "io.kubernetes.cri.container-name": "app",
+				"io.kubernetes.cri.sandbox-namespace": "team",
+				"io.kubernetes.pod.namespace":         "other"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			pod := &api.PodSandbox{Name: "web", Namespace: "team", Annotations: c.pod, RuntimeHandler: c.handler}
@@ -138,14 +165,17 @@ func TestAdjust(t *testing.T) {
 	if _, err := p.Configure(t.Context(), "", "cri-o", "1.34"); err != nil {
 		t.Fatal(err)
 	}
-	got := annotationsOf(p.engine(), &api.PodSandbox{Namespace: "team", Annotations: map[string]string{"nix-closure/roots": root}},
+	got := annotationsOf(p.engine(), &api.PodSandbox{Namespace: "team",
+		Annotations: map[string]string{"nix-closure/roots": root}},
 		&api.Container{Name: "app", Annotations: map[string]string{"io.kubernetes.pod.namespace": "other"}})
-	want := map[string]string{"nix-closure/roots": root, "io.kubernetes.container.name": "app", "io.kubernetes.pod.namespace": "team"}
+	want := map[string]string{"nix-closure/roots": root, "io.kubernetes.container.name": "app",
+		"io.kubernetes.pod.namespace": "team"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("of CRI-O (-want +got)\n%s", diff)
 	}
 	// All of them were counted.
-	for _, want := range []string{"containers_seen_total 16", "containers_adjusted_total 9", "containers_refused_total 5", "create_container_seconds_count 16"} {
+	for _, want := range []string{"containers_seen_total 16", "containers_adjusted_total 9",
+		"containers_refused_total 5", "create_container_seconds_count 16"} {
 		if got := metricsOf(p); !strings.Contains(got, "nix_closure_"+want+"\n") {
 			t.Errorf("metrics lack %s:\n%s", want, got)
 		}
@@ -266,7 +296,8 @@ func TestSynchronize(t *testing.T) {
 	running := api.ContainerState_CONTAINER_RUNNING
 	_, err := p.Synchronize(t.Context(), pods, []*api.Container{
 		container("attached", "asks", running), container("half", "asks", running), container("open", "asks", running),
-		container("ended", "asks", api.ContainerState_CONTAINER_STOPPED), container("other", "other", running), container("not-db", "db", running),
+		container("ended", "asks", api.ContainerState_CONTAINER_STOPPED), container("other", "other", running),
+		container("not-db", "db", running),
 	})
 	if err != nil || !p.connected.Load() {
 		t.Fatalf("%v, connected: %v", err, p.connected.Load())
@@ -283,7 +314,8 @@ func TestSynchronize(t *testing.T) {
 
 func metricsOf(p *plugin) string {
 	answer := httptest.NewRecorder()
-	promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP(answer,
+		httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	return answer.Body.String()
 }
 

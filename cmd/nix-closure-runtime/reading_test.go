@@ -29,16 +29,20 @@ var readings = map[string]func(args []string) (file string, makes bool){"runc": 
 
 // runcReads reads as urfave/cli, version 1, does with Go's package flag.
 func runcReads(args []string) (file string, makes bool) {
-	global := goFlags("log", "log-format", "root", "criu", "rootless", "-debug", "-systemd-cgroup", "-help", "-h", "-version", "-v")
-	if global.Parse(args) != nil || isSet(global, "help", "h", "version", "v") || global.NArg() == 0 || !commandline.IsMaker(global.Arg(0)) {
+	global := goFlags("log", "log-format", "root", "criu", "rootless", "-debug", "-systemd-cgroup", "-help", "-h",
+		"-version", "-v")
+	if global.Parse(args) != nil || isSet(global, "help", "h", "version", "v") || global.NArg() == 0 ||
+		!commandline.IsMaker(global.Arg(0)) {
 		return "", false
 	}
-	names := []string{"bundle", "b", "console-socket", "pid-file", "pidfd-socket", "preserve-fds", "-no-new-keyring", "-no-pivot", "-help", "-h"}
+	names := []string{"bundle", "b", "console-socket", "pid-file", "pidfd-socket", "preserve-fds", "-no-new-keyring",
+		"-no-pivot", "-help", "-h"}
 	switch global.Arg(0) {
 	case "run":
 		names = append(names, "-detach", "-d", "-keep", "-no-subreaper")
 	case "restore":
-		names = append(names, "-detach", "-d", "-no-subreaper", "image-path", "work-path", "manage-cgroups-mode", "empty-ns", "lsm-profile", "lsm-mount-context",
+		names = append(names, "-detach", "-d", "-no-subreaper", "image-path", "work-path", "manage-cgroups-mode",
+			"empty-ns", "lsm-profile", "lsm-mount-context",
 			"-tcp-established", "-ext-unix-sk", "-shell-job", "-file-locks", "-auto-dedup", "-lazy-pages")
 	}
 	own := goFlags(names...)
@@ -115,12 +119,14 @@ func reordered(f *flag.FlagSet, args []string) []string {
 
 // crunReads reads as argp does with getopt_long, and stops at the first operand.
 func crunReads(args []string) (file string, makes bool) {
-	global := getopt{long: []string{"debug", "cgroup-manager=", "systemd-cgroup", "log=", "log-format=", "log-level=", "root=", "rootless=", "version"}, short: "vV"}
+	global := getopt{long: []string{"debug", "cgroup-manager=", "systemd-cgroup", "log=", "log-format=", "log-level=",
+		"root=", "rootless=", "version"}, short: "vV"}
 	rest, ok := global.parse(args)
 	if !ok || global.has("version", "v", "V") || len(rest) == 0 || !commandline.IsMaker(rest[0]) {
 		return "", false
 	}
-	own := getopt{long: []string{"bundle=", "config=", "console-socket=", "preserve-fds=", "pid-file=", "no-subreaper", "no-new-keyring", "no-pivot"}, short: "b:f:"}
+	own := getopt{long: []string{"bundle=", "config=", "console-socket=", "preserve-fds=", "pid-file=", "no-subreaper",
+		"no-new-keyring", "no-pivot"}, short: "b:f:"}
 	most := 1
 	switch rest[0] {
 	case "run":
@@ -128,7 +134,8 @@ func crunReads(args []string) (file string, makes bool) {
 	case "restore":
 		most = 2
 		own = getopt{
-			long: []string{"bundle=", "image-path=", "work-path=", "tcp-established", "ext-unix-sk", "shell-job", "detach", "pid-file=", "console-socket=", "file-locks", "manage-cgroups-mode="}, short: "b:d",
+			long: []string{"bundle=", "image-path=", "work-path=", "tcp-established", "ext-unix-sk", "shell-job",
+				"detach", "pid-file=", "console-socket=", "file-locks", "manage-cgroups-mode="}, short: "b:d",
 		}
 	}
 	if rest, ok = own.parse(rest[1:]); !ok || len(rest) < 1 || len(rest) > most {
@@ -237,7 +244,9 @@ func (g *getopt) find(name string) (string, bool) {
 // The readings match the real runtimes. The test watches which config.json they open.
 func TestReadings(t *testing.T) {
 	random := rand.New(rand.NewSource(1))
-	words := strings.Split("create run create run --bundle --bundle=A -b -b=A -bA --bund A B A B ID ID ID --pid-file --pid-file=p --no-pivot --detach -d -- - --log --log=l --debug --conf -f c.json -fc.json --unknown ID -db --bundle=B", " ")
+	words := strings.Split("create run create run --bundle --bundle=A -b -b=A -bA --bund A B A B ID ID ID --pid-file "+
+		"--pid-file=p --no-pivot --detach -d -- - --log --log=l --debug --conf -f c.json -fc.json --unknown ID -db "+
+		"--bundle=B", " ")
 	all := slices.Clone(lines)
 	for range 100 {
 		var l []string

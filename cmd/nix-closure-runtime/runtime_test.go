@@ -19,7 +19,8 @@ func TestChoose(t *testing.T) {
 		}
 	}
 	for _, file := range []string{"of-runc/state.json", "of-crun/status", "nobodys/other"} {
-		if err := errors.Join(os.MkdirAll(dir+"/root/"+filepath.Dir(file), 0o755), os.WriteFile(dir+"/root/"+file, nil, 0o644)); err != nil {
+		if err := errors.Join(os.MkdirAll(dir+"/root/"+filepath.Dir(file), 0o755),
+			os.WriteFile(dir+"/root/"+file, nil, 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}

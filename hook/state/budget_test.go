@@ -36,7 +36,8 @@ func TestLimit(t *testing.T) {
 		{"nr_inodes=1000,size=4M", config.Config{}, view.Cost{Inodes: 250, Bytes: 1 << 20}},
 		{"nr_inodes=1000,size=4M", config.Config{RuntimeInodes: 17}, view.Cost{Inodes: 17, Bytes: 1 << 20}},
 		{"nr_inodes=1000,size=4M", config.Config{RuntimeSize: 8 << 20}, view.Cost{Inodes: 250, Bytes: 8 << 20}},
-		{"nr_inodes=1000,size=4M", config.Config{RuntimeInodes: 1, RuntimeSize: 4096}, view.Cost{Inodes: 1, Bytes: 4096}},
+		{"nr_inodes=1000,size=4M", config.Config{RuntimeInodes: 1, RuntimeSize: 4096},
+			view.Cost{Inodes: 1, Bytes: 4096}},
 		{"nr_inodes=0,size=0", config.Config{}, view.Cost{Inodes: none, Bytes: none}},
 		{"nr_inodes=0,size=4M", config.Config{RuntimeInodes: 5}, view.Cost{Inodes: 5, Bytes: 1 << 20}},
 	} {
@@ -70,9 +71,13 @@ func TestMakeRoom(t *testing.T) {
 		{"all fits", 1000, 0, Swept{}, false},
 		{"one goes", 604, 0, Swept{Views: []string{"a-old"}}, false},
 		{"by size", 0, 604 << 10, Swept{Views: []string{"a-old"}}, false},
-		{"small ones too, if they are old", 503, 0, Swept{Views: []string{"a-old"}, Registrations: []string{"r"}, Closures: []string{"c"}}, false},
-		{"all that may", 310, 0, Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"}, Closures: []string{"c"}}, false},
-		{"even that is too little", 300, 0, Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"}, Closures: []string{"c"}}, true},
+		{"small ones too, if they are old", 503, 0,
+			Swept{Views: []string{"a-old"}, Registrations: []string{"r"}, Closures: []string{"c"}}, false},
+		{"all that may", 310, 0, Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"},
+			Closures: []string{"c"}}, false},
+		{"even that is too little", 300, 0,
+			Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"},
+				Closures: []string{"c"}}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)
@@ -94,7 +99,9 @@ func TestMakeRoom(t *testing.T) {
 				limit.RuntimeSize = math.MaxInt64
 			}
 			swept, err := newDir(t, h, limit).MakeRoom(t.Context(), need)
-			if (err != nil) != c.full || err != nil && !strings.Contains(err.Error(), "raise runtime-inodes or runtime-size in the configuration, or end containers") {
+			if (err != nil) != c.full ||
+				err != nil && !strings.Contains(err.Error(),
+					"raise runtime-inodes or runtime-size in the configuration, or end containers") {
 				t.Errorf("error %v", err)
 			}
 			if fmt.Sprint(swept) != fmt.Sprint(c.removed) {
@@ -127,7 +134,8 @@ func TestMakeRoomWhileMaking(t *testing.T) {
 		t.Errorf("%+v, %v", swept, err)
 	}
 	builder.Close()
-	if swept, err := d.MakeRoom(t.Context(), view.Cost{Inodes: 60}); err != nil || !slices.Equal(swept.Views, []string{"v.new"}) {
+	if swept, err := d.MakeRoom(t.Context(), view.Cost{Inodes: 60}); err != nil ||
+		!slices.Equal(swept.Views, []string{"v.new"}) {
 		t.Errorf("abandoned: %+v, %v", swept, err)
 	}
 }

@@ -57,7 +57,8 @@ func TestSweepCache(t *testing.T) {
 			if diff := cmp.Diff(want, h.sweep(t, c.unused, true)); diff != "" || !exists(t, h.dir+"/run/cache/nix") {
 				t.Errorf("a dry run (-want +got)\n%s", diff)
 			}
-			if diff := cmp.Diff(want, h.sweep(t, c.unused, false)); diff != "" || exists(t, h.dir+"/run/cache") == c.swept {
+			if diff := cmp.Diff(want, h.sweep(t, c.unused, false)); diff != "" ||
+				exists(t, h.dir+"/run/cache") == c.swept {
 				t.Errorf("a sweep (-want +got)\n%s", diff)
 			}
 			release()

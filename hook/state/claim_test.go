@@ -33,7 +33,8 @@ func TestClaim(t *testing.T) {
 			all.Go(func() {
 				<-begin
 				_, attached, err := d.Claim(t.Context(), r)
-				if attached || err != nil && !strings.Contains(err.Error(), "of another container with this ID is running (bundle /") {
+				if attached || err != nil &&
+					!strings.Contains(err.Error(), "of another container with this ID is running (bundle /") {
 					t.Errorf("%d: %v, %v", i, attached, err)
 				}
 				if err == nil {
@@ -74,10 +75,13 @@ func TestClaimAgain(t *testing.T) {
 		attached bool
 		refused  bool
 	}{
-		{name: "attached", old: Record{ID: "web", Bundle: "/a", Pid: own.Pid, PidStart: own.PidStart, Attached: true}, new: own, attached: true},
+		{name: "attached", old: Record{ID: "web", Bundle: "/a", Pid: own.Pid, PidStart: own.PidStart, Attached: true},
+			new: own, attached: true},
 		{name: "a hook was killed", old: own, new: own},
-		{name: "another start of the process's number", old: Record{ID: "web", Bundle: "/a", Pid: own.Pid, PidStart: 1, Attached: true}, new: own},
-		{name: "another bundle", old: Record{ID: "web", Bundle: "/b", Pid: own.Pid, PidStart: own.PidStart}, new: own, refused: true},
+		{name: "another start of the process's number",
+			old: Record{ID: "web", Bundle: "/a", Pid: own.Pid, PidStart: 1, Attached: true}, new: own},
+		{name: "another bundle", old: Record{ID: "web", Bundle: "/b", Pid: own.Pid, PidStart: own.PidStart}, new: own,
+			refused: true},
 		{name: "another process", old: own, new: Record{ID: "web", Bundle: "/a", Pid: 1, PidStart: 1}, refused: true},
 	} {
 		h.make(t, c.old)
@@ -137,11 +141,13 @@ func TestClaimReserve(t *testing.T) {
 	if got, _, err := d.Record("web"); err != nil || !cmp.Equal(got, r) {
 		t.Errorf("%+v, %v, want %+v", got, err, r)
 	}
-	if exists(t, h.dir+"/run/views/v@web") || !exists(t, h.dir+"/run/registrations/db@web") || !exists(t, h.store.GCRoots().Of("web")) {
+	if exists(t, h.dir+"/run/views/v@web") || !exists(t, h.dir+"/run/registrations/db@web") ||
+		!exists(t, h.store.GCRoots().Of("web")) {
 		t.Errorf("views %q, registrations %q", list(t, h.dir+"/run/views"), list(t, h.dir+"/run/registrations"))
 	}
 	must(t, c.Undo(t.Context()))
-	if left := list(t, h.dir+"/run/registrations"); len(left) > 0 || exists(t, h.dir+"/run/containers/web.json") || exists(t, h.store.GCRoots().Of("web")) {
+	if left := list(t, h.dir+"/run/registrations"); len(left) > 0 || exists(t, h.dir+"/run/containers/web.json") ||
+		exists(t, h.store.GCRoots().Of("web")) {
 		t.Errorf("left: %q", left)
 	}
 }

@@ -46,7 +46,8 @@ func TestOpenRefuses(t *testing.T) {
 		make func(path string) error
 		want string // text after the path
 	}{
-		{"another's", func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, 1234, 0)) }, " belongs to user 1234, not to user 0 who runs the hook"},
+		{"another's", func(path string) error { return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, 1234, 0)) },
+			" belongs to user 1234, not to user 0 who runs the hook"},
 		{"0755", dir(0o755), others("0755")},
 		{"0777 and sticky", dir(0o777 | fs.ModeSticky), others("0777")},
 		{"the group may enter", dir(0o710), others("0710")},
@@ -56,8 +57,14 @@ func TestOpenRefuses(t *testing.T) {
 		{"a link to another's", func(path string) error {
 			return errors.Join(os.Mkdir(path+"2", 0o700), os.Chown(path+"2", 1234, 0), os.Symlink(path+"2", path))
 		}, " is a symbolic link"},
-		{"a link to this user's own", func(path string) error { return errors.Join(os.Mkdir(path+"4", 0o700), os.Symlink(path+"4", path)) }, " is a symbolic link"},
-		{"a link to an open one", func(path string) error { return errors.Join(os.Mkdir(path+"3", 0o755), os.Symlink(path+"3", path)) }, " is a symbolic link"},
+		{"a link to this user's own", func(path string) error {
+			return errors.Join(os.Mkdir(path+"4", 0o700),
+				os.Symlink(path+"4", path))
+		}, " is a symbolic link"},
+		{"a link to an open one", func(path string) error {
+			return errors.Join(os.Mkdir(path+"3", 0o755),
+				os.Symlink(path+"3", path))
+		}, " is a symbolic link"},
 		{"a file", func(path string) error { return os.WriteFile(path, nil, 0o600) }, ""},
 		{"a link that leads nowhere", func(path string) error { return os.Symlink("nowhere", path) }, ""},
 		{"a file for a directory in it", func(path string) error {

@@ -25,7 +25,8 @@ func TestLockID(t *testing.T) {
 	other.release()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := d.lockID(ctx, "web"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "waiting for the lock of the container ID in "+d.path+"/locks") {
+	if _, err := d.lockID(ctx, "web"); !errors.Is(err, context.DeadlineExceeded) ||
+		!strings.Contains(err.Error(), "waiting for the lock of the container ID in "+d.path+"/locks") {
 		t.Errorf("error %v", err)
 	}
 	comm, err := os.ReadFile("/proc/self/comm")

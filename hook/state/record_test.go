@@ -25,7 +25,8 @@ func TestRecord(t *testing.T) {
 		t.Errorf("before there is one: %+v, %v, %v", r, ok, err)
 	}
 	want := Record{
-		ID: "web", Bundle: "/run/b", Pid: 4711, PidStart: 18446744073709551615, Roots: []closure.BaseName{named("a")}, Mode: spec.ModeOverlay,
+		ID: "web", Bundle: "/run/b", Pid: 4711, PidStart: 18446744073709551615, Roots: []closure.BaseName{named("a")},
+		Mode:   spec.ModeOverlay,
 		Digest: strings.Repeat("0", 64), GCRoots: "/g", Created: time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC),
 	}
 	must(t, d.writeRecord(want))
@@ -59,10 +60,12 @@ func TestDamagedRecord(t *testing.T) {
 		if _, _, err := d.Record("web"); err == nil {
 			t.Errorf("%s: read", name)
 		}
-		if _, _, err := d.Claim(t.Context(), Record{ID: "web", Bundle: "/b"}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, _, err := d.Claim(t.Context(), Record{ID: "web", Bundle: "/b"}); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%s: claimed: %v", name, err)
 		}
-		if swept, err := newDir(t, h).Sweep(t.Context(), 0, false); err == nil || !strings.Contains(err.Error(), want) || len(swept.Records) > 0 {
+		if swept, err := newDir(t, h).Sweep(t.Context(), 0, false); err == nil ||
+			!strings.Contains(err.Error(), want) || len(swept.Records) > 0 {
 			t.Errorf("%s: swept %+v, %v", name, swept, err)
 		}
 		if _, _, err := d.End(t.Context(), "web", "/b"); err == nil || !strings.Contains(err.Error(), want) {
@@ -73,7 +76,8 @@ func TestDamagedRecord(t *testing.T) {
 		}
 	}
 	must(t, h.store.GCRoots().Add(h.store, "web", []closure.BaseName{named("hello")}))
-	for _, text := range []string{"", "{", "null", "[]", `"x"`, `{"id":7}`, `{"pid":"1"}`, `{"id":"web","bundle":"/b","created":"yesterday"}`, "\x00\x00"} {
+	for _, text := range []string{"", "{", "null", "[]", `"x"`, `{"id":7}`, `{"pid":"1"}`,
+		`{"id":"web","bundle":"/b","created":"yesterday"}`, "\x00\x00"} {
 		must(t, os.WriteFile(file, []byte(text), 0o600))
 		if _, ok, err := d.Record("web"); !errors.Is(err, errDamaged) || ok {
 			t.Errorf("%q: %v, %v", text, ok, err)
@@ -141,7 +145,8 @@ func TestLiveSharedPID(t *testing.T) {
 	}
 	// A restarted container is the same container.
 	h.make(t, ended(t, Record{ID: "web", SharedPID: true, Bundle: bundle, Attached: true}))
-	if _, attached, err := newDir(t, h).Claim(t.Context(), runs(t, Record{ID: "web", SharedPID: true, Bundle: bundle})); attached || err != nil {
+	if _, attached, err := newDir(t, h).Claim(t.Context(),
+		runs(t, Record{ID: "web", SharedPID: true, Bundle: bundle})); attached || err != nil {
 		t.Errorf("%v, %v", attached, err)
 	}
 }
@@ -151,8 +156,11 @@ func TestLiveUnknown(t *testing.T) {
 	defer func() { proc.Dir = "/proc" }()
 	for name, make := range map[string]func(stat string) error{
 		"not understood": func(stat string) error { return os.WriteFile(stat, []byte("7 (x) R 1"), 0o600) },
-		"no number":      func(stat string) error { return os.WriteFile(stat, []byte("7 (x) R"+strings.Repeat(" x", 30)), 0o600) },
-		"unreadable":     func(stat string) error { return os.Mkdir(stat, 0o700) },
+		"no number": func(stat string) error {
+			return os.WriteFile(stat,
+				[]byte("7 (x) R"+strings.Repeat(" x", 30)), 0o600)
+		},
+		"unreadable": func(stat string) error { return os.Mkdir(stat, 0o700) },
 	} {
 		proc.Dir = t.TempDir()
 		must(t, os.Mkdir(proc.Dir+"/7", 0o700), make(proc.Dir+"/7/stat"))
@@ -161,14 +169,16 @@ func TestLiveUnknown(t *testing.T) {
 		if live, err := (Record{Pid: 7}).live(); live || err == nil {
 			t.Errorf("%s: %v, %v", name, live, err)
 		}
-		if swept, err := newDir(t, h).Sweep(t.Context(), 0, false); err == nil || !strings.Contains(err.Error(), "record kept: ") || len(swept.Records) > 0 {
+		if swept, err := newDir(t, h).Sweep(t.Context(), 0, false); err == nil ||
+			!strings.Contains(err.Error(), "record kept: ") || len(swept.Records) > 0 {
 			t.Errorf("%s: swept %+v, %v", name, swept, err)
 		}
 		_, _, err := newDir(t, h).Claim(t.Context(), Record{ID: "web", Bundle: "/other", Pid: 8})
 		if err == nil || !strings.Contains(err.Error(), "remove "+h.dir+"/run/containers/web.json when it does not") {
 			t.Errorf("%s: claimed: %v", name, err)
 		}
-		if _, _, err := newDir(t, h).End(t.Context(), "web", "/b"); err == nil || !strings.Contains(err.Error(), "record kept: ") {
+		if _, _, err := newDir(t, h).End(t.Context(), "web", "/b"); err == nil ||
+			!strings.Contains(err.Error(), "record kept: ") {
 			t.Errorf("%s: ended: %v", name, err)
 		}
 		if !exists(t, h.dir+"/run/containers/web.json") || !exists(t, h.store.GCRoots().Of("web")) {
@@ -181,7 +191,8 @@ func TestLiveUnknown(t *testing.T) {
 // container.
 func TestLiveWithoutFirstThread(t *testing.T) {
 	cmd := exec.Command("/usr/bin/python3", "-c",
-		"import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start(); ctypes.CDLL(None).pthread_exit(None)")
+		"import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start(); "+
+			"ctypes.CDLL(None).pthread_exit(None)")
 	must(t, cmd.Start())
 	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
 	var fields []string

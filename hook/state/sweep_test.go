@@ -143,7 +143,8 @@ func TestSweepRecords(t *testing.T) {
 	}
 	swept, err := newDir(t, h).Sweep(t.Context(), 0, false)
 	for _, id := range []string{"empty", "cut-off", "no-record"} {
-		if want := h.dir + "/run/containers/" + id + ".json"; err == nil || !strings.Contains(err.Error(), "record kept: damaged record "+want) {
+		if want := h.dir + "/run/containers/" + id + ".json"; err == nil ||
+			!strings.Contains(err.Error(), "record kept: damaged record "+want) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
@@ -250,18 +251,25 @@ func TestSweepUnused(t *testing.T) {
 		{name: "view now", file: "views/v", unused: 0},
 		{name: "view used", file: "views/v", age: 9 * time.Hour, user: "runs", unused: UnusedFor, stays: true},
 		{name: "view used now", file: "views/v", age: 9 * time.Hour, user: "runs", unused: 0, stays: true},
-		{name: "view no longer used", file: "views/v", age: 9 * time.Hour, user: "ended", unused: UnusedFor, stays: true},
+		{name: "view no longer used", file: "views/v", age: 9 * time.Hour, user: "ended", unused: UnusedFor,
+			stays: true},
 		{name: "view no longer used now", file: "views/v", age: 9 * time.Hour, user: "ended", unused: 0},
-		{name: "view used by nobody that is known", file: "views/v", age: 9 * time.Hour, user: "unknown", unused: UnusedFor},
-		{name: "stale view its name used", file: "views/v.stale.X", age: 9 * time.Hour, user: "runs", unused: 0, stays: true},
+		{name: "view used by nobody that is known", file: "views/v", age: 9 * time.Hour, user: "unknown",
+			unused: UnusedFor},
+		{name: "stale view its name used", file: "views/v.stale.X", age: 9 * time.Hour, user: "runs", unused: 0,
+			stays: true},
 		{name: "stale view old", file: "views/v.stale.X", age: 9 * time.Hour, unused: UnusedFor},
 		{name: "half a view its name used", file: "views/v.new", user: "runs", unused: UnusedFor},
 		{name: "registration young", file: "registrations/v", age: 59 * time.Minute, unused: UnusedFor, stays: true},
 		{name: "registration old", file: "registrations/v", age: 61 * time.Minute, unused: UnusedFor},
-		{name: "registration used now", file: "registrations/v", age: 9 * time.Hour, user: "runs", unused: 0, stays: true},
-		{name: "registration no longer used", file: "registrations/v", age: 9 * time.Hour, user: "ended", unused: UnusedFor, stays: true},
-		{name: "registration no longer used now", file: "registrations/v", age: 9 * time.Hour, user: "ended", unused: 0},
-		{name: "registration used by nobody that is known", file: "registrations/v", age: 9 * time.Hour, user: "unknown", unused: UnusedFor},
+		{name: "registration used now", file: "registrations/v", age: 9 * time.Hour, user: "runs", unused: 0,
+			stays: true},
+		{name: "registration no longer used", file: "registrations/v", age: 9 * time.Hour, user: "ended",
+			unused: UnusedFor, stays: true},
+		{name: "registration no longer used now", file: "registrations/v", age: 9 * time.Hour, user: "ended",
+			unused: 0},
+		{name: "registration used by nobody that is known", file: "registrations/v", age: 9 * time.Hour,
+			user: "unknown", unused: UnusedFor},
 		{name: "closure young", file: "closures/c", age: 47 * time.Hour, unused: UnusedFor, stays: true},
 		{name: "closure old", file: "closures/c", age: 49 * time.Hour, unused: UnusedFor},
 		{name: "closure now", file: "closures/c", unused: 0},
@@ -363,7 +371,8 @@ func TestSweepDoesNotWait(t *testing.T) {
 	d := newDir(t, h)
 	h.make(t, ended(t, Record{ID: "web", View: "v"}))
 	must(t, h.store.GCRoots().Add(h.store, "earlier", nil), d.addRef(d.Views, "w", "nobody"),
-		os.Remove(h.store.GCRoots().Of("earlier")+"/.boot"), os.Symlink("another", h.store.GCRoots().Of("earlier")+"/.boot"))
+		os.Remove(h.store.GCRoots().Of("earlier")+"/.boot"),
+		os.Symlink("another", h.store.GCRoots().Of("earlier")+"/.boot"))
 	temporary, err := atomicfile.CreateTemporary(d.Closures, ".roots.ABC")
 	must(t, err)
 	fill(t, h.dir+"/run/registrations/.x.ABC-db")
@@ -395,7 +404,8 @@ func TestSweepDoesNotWait(t *testing.T) {
 	held.Close()
 	builder.Close()
 	h.sweep(t, 0, false)
-	for _, dir := range []string{"run/containers", "run/views", "run/registrations", "run/closures", "nix/var/nix/gcroots/nix-closure"} {
+	for _, dir := range []string{"run/containers", "run/views", "run/registrations", "run/closures",
+		"nix/var/nix/gcroots/nix-closure"} {
 		if left := list(t, h.dir+"/"+dir); len(left) > 0 {
 			t.Errorf("%s: left %q", dir, left)
 		}

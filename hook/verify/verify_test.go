@@ -19,7 +19,8 @@ func TestSelect(t *testing.T) {
 		{[]string{"aa1"}, "aa1"},
 		{[]string{"db", "aa2", "b"}, "aa2 b"},
 		{[]string{"w"}, "web"},
-		{[]string{"aa"}, `container "aa": 2 containers have this name, or an ID that begins with it; give more of the ID`},
+		{[]string{"aa"}, `container "aa": 2 containers have this name, or an ID that begins with it; give more ` +
+			`of the ID`},
 		{[]string{"web"}, "web"}, // the ID wins
 		{[]string{"c"}, `container "c": no container that asks for a closure has this ID or name`},
 		{[]string{""}, `container "": no container that asks for a closure has this ID or name`},

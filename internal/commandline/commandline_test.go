@@ -20,7 +20,8 @@ func TestParse(t *testing.T) {
 			want: Arguments{Makes: true, ID: "web", Bundle: "/b", Root: "/r", Log: "/l/log.json", LogFormat: "json"}},
 		{line: "--root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p " +
 			"--console-socket /s --no-pivot --no-new-keyring --preserve-fds 2 web",
-			want: Arguments{Makes: true, ID: "web", Bundle: "/b", Root: "/r", Log: "/l", LogFormat: "json", PreserveFDs: "2"}},
+			want: Arguments{Makes: true, ID: "web", Bundle: "/b", Root: "/r", Log: "/l", LogFormat: "json",
+				PreserveFDs: "2"}},
 		{line: "--systemd-cgroup --log-format=json --log /l create --bundle /b --pid-file /p web",
 			want: Arguments{Makes: true, ID: "web", Bundle: "/b", Log: "/l", LogFormat: "json"}},
 		{line: "--cgroup-manager cgroupfs --log-level debug --rootless auto --criu /c " +

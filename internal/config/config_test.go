@@ -19,8 +19,10 @@ import (
 func TestParse(t *testing.T) {
 	// Every default, spelled out a second time.
 	defaults := Config{
-		StoreDir: "/nix/store", StateDir: "/nix/var/nix", RuntimeDir: "/run/nix-closure", LogFile: "/var/log/nix-closure.log",
-		Mode: "auto", NixStore: "", Substitute: false, SubstituteTimeout: Duration(100 * time.Second), MaxPaths: 50000, Runtime: "runc",
+		StoreDir: "/nix/store", StateDir: "/nix/var/nix", RuntimeDir: "/run/nix-closure",
+		LogFile: "/var/log/nix-closure.log",
+		Mode:    "auto", NixStore: "", Substitute: false, SubstituteTimeout: Duration(100 * time.Second),
+		MaxPaths: 50000, Runtime: "runc",
 	}
 	but := func(change func(c *Config)) Config {
 		c := defaults
@@ -61,21 +63,27 @@ func TestParse(t *testing.T) {
 		{`max-paths = 1`, but(func(c *Config) { c.MaxPaths = 1 })},
 		{`max-paths = 1_000_000`, but(func(c *Config) { c.MaxPaths = 1000000 })},
 		{`runtime = "crun"`, but(func(c *Config) { c.Runtime = "crun" })},
-		{"[[allow]]\nroots = [\"/nix/store/*\"]", but(func(c *Config) { c.Allow = []policy.Rule{{Roots: []string{"/nix/store/*"}}} })},
+		{"[[allow]]\nroots = [\"/nix/store/*\"]",
+			but(func(c *Config) { c.Allow = []policy.Rule{{Roots: []string{"/nix/store/*"}}} })},
 		{
-			"[[allow]]\nnamespaces = [\"team-a\", \"team-b\"]\nroots = ['/nix/store/*-hello-[0-9]*', '/nix/var/nix/gcroots/teams/*/\\*']\n[[allow]]\nroots = [\"/etc/nix-closure/roots/?\"]",
+			"[[allow]]\nnamespaces = [\"team-a\", \"team-b\"]\nroots = ['/nix/store/*-hello-[0-9]*', " +
+				"'/nix/var/nix/gcroots/teams/*/\\*']\n[[allow]]\nroots = [\"/etc/nix-closure/roots/?\"]",
 			but(func(c *Config) {
 				c.Allow = []policy.Rule{
-					{Namespaces: []string{"team-a", "team-b"}, Roots: []string{"/nix/store/*-hello-[0-9]*", `/nix/var/nix/gcroots/teams/*/\*`}},
+					{Namespaces: []string{"team-a", "team-b"},
+						Roots: []string{"/nix/store/*-hello-[0-9]*", `/nix/var/nix/gcroots/teams/*/\*`}},
 					{Roots: []string{"/etc/nix-closure/roots/?"}},
 				}
 			}),
 		},
-		{"[allow]\nroots = [\"/x\"]", but(func(c *Config) { c.Allow = []policy.Rule{{Roots: []string{"/x"}}} })}, // one is one
+		{"[allow]\nroots = [\"/x\"]", but(func(c *Config) { c.Allow = []policy.Rule{{Roots: []string{"/x"}}} })},
+		// one is one
 		{`allow = [{roots = ["/x"]}]`, but(func(c *Config) { c.Allow = []policy.Rule{{Roots: []string{"/x"}}} })},
 		// The store directory is no glob, and may be named after the rules that are below it.
-		{"store-dir = '/a[b'\nallow = [{roots = ['/a[b/*-c']}]", but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []policy.Rule{{Roots: []string{"/a[b/*-c"}}} })},
-		{"allow = [{roots = ['/a[b/*-c']}]\nstore-dir = '/a[b'", but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []policy.Rule{{Roots: []string{"/a[b/*-c"}}} })},
+		{"store-dir = '/a[b'\nallow = [{roots = ['/a[b/*-c']}]",
+			but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []policy.Rule{{Roots: []string{"/a[b/*-c"}}} })},
+		{"allow = [{roots = ['/a[b/*-c']}]\nstore-dir = '/a[b'",
+			but(func(c *Config) { c.StoreDir, c.Allow = "/a[b", []policy.Rule{{Roots: []string{"/a[b/*-c"}}} })},
 		{"allow = [{roots = ['/nix/store/a/b']}]\nstore-dir = '/gnu/store'", but(func(c *Config) {
 			c.StoreDir, c.Allow = "/gnu/store", []policy.Rule{{Roots: []string{"/nix/store/a/b"}}}
 		})},
@@ -104,8 +112,10 @@ func TestParseRefuses(t *testing.T) {
 		notOption = ": has a colon, comma, backslash, quote or line break, which a mount option cannot carry"
 		rule      = "[[allow]] number 1: "
 		noRoots   = "roots: names none; say which store paths, or links to them, may be asked for"
-		notShell  = ": `[!` is not what it is in a shell; write `[^` for every other character, `[\\!` for an exclamation mark"
-		notGlob   = ": not a well-formed glob; a `[` is not closed, or a `\\` is the last; `\\` before a character makes it an ordinary one"
+		notShell  = ": `[!` is not what it is in a shell; write `[^` for every other character, `[\\!` for an " +
+			"exclamation mark"
+		notGlob = ": not a well-formed glob; a `[` is not closed, or a `\\` is the last; `\\` before a character " +
+			"makes it an ordinary one"
 	)
 	for _, c := range []struct{ in, want string }{
 		{`store-dir = ""`, `store-dir = ""` + notPath},
@@ -144,8 +154,10 @@ func TestParseRefuses(t *testing.T) {
 		{"[[allow]]\nnamespaces = [\"a\"]", rule + noRoots},
 		{"[[allow]]\nroots = []", rule + noRoots},
 		{"[[allow]]\nroots = [\"/x\"]\n[[allow]]\nroots = [\"/y\"]\n[[allow]]", "[[allow]] number 3: " + noRoots},
-		{"[[allow]]\nnamespaces = []\nroots = [\"/x\"]", rule + "namespaces = []: names none; leave it out for every container"},
-		{"[[allow]]\nnamespaces = [\"a\", \"\"]\nroots = [\"/x\"]", rule + `namespaces: "": not the name of a namespace; leave namespaces out for every container`},
+		{"[[allow]]\nnamespaces = []\nroots = [\"/x\"]",
+			rule + "namespaces = []: names none; leave it out for every container"},
+		{"[[allow]]\nnamespaces = [\"a\", \"\"]\nroots = [\"/x\"]",
+			rule + `namespaces: "": not the name of a namespace; leave namespaces out for every container`},
 		{`allow = [{roots = [""]}]`, rule + `roots: ""` + notPath},
 		{`allow = [{roots = ["/"]}]`, rule + `roots: "/"` + notPath},
 		{`allow = [{roots = ["*"]}]`, rule + `roots: "*"` + notPath},
@@ -164,9 +176,15 @@ func TestParseRefuses(t *testing.T) {
 		{`allow = [{roots = ["/nix/store/*-[a"]}]`, rule + `roots: "/nix/store/*-[a"` + notGlob},
 		{`allow = [{roots = ["/nix/store/*-[!s]*"]}]`, rule + `roots: "/nix/store/*-[!s]*"` + notShell},
 		{`allow = [{roots = ["/srv/[!s]/*"]}]`, rule + `roots: "/srv/[!s]/*"` + notShell},
-		{`allow = [{roots = ["/nix/store"]}]`, rule + `roots: "/nix/store": can never match, for a store path lies below it; every store path is "/nix/store/*"`},
-		{`allow = [{roots = ["/nix/store/*-hello/bin/*"]}]`, rule + `roots: "/nix/store/*-hello/bin/*": can never match, for a store path is directly below /nix/store; name the store path itself: "/nix/store/*-hello"`},
-		{"store-dir = '/gnu/store'\nallow = [{roots = ['/gnu/store/*/*']}]", rule + `roots: "/gnu/store/*/*": can never match, for a store path is directly below /gnu/store; name the store path itself: "/gnu/store/*"`},
+		{`allow = [{roots = ["/nix/store"]}]`,
+			rule + `roots: "/nix/store": can never match, for a store path lies below it; every store path is ` +
+				`"/nix/store/*"`},
+		{`allow = [{roots = ["/nix/store/*-hello/bin/*"]}]`,
+			rule + `roots: "/nix/store/*-hello/bin/*": can never match, for a store path is directly below ` +
+				`/nix/store; name the store path itself: "/nix/store/*-hello"`},
+		{"store-dir = '/gnu/store'\nallow = [{roots = ['/gnu/store/*/*']}]",
+			rule + `roots: "/gnu/store/*/*": can never match, for a store path is directly below /gnu/store; name ` +
+				`the store path itself: "/gnu/store/*"`},
 		{"[[allow]]\nroots = [\"/x\"]\nnamespace = [\"a\"]", `line 3: unknown key "allow.namespace"`},
 		{"[[allow]]\nroots = [\"/x\"]\n\n[[allow]]\nroot = [\"/x\"]", `line 5: unknown key "allow.root"`},
 		{"[[allow]]\nroots = [\"/x\"]\n[allow.more]\na = 1", `line 3: unknown key "allow.more"`},
@@ -220,7 +238,8 @@ func TestParseRefusesNumbers(t *testing.T) {
 	cases := map[string][]struct{ value, want string }{
 		"substitute-timeout": {
 			{`"0"`, timeLimit}, {`"0s"`, timeLimit}, {`"-5s"`, timeLimit}, {`"999ms"`, timeLimit}, {`"25h"`, timeLimit},
-			{`"9999999h"`, noTime}, {`"100"`, noTime}, {`"5 s"`, noTime}, {`"5d"`, noTime}, {`"soon"`, noTime}, {`" "`, noTime},
+			{`"9999999h"`, noTime}, {`"100"`, noTime}, {`"5 s"`, noTime}, {`"5d"`, noTime}, {`"soon"`, noTime},
+			{`" "`, noTime},
 			{"0", noTime}, {"100", noTime}, {"1.5", noTime}, {"true", noTime}, {"[]", noTime},
 		},
 		"max-paths": {
@@ -234,11 +253,15 @@ func TestParseRefusesNumbers(t *testing.T) {
 	}
 	for _, key := range []string{"writable-size", "runtime-size"} {
 		cases[key] = []struct{ value, want string }{
-			{`"0"`, sizeLimit}, {"0", sizeLimit}, {`"0M"`, sizeLimit}, {`"-0"`, sizeLimit}, {`"-1"`, sizeLimit}, {"-4096", sizeLimit},
+			{`"0"`, sizeLimit}, {"0", sizeLimit}, {`"0M"`, sizeLimit}, {`"-0"`, sizeLimit}, {`"-1"`, sizeLimit},
+			{"-4096", sizeLimit},
 			{`"-1G"`, sizeLimit}, {`"1"`, sizeLimit}, {"4095", sizeLimit}, {`"1K"`, sizeLimit}, {`"3K"`, sizeLimit},
-			{`"1025T"`, sizeLimit}, {`"9999999999G"`, sizeLimit}, {`"8388608T"`, sizeLimit}, {`"18446744073709551616"`, sizeLimit},
-			{`"much"`, noSize}, {`"1KM"`, noSize}, {`"M"`, noSize}, {`"512m"`, noSize}, {`"512MB"`, noSize}, {`"512MiB"`, noSize},
-			{`"1P"`, noSize}, {`"1.5G"`, noSize}, {`"512 M"`, noSize}, {`" 512M"`, noSize}, {`"25%"`, noSize}, {`"0x1000"`, noSize},
+			{`"1025T"`, sizeLimit}, {`"9999999999G"`, sizeLimit}, {`"8388608T"`, sizeLimit},
+			{`"18446744073709551616"`, sizeLimit},
+			{`"much"`, noSize}, {`"1KM"`, noSize}, {`"M"`, noSize}, {`"512m"`, noSize}, {`"512MB"`, noSize},
+			{`"512MiB"`, noSize},
+			{`"1P"`, noSize}, {`"1.5G"`, noSize}, {`"512 M"`, noSize}, {`" 512M"`, noSize}, {`"25%"`, noSize},
+			{`"0x1000"`, noSize},
 			{"1.5", noSize}, {"true", noSize}, {"1979-05-27", noSize}, {"[4096]", noSize},
 		}
 	}
@@ -303,8 +326,10 @@ func TestRead(t *testing.T) {
 // mount's options have nothing that ends an option.
 func FuzzTOML(f *testing.F) {
 	for _, s := range []string{
-		"", "mode = \"bind\"", "max-paths = 7\n[[allow]]\nnamespaces = [\"a\"]\nroots = [\"/nix/store/*\"]", "store-dir = \"/a:b\"", "x = 1", "[a.b]\nc=1",
-		"store-dir = '''/a\nb'''", "state-dir = \"/\\u0000\"", "runtime-dir = \"/run/x/../y\"", "max-paths = 0x7fffffff", "nix-store = \"/x\"", "mode = \"a", "mode.x = 1",
+		"", "mode = \"bind\"", "max-paths = 7\n[[allow]]\nnamespaces = [\"a\"]\nroots = [\"/nix/store/*\"]",
+		"store-dir = \"/a:b\"", "x = 1", "[a.b]\nc=1",
+		"store-dir = '''/a\nb'''", "state-dir = \"/\\u0000\"", "runtime-dir = \"/run/x/../y\"",
+		"max-paths = 0x7fffffff", "nix-store = \"/x\"", "mode = \"a", "mode.x = 1",
 		"max-paths = 1e3", "allow = []", "substitute = true", "log-file = \"/dev/null\"",
 	} {
 		f.Add([]byte(s))
@@ -315,7 +340,8 @@ func FuzzTOML(f *testing.F) {
 			return
 		}
 		for _, p := range []string{c.StoreDir, c.StateDir, c.RuntimeDir, c.LogFile} {
-			if p == "/" || p == "" || p[0] != '/' || strings.Contains(p, "//") || strings.HasSuffix(p, "/") || strings.Contains(p+"/", "/./") || strings.Contains(p+"/", "/../") {
+			if p == "/" || p == "" || p[0] != '/' || strings.Contains(p, "//") || strings.HasSuffix(p, "/") ||
+				strings.Contains(p+"/", "/./") || strings.Contains(p+"/", "/../") {
 				t.Errorf("%q: path %q", text, p)
 			}
 		}

@@ -29,7 +29,8 @@ func TestDocumented(t *testing.T) {
 	if c, err := Parse([]byte(example.String())); err != nil || len(c.Allow) != 1 || !c.Substitute {
 		t.Errorf("the example: %v %+v", err, c)
 	}
-	fields := append(reflect.VisibleFields(reflect.TypeFor[Config]()), reflect.VisibleFields(reflect.TypeFor[units]())...)
+	fields := append(reflect.VisibleFields(reflect.TypeFor[Config]()),
+		reflect.VisibleFields(reflect.TypeFor[units]())...)
 	for _, field := range fields {
 		key := field.Tag.Get("toml")
 		if key != "-" && !documented[key] {

@@ -31,9 +31,10 @@ func TestDefaultPaths(t *testing.T) {
 		{"a user", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}},
 			"{runtimeDir:/tmp/nix-closure-54321 logFile:/tmp/nix-closure-54321/nix-closure.log rootless:true}"},
 		{"a user's own namespace", &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER,
-			Credential:  &syscall.Credential{NoSetGroups: true},
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 54321, Size: 1}, {ContainerID: 1, HostID: 100000, Size: 65536}},
+			Cloneflags: syscall.CLONE_NEWUSER,
+			Credential: &syscall.Credential{NoSetGroups: true},
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 54321, Size: 1},
+				{ContainerID: 1, HostID: 100000, Size: 65536}},
 			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 54321, Size: 1}},
 		}, "{runtimeDir:/tmp/nix-closure-54321 logFile:/tmp/nix-closure-54321/nix-closure.log rootless:true}"},
 	} {

@@ -36,7 +36,8 @@ func TestAddImport(t *testing.T) {
 // What is read as TOML afterwards has the import, and is as before otherwise; addImport
 // looks itself, and leaves alone what it does not understand.
 func FuzzAddImport(f *testing.F) {
-	for _, s := range []string{"", "version = 3", "imports = []", "imports = ['/a']\n[x]\n", "a = [\n[1]]\n", "\"imports\" = []"} {
+	for _, s := range []string{"", "version = 3", "imports = []", "imports = ['/a']\n[x]\n", "a = [\n[1]]\n",
+		"\"imports\" = []"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

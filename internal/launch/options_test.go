@@ -34,7 +34,8 @@ func TestParseVolume(t *testing.T) {
 		{in: "/none:/v", err: "no such file"},
 	} {
 		got, err := ParseVolume(c.in)
-		if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) || err == nil && got != c.want {
+		if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) ||
+			err == nil && got != c.want {
 			t.Errorf("%q: %+v, %v; want %+v, %s", c.in, got, err, c.want, c.err)
 		}
 	}
@@ -54,7 +55,8 @@ func TestParseUser(t *testing.T) {
 }
 
 func TestParseCapability(t *testing.T) {
-	for in, want := range map[string]string{"net_admin": "CAP_NET_ADMIN", "CAP_SYS_TIME": "CAP_SYS_TIME", "Bpf": "CAP_BPF"} {
+	for in, want := range map[string]string{"net_admin": "CAP_NET_ADMIN", "CAP_SYS_TIME": "CAP_SYS_TIME",
+		"Bpf": "CAP_BPF"} {
 		if got, err := ParseCapability(in); err != nil || len(got) != 1 || got[0] != want {
 			t.Errorf("%q: %q, %v", in, got, err)
 		}
@@ -71,11 +73,16 @@ func TestParseCapability(t *testing.T) {
 
 func TestNotFound(t *testing.T) {
 	for reason, want := range map[string]bool{
-		"executable file `/nothing` not found in $PATH: No such file or directory":                                      true,
-		`unable to start container process: exec: "nothing": executable file not found in $PATH`:                        true,
-		`unable to start container process: exec: "/nothing": stat /nothing: no such file or directory`:                 true,
-		`unable to start container process: exec: "/data": permission denied`:                                           false,
-		"error during container init: error running hook #0: error running hook: exit status 1, stderr: nix-closure: x": false,
+		"executable file `/nothing` not found in $PATH: No such file or " +
+			"directory": true,
+		`unable to start container process: exec: "nothing": executable file not found ` +
+			`in $PATH`: true,
+		`unable to start container process: exec: "/nothing": stat /nothing: no such file or ` +
+			`directory`: true,
+		`unable to start container process: exec: "/data": ` +
+			`permission denied`: false,
+		"error during container init: error running hook #0: error running hook: exit status 1, stderr: " +
+			"nix-closure: x": false,
 	} {
 		if got := (&NotStartedError{Reason: reason}).NotFound(); got != want {
 			t.Errorf("%s: %v", reason, got)

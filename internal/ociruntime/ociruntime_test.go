@@ -21,8 +21,10 @@ func TestLookup(t *testing.T) {
 	dir := t.TempDir()
 	for _, err := range []error{
 		os.Mkdir(dir+"/first", 0o755), os.Mkdir(dir+"/second", 0o755), os.Mkdir(dir+"/first/directory", 0o755),
-		os.WriteFile(dir+"/first/plain", nil, 0o644), os.WriteFile(dir+"/second/oci", nil, 0o755), os.WriteFile(dir+"/first/both", nil, 0o755), os.WriteFile(dir+"/second/both", nil, 0o755),
-		os.Symlink(self, dir+"/first/sh"), os.Symlink(self, dir+"/first/another-runc"), os.Symlink("nowhere", dir+"/first/dangling"), os.Symlink("../second/oci", dir+"/first/to-oci"),
+		os.WriteFile(dir+"/first/plain", nil, 0o644), os.WriteFile(dir+"/second/oci", nil, 0o755),
+		os.WriteFile(dir+"/first/both", nil, 0o755), os.WriteFile(dir+"/second/both", nil, 0o755),
+		os.Symlink(self, dir+"/first/sh"), os.Symlink(self, dir+"/first/another-runc"),
+		os.Symlink("nowhere", dir+"/first/dangling"), os.Symlink("../second/oci", dir+"/first/to-oci"),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -45,7 +47,8 @@ func TestLookup(t *testing.T) {
 		{name: "", err: `runtime = "": neither a name nor an absolute path`},
 		{name: "second/oci", err: `runtime = "second/oci": neither a name`},
 		{name: self, err: `runtime = "` + self + `": is nix-closure-runtime itself`},
-		{name: dir + "/first/another-runc", err: `runtime = "` + dir + `/first/another-runc": is nix-closure-runtime itself`},
+		{name: dir + "/first/another-runc",
+			err: `runtime = "` + dir + `/first/another-runc": is nix-closure-runtime itself`},
 		{name: dir + "/first/dangling", err: `runtime = "` + dir + `/first/dangling": no such file or directory`},
 		{name: dir + "/first/plain", err: `runtime = "` + dir + `/first/plain": permission denied`},
 		{name: dir + "/first/directory", err: `runtime = "` + dir + `/first/directory": not a file`},

@@ -81,9 +81,10 @@ func TestInitProcess(t *testing.T) {
 		t.Fatal("must be root, to make namespaces")
 	}
 	for name, attr := range map[string]syscall.SysProcAttr{
-		"a mount namespace":     {Unshareflags: syscall.CLONE_NEWNS},
-		"and a PID namespace":   {Unshareflags: syscall.CLONE_NEWNS, Cloneflags: syscall.CLONE_NEWPID},
-		"and another user's ID": {Unshareflags: syscall.CLONE_NEWNS, Credential: &syscall.Credential{Uid: 1000, Gid: 1000}},
+		"a mount namespace":   {Unshareflags: syscall.CLONE_NEWNS},
+		"and a PID namespace": {Unshareflags: syscall.CLONE_NEWNS, Cloneflags: syscall.CLONE_NEWPID},
+		"and another user's ID": {Unshareflags: syscall.CLONE_NEWNS,
+			Credential: &syscall.Credential{Uid: 1000, Gid: 1000}},
 	} {
 		for depth := 1; depth <= 3; depth++ {
 			if pid, got := start(depth, attr); got != strconv.Itoa(pid) {

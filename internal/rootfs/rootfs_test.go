@@ -79,8 +79,10 @@ func TestDirectory(t *testing.T) {
 		{"link to a process's root", link("/proc/self/root/etc", "/nix"), ""},
 		{"link to this process's directory", link("/proc/self/cwd", "/nix/store"), ""},
 		{"file", func(root string) error { return os.WriteFile(root+"/nix", nil, 0o644) }, ""},
-		{"file for the store", both(dir("/nix"), func(root string) error { return os.WriteFile(root+"/nix/store", nil, 0o644) }), ""},
-		{"FIFO for the store", both(dir("/nix"), func(root string) error { return syscall.Mkfifo(root+"/nix/store", 0o644) }), ""},
+		{"file for the store", both(dir("/nix"),
+			func(root string) error { return os.WriteFile(root+"/nix/store", nil, 0o644) }), ""},
+		{"FIFO for the store", both(dir("/nix"),
+			func(root string) error { return syscall.Mkfifo(root+"/nix/store", 0o644) }), ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			outside, err := filepath.EvalSymlinks(t.TempDir())
@@ -115,7 +117,8 @@ func TestOpen(t *testing.T) {
 	must(t, err)
 	image := outside + "/root"
 	must(t, os.MkdirAll(image+"/dir/sub", 0o755), os.WriteFile(outside+"/file", nil, 0o644),
-		os.Symlink(outside, image+"/out"), os.Symlink(outside+"/file", image+"/file"), os.Symlink("../../file", image+"/dir/up"), os.Symlink("/dir", image+"/in"))
+		os.Symlink(outside, image+"/out"), os.Symlink(outside+"/file", image+"/file"),
+		os.Symlink("../../file", image+"/dir/up"), os.Symlink("/dir", image+"/in"))
 	for _, c := range []struct {
 		root, path string
 		want       string // below the root

@@ -9,6 +9,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -56,7 +57,8 @@ func parse() (*options, error) {
 	runtimes := flag.String("runtimes", "crun,runc", "runtimes to measure with")
 	flag.Parse()
 	if o.bin == "" || o.csv == "" || flag.NArg() > 0 || o.runs < 1 {
-		return nil, fmt.Errorf("usage: bench -bin DIR -csv FILE [-runs N] [-sizes N,…] [-store N] [-runtimes NAME,…]")
+		return nil, errors.New("usage: bench -bin DIR -csv FILE [-runs N] [-sizes N,…] [-store N] " +
+			"[-runtimes NAME,…]")
 	}
 	for field := range strings.SplitSeq(*sizes, ",") {
 		n, err := strconv.Atoi(field)

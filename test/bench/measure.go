@@ -64,7 +64,8 @@ func (c *testCase) check() error {
 		return err
 	}
 	if want := fmt.Sprintln(entries, c.paths); seen != want {
-		return fmt.Errorf("the container sees the wrong store: entries and those not empty are %q and should be %q", seen, want)
+		return fmt.Errorf("the container sees the wrong store: entries and those not empty are %q and should be %q",
+			seen, want)
 	}
 	return nil
 }

@@ -67,7 +67,8 @@ func (r *results) writeCSV(path string) (Err error) {
 	add := func(runtime, variant string, paths int, samples []time.Duration, toFloor float64) {
 		number := func(x float64) string { return strconv.FormatFloat(x, 'f', 3, 64) }
 		rows = append(rows, []string{runtime, variant, strconv.Itoa(paths), strconv.Itoa(len(samples)),
-			number(median(samples)), number(milliseconds(samples, 10)), number(milliseconds(samples, 90)), number(toFloor)})
+			number(median(samples)), number(milliseconds(samples, 10)), number(milliseconds(samples, 90)),
+			number(toFloor)})
 	}
 	for _, c := range r.cases {
 		if toFloor, measured := ratio(c, r.find(c.runtime.name, floor, 0)); measured {

@@ -82,7 +82,9 @@ func demo(bin string) error {
 	beside(strings.Fields(onHost), strings.Fields(seen))
 
 	say("A program of the closure runs in the bare image")
-	printed, err := podman(root+"/bin/python3", "-B", "-c", `import json,ssl,sqlite3,sys; print("  Python", sys.version.split()[0], "with", ssl.OPENSSL_VERSION, "and SQLite", sqlite3.sqlite_version)`)
+	printed, err := podman(root+"/bin/python3", "-B", "-c",
+		`import json,ssl,sqlite3,sys; print("  Python", sys.version.split()[0], "with", ssl.OPENSSL_VERSION, "and `+
+			`SQLite", sqlite3.sqlite_version)`)
 	if err != nil {
 		return err
 	}
@@ -124,7 +126,8 @@ func beside(host, container []string) {
 		in[c] = true
 	}
 	const most = 12
-	fmt.Printf("  %-46s %s\n", fmt.Sprintf("host: %d names", len(host)), fmt.Sprintf("container: %d names", len(container)))
+	fmt.Printf("  %-46s %s\n", fmt.Sprintf("host: %d names", len(host)),
+		fmt.Sprintf("container: %d names", len(container)))
 	for i, h := range host {
 		if i == most {
 			fmt.Printf("  … and %d more\n", len(host)-most)

@@ -47,7 +47,8 @@ func TestAdmittedMounts(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		for _, stage := range mountStages {
 			for _, c := range cases {
-				run := container{runtime: runtime, mode: mode, root: "env", flags: []string{"-v", c.volume}, hooks: hooksWith(t, stage.added...)}
+				run := container{runtime: runtime, mode: mode, root: "env", flags: []string{"-v", c.volume},
+					hooks: hooksWith(t, stage.added...)}
 				if got := strings.Fields(run.python(t, listStore)); !slices.Equal(got, c.want) {
 					t.Errorf("%s, %s: the store has %q, want %q", stage.name, c.name, got, c.want)
 				}
@@ -94,7 +95,8 @@ func TestNotAdmittedMounts(t *testing.T) {
 		flags []string
 		want  string
 	}{
-		{"one on another's place", []string{"-v", foreign + ":" + env}, "mount of " + foreign + " on " + env + ": " + inside},
+		{"one on another's place", []string{"-v", foreign + ":" + env},
+			"mount of " + foreign + " on " + env + ": " + inside},
 		{"one that is not valid", []string{"-v", gone + ":" + gone}, gone + " is not valid"},
 		{"a directory on a store path", []string{"-v", t.TempDir() + ":" + foreign}, " on " + foreign + ": " + inside},
 		{"an overlay of it", []string{"-v", foreign + ":" + foreign + ":O"}, " on " + foreign + ": " + inside},
@@ -108,7 +110,8 @@ func TestNotAdmittedMounts(t *testing.T) {
 				run := container{runtime: runtime, root: "env", flags: c.flags, hooks: hooks}
 				stdout, _, err := run.run(env+"/bin/echo", "it runs")
 				if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, c.want) {
-					t.Errorf("%s, %s, %s: %v %q; the log says %q, want %q", runtime, stage.name, c.name, err, stdout, said, c.want)
+					t.Errorf("%s, %s, %s: %v %q; the log says %q, want %q", runtime, stage.name, c.name, err, stdout,
+						said, c.want)
 				}
 				nothingLeft(t)
 			}
@@ -130,15 +133,18 @@ func TestPolicyOfMounts(t *testing.T) {
 	bindMount(t, foreign, nested+"/deep")
 	for _, runtime := range runtimes {
 		for _, stage := range mountStages {
-			for _, volume := range []string{foreign + ":" + foreign, foreign + ":/x", foreign + ":/x:ro", alias + ":/x", nested + ":/x", foreign + ":/x:O"} {
-				run := container{runtime: runtime, root: "env", flags: []string{"-v", volume}, hooks: hooksWith(t, stage.added...)}
+			for _, volume := range []string{foreign + ":" + foreign, foreign + ":/x", foreign + ":/x:ro", alias + ":/x",
+				nested + ":/x", foreign + ":/x:O"} {
+				run := container{runtime: runtime, root: "env", flags: []string{"-v", volume},
+					hooks: hooksWith(t, stage.added...)}
 				stdout, _, err := run.run(env+"/bin/echo", "it runs")
 				want := "checking what is allowed here: " + foreign + " is not allowed here"
 				if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, want) {
 					t.Errorf("%s, %s, %s: %v %q; the log says %q", runtime, stage.name, volume, err, stdout, said)
 				}
 			}
-			run := container{runtime: runtime, root: "env", flags: []string{"-v", env + ":/x"}, hooks: hooksWith(t, stage.added...)}
+			run := container{runtime: runtime, root: "env", flags: []string{"-v", env + ":/x"},
+				hooks: hooksWith(t, stage.added...)}
 			run.mustRun(t, env+"/bin/true")
 			nothingLeft(t)
 		}

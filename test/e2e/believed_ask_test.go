@@ -46,7 +46,8 @@ func imageAsks() []asks {
 		both("writable of the user's", annotations{writable: "true"}, annotations{writable: "false"}, itsOwn, "listed"),
 		both("a typing mistake", annotations{"nix-closure/root": path}, nil, refused, "nix-closure/root"),
 		both("an empty name", annotations{".nix-closure/roots": path}, nil, refused, ".nix-closure/roots"),
-		both("mode of one container", annotations{"web.nix-closure/mode": "bind"}, nil, refused, "web.nix-closure/mode"),
+		both("mode of one container", annotations{"web.nix-closure/mode": "bind"}, nil, refused,
+			"web.nix-closure/mode"),
 		{"roots of the user's", nil, annotations{roots: path}, nil, []string{refused, roots}},
 		{"the same roots of the user's", nil, annotations{roots: store["env"]}, nil, []string{itsOwn, "listed"}},
 		both("closure-info of the user's", nil, annotations{info: closureInfo}, refused, info),
@@ -153,7 +154,8 @@ func TestOneClosure(t *testing.T) {
 		{"two, the other way round", device("tools", "env"), notTwo},
 		{"two that are one", device("env", "again"), []string{itsOwn}},
 		{"roots and closure-info", device("env", "info"), notTwo},
-		{"a device and an annotation", append(device("env"), flags(roots(tools))...), []string{refused, "nix-closure/roots"}},
+		{"a device and an annotation", append(device("env"), flags(roots(tools))...),
+			[]string{refused, "nix-closure/roots"}},
 		{"a device and an annotation that are one", append(device("env"), flags(roots(env))...), []string{itsOwn}},
 		{"a device and closure-info", append(device("env"), flags(annotations{info: store["closureInfo"]})...),
 			[]string{refused, info}},
@@ -274,7 +276,8 @@ func play(t *testing.T, runtime, hooks, image string, says annotations) (names [
 	for key, value := range says {
 		fmt.Fprintf(&text, "    %s: %q\n", key, value)
 	}
-	yaml := "apiVersion: v1\nkind: Pod\nmetadata:\n  name: played\n  namespace: team-b\n  annotations:\n" + text.String() +
+	yaml := "apiVersion: v1\nkind: Pod\nmetadata:\n  name: played\n  namespace: team-b\n  annotations:\n" +
+		text.String() +
 		"spec:\n  restartPolicy: Never\n  hostNetwork: true\n  containers:\n"
 	for _, name := range []string{"web", "db"} {
 		names = append(names, "played-"+name)

@@ -93,7 +93,8 @@ func TestBelievedEngines(t *testing.T) {
 func TestBelievedSandbox(t *testing.T) {
 	path := store["foreign"]
 	for _, engine := range engines {
-		for _, dialect := range []struct{ kind, id, other string }{{criType, criID, crioID}, {crioType, crioID, criID}} {
+		for _, dialect := range []struct{ kind, id, other string }{{criType, criID, crioID},
+			{crioType, crioID, criID}} {
 			for _, m := range []struct {
 				name  string
 				mount object
@@ -125,15 +126,17 @@ func TestBelievedSandbox(t *testing.T) {
 					believing(t, engine, own, m.mount).see(t, "runc", id).isRefused(t, dialect.kind, "shows ")
 				})
 			}
-			t.Run(strings.Join([]string{"engine " + engine, dialect.kind, "a path of the store"}, "/"), func(t *testing.T) {
-				id := newID()
-				own := asking(annotations{dialect.kind: "sandbox", dialect.id: id})
-				s := believing(t, engine, own, bindOf(path, path)).see(t, "runc", id)
-				names, _ := s.lines()
-				if names = slices.DeleteFunc(names, func(n string) bool { return n == filepath.Base(path) }); len(names) > 0 {
-					t.Errorf("a sandbox with one path sees %q", names)
-				}
-			})
+			t.Run(strings.Join([]string{"engine " + engine, dialect.kind, "a path of the store"}, "/"),
+				func(t *testing.T) {
+					id := newID()
+					own := asking(annotations{dialect.kind: "sandbox", dialect.id: id})
+					s := believing(t, engine, own, bindOf(path, path)).see(t, "runc", id)
+					names, _ := s.lines()
+					if names = slices.DeleteFunc(names,
+						func(n string) bool { return n == filepath.Base(path) }); len(names) > 0 {
+						t.Errorf("a sandbox with one path sees %q", names)
+					}
+				})
 		}
 	}
 }

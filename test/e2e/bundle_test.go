@@ -111,7 +111,8 @@ func callHook(stdin string, args ...string) (stdout, stderr string, err error) {
 	cmd := exec.Command(filepath.Join(*bin, "nix-closure-hook"), args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	cmd.Env = []string{"PATH=/nowhere", "LD_PRELOAD=/nowhere.so", "HOME=/nowhere", "NIX_STORE_DIR=/nowhere", "NIX_CONFIG=nonsense"}
+	cmd.Env = []string{"PATH=/nowhere", "LD_PRELOAD=/nowhere.so", "HOME=/nowhere", "NIX_STORE_DIR=/nowhere",
+		"NIX_CONFIG=nonsense"}
 	err = cmd.Run()
 	return out.String(), errs.String(), err
 }

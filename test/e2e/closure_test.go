@@ -16,7 +16,9 @@ import (
 func TestProgramsRun(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		c := container{runtime: runtime, mode: mode, root: "env"}
-		if got := c.python(t, `import json,ssl,sqlite3; print(json.dumps([sqlite3.connect(":memory:").execute("select 6*7").fetchone(), ssl.OPENSSL_VERSION_INFO[0]]))`); got != "[[42], 3]\n" {
+		if got := c.python(t, `import json,ssl,sqlite3; `+
+			`print(json.dumps([sqlite3.connect(":memory:").execute("select 6*7").fetchone(), `+
+			`ssl.OPENSSL_VERSION_INFO[0]]))`); got != "[[42], 3]\n" {
 			t.Errorf("python3 printed %q", got)
 		}
 		// A store path that is a file, and one that is a symbolic link.
@@ -51,7 +53,8 @@ var variants = []variant{
 	{name: "read-only", flags: []string{"--read-only"}},
 	{name: "image with a store", image: ownImage},
 	{name: "image with a store, read-only", image: ownImage, flags: []string{"--read-only"}},
-	{name: "image with a store, userns", image: ownImage, flags: []string{"--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"}, userns: true},
+	{name: "image with a store, userns", image: ownImage,
+		flags: []string{"--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"}, userns: true},
 	{name: "image with /nix elsewhere", image: hostileImage},
 	{name: "privileged", flags: []string{"--privileged"}},
 }
@@ -75,7 +78,8 @@ func TestExactlyTheClosure(t *testing.T) {
 	for _, n := range want {
 		paths = append(paths, storeDir+"/"+n)
 	}
-	onHost := strings.Split(must(t, "/usr/bin/python3", append([]string{"-B", "-c", treeScript, "owners"}, paths...)...), "\n")
+	onHost := strings.Split(must(t, "/usr/bin/python3",
+		append([]string{"-B", "-c", treeScript, "owners"}, paths...)...), "\n")
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		eachVariant(t, func(t *testing.T, v variant, hooks string) {
 			c := container{runtime: runtime, mode: mode, root: "env", flags: v.flags, image: v.image, hooks: hooks}
@@ -83,7 +87,8 @@ func TestExactlyTheClosure(t *testing.T) {
 			if v.userns {
 				// Host root is nobody there.
 				owners = "no-owners"
-				want2 = strings.Split(must(t, "/usr/bin/python3", append([]string{"-B", "-c", treeScript, owners}, paths...)...), "\n")
+				want2 = strings.Split(must(t, "/usr/bin/python3",
+					append([]string{"-B", "-c", treeScript, owners}, paths...)...), "\n")
 			}
 			got := strings.Split(c.python(t, "import os; print('\\n'.join(sorted(os.listdir('/nix/store'))))"), "\n")
 			if got = got[:len(got)-1]; !slices.Equal(got, want) {
@@ -112,7 +117,8 @@ func TestNothingElse(t *testing.T) {
 		eachVariant(t, func(t *testing.T, v variant, hooks string) {
 			c := container{runtime: runtime, mode: mode, root: "env", flags: v.flags, image: v.image, hooks: hooks}
 			var got map[string]string
-			if err := json.Unmarshal([]byte(c.python(t, absentScript, store["foreign"], store["closureInfo"])), &got); err != nil {
+			if err := json.Unmarshal([]byte(c.python(t, absentScript, store["foreign"], store["closureInfo"])),
+				&got); err != nil {
 				t.Fatal(err)
 			}
 			if len(got) < 10 {
@@ -137,7 +143,8 @@ func TestReadOnly(t *testing.T) {
 			t.Run(v.name, func(t *testing.T) {
 				c := container{runtime: runtime, mode: mode, root: "env", flags: v.flags, image: v.image}
 				var got map[string]string
-				if err := json.Unmarshal([]byte(c.python(t, writeScript, store["data"], store["plus"])), &got); err != nil {
+				if err := json.Unmarshal([]byte(c.python(t, writeScript, store["data"], store["plus"])),
+					&got); err != nil {
 					t.Fatal(err)
 				}
 				if len(got) < 12 {
@@ -173,7 +180,8 @@ func TestAddedLater(t *testing.T) {
 		}
 		added := strings.TrimSpace(must(t, "nix-store", "--add", file))
 		got := execute(t, id, store["env"]+"/bin/python3", "-B", "-c",
-			"import os,sys; print(os.path.lexists(sys.argv[1]), sys.argv[1].split('/')[3] in os.listdir('/nix/store'))", added)
+			"import os,sys; print(os.path.lexists(sys.argv[1]), sys.argv[1].split('/')[3] in os.listdir('/nix/store'))",
+			added)
 		if got != "False False\n" {
 			t.Errorf("exists, is listed: %s", got)
 		}
@@ -184,7 +192,8 @@ func TestAddedLater(t *testing.T) {
 func TestClosureInfo(t *testing.T) {
 	want := closureOf(t, store["env"])
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
-		c := container{runtime: runtime, mode: mode, flags: []string{"--annotation", "nix-closure/closure-info=" + store["closureInfo"]}}
+		c := container{runtime: runtime, mode: mode,
+			flags: []string{"--annotation", "nix-closure/closure-info=" + store["closureInfo"]}}
 		got := strings.Fields(c.python(t, "import os; print('\\n'.join(sorted(os.listdir('/nix/store'))))"))
 		if !slices.Equal(got, want) {
 			t.Errorf("the store has %q\nwant %q", got, want)
@@ -201,7 +210,8 @@ func TestManyRoots(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		roots := store["foreign"] + "/secret,\n\t" + store["tools"] + "/bin/bash  " + store["foreign"]
 		// Quoted: podman takes the value of the option for a line of CSV.
-		c := container{runtime: runtime, mode: mode, flags: []string{"--annotation", `"nix-closure/roots=` + roots + `"`}}
+		c := container{runtime: runtime, mode: mode,
+			flags: []string{"--annotation", `"nix-closure/roots=` + roots + `"`}}
 		got := strings.Fields(c.mustRun(t, store["tools"]+"/bin/ls", "/nix/store"))
 		if slices.Sort(got); !slices.Equal(got, want) {
 			t.Errorf("the store has %q\nwant %q", got, want)
@@ -214,8 +224,10 @@ func TestManyRoots(t *testing.T) {
 func TestUnlisted(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		for _, v := range [][]string{{"--user", "1000"}, {"--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"}} {
-			c := container{runtime: runtime, mode: mode, root: "env", flags: append([]string{"--annotation", "nix-closure/listing=false"}, v...)}
-			got := c.python(t, "import os,errno\ntry: os.listdir('/nix/store'); print('listed')\nexcept OSError as e: print(errno.errorcode[e.errno])")
+			c := container{runtime: runtime, mode: mode, root: "env",
+				flags: append([]string{"--annotation", "nix-closure/listing=false"}, v...)}
+			got := c.python(t, "import os,errno\ntry: os.listdir('/nix/store'); print('listed')\nexcept OSError as "+
+				"e: print(errno.errorcode[e.errno])")
 			if got != "EACCES\n" {
 				t.Errorf("%s: listing /nix/store: %s", v, got)
 			}

@@ -42,7 +42,8 @@ func treeArgs(names []string, flags ...string) []string {
 // the content of each path, before and after something else, and says so.
 func (one tree) check(between string) string {
 	var script strings.Builder
-	fmt.Fprintf(&script, "look() {\n[ $(ls /nix/store | wc -l) = %d ] || { ls /nix/store; exit 1; }\n", len(one.closure))
+	fmt.Fprintf(&script, "look() {\n[ $(ls /nix/store | wc -l) = %d ] || { ls /nix/store; exit 1; }\n",
+		len(one.closure))
 	for _, path := range one.closure {
 		_, name, _ := strings.Cut(filepath.Base(path), "-")
 		file, content := path+"/content", name
@@ -97,7 +98,8 @@ func TestCollectorLoop(t *testing.T) {
 	for i, one := range trees {
 		bundles[i] = map[string]*bundle{}
 		for _, mode := range modes {
-			annotations := with(roots(one.root), "nix-closure/mode", mode, "nix-closure/registration", fmt.Sprint(i%2 == 0))
+			annotations := with(roots(one.root), "nix-closure/mode", mode, "nix-closure/registration",
+				fmt.Sprint(i%2 == 0))
 			bundles[i][mode] = newBundle(t, annotations, one.check("sleep 0.3"), "createRuntime", "poststop")
 		}
 	}
@@ -160,7 +162,8 @@ func TestCollectorLoop(t *testing.T) {
 			t.Errorf("%s of %s: %v %s\nlog: %s", s.id, s.tree.root, s.err, s.out, said)
 		}
 	}
-	t.Logf("of those that nothing keeps %d were whole and %d refused; %d were told to the collector; %d collections, %d builds",
+	t.Logf("of those that nothing keeps %d were whole and %d refused; %d were told to the collector; %d collections, "+
+		"%d builds",
 		whole, refused, len(told), collected, built)
 	if whole < 5 || refused < 5 || len(told) < 5 {
 		t.Error("too few of one kind: this test shows nothing")
@@ -170,5 +173,6 @@ func TestCollectorLoop(t *testing.T) {
 
 // notValid is what is said of a store path that is not valid.
 func notValid(path string) string {
-	return path + " is not valid: Nix has no such path registered; fetch or build it first, for example with `nix-store --realise " + path + "`"
+	return path + " is not valid: Nix has no such path registered; fetch or build it first, for example with " +
+		"`nix-store --realise " + path + "`"
 }

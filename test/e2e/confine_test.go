@@ -120,7 +120,8 @@ func TestConfine(t *testing.T) {
 		alice := userWithoutLogin(t, "carol")
 		nixDaemon(t)
 		out := alice.must(t, machineProgram(), "confine", store["env"], "--", "python3", "-B", "-c",
-			"import os; print(os.listdir('"+store["env"]+"'))\ntry: os.listdir('/nix/store')\nexcept PermissionError: print('refused')")
+			"import os; print(os.listdir('"+store["env"]+
+				"'))\ntry: os.listdir('/nix/store')\nexcept PermissionError: print('refused')")
 		if !strings.HasSuffix(out, "refused\n") {
 			t.Errorf("it says %s", out)
 		}

@@ -27,7 +27,8 @@ func TestDescriptors(t *testing.T) {
 			{storeDir, isStore, "LISTEN_FDS=1"},
 			{"/usr", "/ of the host, and leads to the store", "--preserve-fds=1"},
 			{store["env"], isStore, "--preserve-fds=2"},
-			{"/nix/var/nix/db/db.sqlite", "/nix/var/nix/db/db.sqlite of the host, and leads to the store", "--preserve-fds=1"},
+			{"/nix/var/nix/db/db.sqlite", "/nix/var/nix/db/db.sqlite of the host, and leads to the store",
+				"--preserve-fds=1"},
 			{data, "", "--preserve-fds=1"},
 			{storeDir, "", ""}, // the runtime closes it
 		} {
@@ -49,10 +50,12 @@ func TestDescriptors(t *testing.T) {
 				t.Error(err)
 			}
 			if c.want == "" {
-				if c.how == "" && strings.Contains(out.String(), "test-env") || c.how != "" && !strings.HasPrefix(out.String(), "data") {
+				if c.how == "" && strings.Contains(out.String(), "test-env") ||
+					c.how != "" && !strings.HasPrefix(out.String(), "data") {
 					t.Errorf("%s, %s: %v %q %s", runtime, c.path, err, out.String(), lastLog(t))
 				}
-			} else if said := lastError(t); err == nil || out.String() != "" || !strings.Contains(said, descriptor3+": is "+c.want) {
+			} else if said := lastError(t); err == nil || out.String() != "" ||
+				!strings.Contains(said, descriptor3+": is "+c.want) {
 				t.Errorf("%s, %s: %v %q; the log says %s", runtime, c.path, err, out.String(), said)
 			}
 			nothingLeft(t)

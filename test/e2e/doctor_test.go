@@ -109,71 +109,107 @@ var misconfigurations = []misconfiguration{
 	{name: "no hook file for createRuntime", plant: "rm " + createFile, id: "no-hook", severity: "open", starts: true},
 	{
 		name: "hooks_dir names another directory", id: "no-hook", severity: "open", starts: true,
-		plant:   `mkdir -p /etc/containers/containers.conf.d; printf '[engine]\nhooks_dir = ["/etc/hooks"]\n' >/etc/containers/containers.conf.d/10-own.conf`,
+		plant: `mkdir -p /etc/containers/containers.conf.d; printf '[engine]\nhooks_dir = ["/etc/hooks"]\n' ` +
+			`>/etc/containers/containers.conf.d/10-own.conf`,
 		cleanup: "rm -r /etc/containers/containers.conf.d",
 	},
 	{
 		name: "hooks_dir is empty", id: "no-hook", severity: "open", starts: true,
-		plant:   `mkdir -p /etc/containers/containers.conf.d; printf '[engine]\nhooks_dir = []\n' >/etc/containers/containers.conf.d/10-own.conf`,
+		plant: `mkdir -p /etc/containers/containers.conf.d; printf '[engine]\nhooks_dir = []\n' ` +
+			`>/etc/containers/containers.conf.d/10-own.conf`,
 		cleanup: "rm -r /etc/containers/containers.conf.d",
 	},
-	{name: "the program is missing", plant: "sed -i s,/usr/local/bin/,/usr/local/gone/, " + podmansHooks + "/*", id: "program-missing", severity: "open", starts: true},
-	{name: "another program", plant: "sed -i s,/usr/local/bin/nix-closure-hook,/bin/true, " + createFile, id: "program-other", severity: "open", starts: true},
-	{name: "the program cannot be started", plant: "chmod 0644 /usr/local/bin/nix-closure-hook", id: "program-mode", severity: "closed"},
-	{name: "others can write the program", plant: "chmod g+w /usr/local/bin/nix-closure-hook", id: "writable", severity: "open"},
-	{name: "another user's program", plant: "chown 1000 /usr/local/bin/nix-closure-hook", id: "writable", severity: "open"},
-	{name: "others can write nix-closure", plant: "chmod o+w /usr/local/bin/nix-closure", id: "writable", severity: "open"},
+	{name: "the program is missing", plant: "sed -i s,/usr/local/bin/,/usr/local/gone/, " + podmansHooks + "/*",
+		id: "program-missing", severity: "open", starts: true},
+	{name: "another program", plant: "sed -i s,/usr/local/bin/nix-closure-hook,/bin/true, " + createFile,
+		id: "program-other", severity: "open", starts: true},
+	{name: "the program cannot be started", plant: "chmod 0644 /usr/local/bin/nix-closure-hook", id: "program-mode",
+		severity: "closed"},
+	{name: "others can write the program", plant: "chmod g+w /usr/local/bin/nix-closure-hook", id: "writable",
+		severity: "open"},
+	{name: "another user's program", plant: "chown 1000 /usr/local/bin/nix-closure-hook", id: "writable",
+		severity: "open"},
+	{name: "others can write nix-closure", plant: "chmod o+w /usr/local/bin/nix-closure", id: "writable",
+		severity: "open"},
 	{name: "others can write beside the program", plant: "chmod o+w /usr/local/bin", id: "writable", severity: "open"},
 	{name: "others can write a hook file", plant: "chmod o+w " + endFile, id: "writable", severity: "open"},
 	{name: "another user's hook directory", plant: "chown 1000 " + podmansHooks, id: "writable", severity: "open"},
 	{
 		name: "the program alone in its directory", id: "program-apart", severity: "closed",
-		plant:   "mkdir /opt/apart; cp /usr/local/bin/nix-closure-hook /opt/apart; sed -i s,/usr/local/bin/,/opt/apart/, " + podmansHooks + "/*",
+		plant: "mkdir /opt/apart; cp /usr/local/bin/nix-closure-hook /opt/apart; sed -i " +
+			"s,/usr/local/bin/,/opt/apart/, " + podmansHooks + "/*",
 		cleanup: "rm -r /opt/apart; sed -i s,/opt/apart/,/usr/local/bin/, " + podmansHooks + "/*",
 	},
-	{name: "the pattern is not anchored", plant: replaceIn(createFile, `^([^/]+\\.)?nix-closure/(?s:.*)$`, "nix-closure/"), id: "hook-anchors", severity: "warning"},
-	{name: "the pattern misses one container's keys", plant: replaceIn(createFile, `^([^/]+\\.)?nix-closure`, "^nix-closure"), id: "hook-annotations", severity: "open"},
-	{name: "the pattern is of roots only", plant: replaceIn(createFile, `/(?s:.*)$": `, `/roots$": `), id: "hook-annotations", severity: "open"},
-	{name: "the pattern is of closure-info only", plant: replaceIn(createFile, `/(?s:.*)$": `, `/closure-info$": `), id: "hook-annotations", severity: "open", starts: true},
-	{name: "the value's pattern", plant: replaceIn(createFile, `"^(?s:.*)$"`, `"^/nix/store/[a-z0-9]{32}-.*$"`), id: "hook-annotations", severity: "open", starts: true},
-	{name: "only with bind mounts", plant: replaceIn(createFile, `"when": {`, `"when": {"hasBindMounts": true,`), id: "hook-when", severity: "open"},
-	{name: "only some commands", plant: replaceIn(createFile, `"when": {`, `"when": {"commands": ["^/bin/sh$"],`), id: "hook-when", severity: "open", starts: true},
-	{name: "the stage in the arguments", plant: replaceIn(createFile, `"createRuntime"],`, `"poststop"],`), id: "hook-stage", severity: "open", starts: true},
-	{name: "CRI-O's hook file", plant: replaceIn(createFile, `"podman"`, `"cri-o"`), id: "hook-engine", severity: "warning"},
-	{name: "no environment", plant: replaceIn(createFile, `"env": ["LC_ALL=C"]`, `"env": []`), id: "hook-env", severity: "warning"},
+	{name: "the pattern is not anchored",
+		plant: replaceIn(createFile, `^([^/]+\\.)?nix-closure/(?s:.*)$`, "nix-closure/"), id: "hook-anchors",
+		severity: "warning"},
+	{name: "the pattern misses one container's keys",
+		plant: replaceIn(createFile, `^([^/]+\\.)?nix-closure`, "^nix-closure"), id: "hook-annotations",
+		severity: "open"},
+	{name: "the pattern is of roots only", plant: replaceIn(createFile, `/(?s:.*)$": `, `/roots$": `),
+		id: "hook-annotations", severity: "open"},
+	{name: "the pattern is of closure-info only", plant: replaceIn(createFile, `/(?s:.*)$": `, `/closure-info$": `),
+		id: "hook-annotations", severity: "open", starts: true},
+	{name: "the value's pattern", plant: replaceIn(createFile, `"^(?s:.*)$"`, `"^/nix/store/[a-z0-9]{32}-.*$"`),
+		id: "hook-annotations", severity: "open", starts: true},
+	{name: "only with bind mounts", plant: replaceIn(createFile, `"when": {`, `"when": {"hasBindMounts": true,`),
+		id: "hook-when", severity: "open"},
+	{name: "only some commands", plant: replaceIn(createFile, `"when": {`, `"when": {"commands": ["^/bin/sh$"],`),
+		id: "hook-when", severity: "open", starts: true},
+	{name: "the stage in the arguments", plant: replaceIn(createFile, `"createRuntime"],`, `"poststop"],`),
+		id: "hook-stage", severity: "open", starts: true},
+	{name: "CRI-O's hook file", plant: replaceIn(createFile, `"podman"`, `"cri-o"`), id: "hook-engine",
+		severity: "warning"},
+	{name: "no environment", plant: replaceIn(createFile, `"env": ["LC_ALL=C"]`, `"env": []`), id: "hook-env",
+		severity: "warning"},
 	{name: "no hook file for poststop", plant: "rm " + endFile, id: "no-poststop", severity: "warning"},
 	{name: "a hook file that is cut off", plant: "truncate -s 100 " + createFile, id: "hook-file", severity: "closed"},
 	{name: "a stage that there is not", plant: replaceIn(endFile, `["poststop"]
 }`, `["postStop"]
 }`), id: "hook-file", severity: "closed"},
-	{name: "users cannot read a hook file", plant: "chmod 0600 " + createFile, id: "hook-file-mode", severity: "closed"},
+	{name: "users cannot read a hook file", plant: "chmod 0600 " + createFile, id: "hook-file-mode",
+		severity: "closed"},
 	{
 		name: "the wrapper becomes what is not there", id: "runtime", severity: "closed",
-		plant: `mkdir -p /etc/containers/containers.conf.d; printf '[engine]\nruntime = "/usr/local/bin/nix-closure-runtime"\n' >/etc/containers/containers.conf.d/10-own.conf
+		plant: `mkdir -p /etc/containers/containers.conf.d
+			printf '[engine]\nruntime = "/usr/local/bin/nix-closure-runtime"\n' \
+				>/etc/containers/containers.conf.d/10-own.conf
 			sed -i '1i runtime = "no-such-runc"' ` + configFile,
 		cleanup: "rm -r /etc/containers/containers.conf.d",
 	},
-	{name: "the runtime directory's mode", plant: "mkdir -p " + runtimeDir + "; chmod 0755 " + runtimeDir, id: "runtime-dir-mode", severity: "closed"},
-	{name: "the runtime directory's owner", plant: "mkdir -p -m 0700 " + runtimeDir + "; chown 1000 " + runtimeDir, id: "runtime-dir-owner", severity: "closed"},
-	{name: "the runtime directory is a link", plant: "rm -rf " + runtimeDir + "; ln -s /tmp " + runtimeDir, id: "runtime-dir", severity: "closed"},
+	{name: "the runtime directory's mode", plant: "mkdir -p " + runtimeDir + "; chmod 0755 " + runtimeDir,
+		id: "runtime-dir-mode", severity: "closed"},
+	{name: "the runtime directory's owner", plant: "mkdir -p -m 0700 " + runtimeDir + "; chown 1000 " + runtimeDir,
+		id: "runtime-dir-owner", severity: "closed"},
+	{name: "the runtime directory is a link", plant: "rm -rf " + runtimeDir + "; ln -s /tmp " + runtimeDir,
+		id: "runtime-dir", severity: "closed"},
 	{
 		name: "the runtime directory is read-only", id: "runtime-dir-read-only", severity: "closed",
 		plant:   "mkdir -p -m 0700 " + runtimeDir + "; mount -t tmpfs -o ro,mode=0700 tmpfs " + runtimeDir,
 		cleanup: "umount " + runtimeDir,
 	},
 	{name: "an unknown key", plant: "sed -i '1i mdoe = \"bind\"' " + configFile, id: "config", severity: "closed"},
-	{name: "others can write the configuration", plant: "chmod o+w " + configFile, id: "config-mode", severity: "warning"},
+	{name: "others can write the configuration", plant: "chmod o+w " + configFile, id: "config-mode",
+		severity: "warning"},
 	{name: "another user's configuration", plant: "chown 1000 " + configFile, id: "config-owner", severity: "warning"},
-	{name: "nix-store is elsewhere", plant: "sed -i '1i nix-store = \"/usr/bin/no-such-nix-store\"' " + configFile, id: "nix-store", severity: "warning"},
-	{name: "the log's directory is missing", plant: "sed -i '1i log-file = \"/var/log/no/such/log\"' " + configFile, id: "log-dir", severity: "warning", cleanup: "rm -r /var/log/no"},
-	{name: "others can write the log", plant: "touch " + logFile + "; chmod 0666 " + logFile, id: "log-mode", severity: "warning"},
-	{name: "others can write the state directory", plant: "chmod g+w /nix/var/nix", id: "state-dir-mode", severity: "closed"},
-	{name: "another user's state directory", plant: "chown 1000 /nix/var/nix", id: "state-dir-owner", severity: "closed"},
-	{name: "others can hold gc.lock", plant: "touch /nix/var/nix/gc.lock; chmod 0666 /nix/var/nix/gc.lock", id: "gc-lock-mode", severity: "warning"},
-	{name: "gc.lock is a directory", plant: "rm -f /nix/var/nix/gc.lock; mkdir /nix/var/nix/gc.lock", id: "gc-lock", severity: "closed"},
+	{name: "nix-store is elsewhere", plant: "sed -i '1i nix-store = \"/usr/bin/no-such-nix-store\"' " + configFile,
+		id: "nix-store", severity: "warning"},
+	{name: "the log's directory is missing", plant: "sed -i '1i log-file = \"/var/log/no/such/log\"' " + configFile,
+		id: "log-dir", severity: "warning", cleanup: "rm -r /var/log/no"},
+	{name: "others can write the log", plant: "touch " + logFile + "; chmod 0666 " + logFile, id: "log-mode",
+		severity: "warning"},
+	{name: "others can write the state directory", plant: "chmod g+w /nix/var/nix", id: "state-dir-mode",
+		severity: "closed"},
+	{name: "another user's state directory", plant: "chown 1000 /nix/var/nix", id: "state-dir-owner",
+		severity: "closed"},
+	{name: "others can hold gc.lock", plant: "touch /nix/var/nix/gc.lock; chmod 0666 /nix/var/nix/gc.lock",
+		id: "gc-lock-mode", severity: "warning"},
+	{name: "gc.lock is a directory", plant: "rm -f /nix/var/nix/gc.lock; mkdir /nix/var/nix/gc.lock", id: "gc-lock",
+		severity: "closed"},
 	{name: "everybody can write to the store", plant: "chmod 1777 /nix/store", id: "store-mode", severity: "warning"},
 	{name: "the store is noexec", plant: "mount -o remount,bind,noexec /nix", id: "store-noexec", severity: "warning"},
-	{name: "a mount in the store", plant: "mount -t tmpfs tmpfs /nix/store/.links", id: "store-mounts", severity: "warning"},
+	{name: "a mount in the store", plant: "mount -t tmpfs tmpfs /nix/store/.links", id: "store-mounts",
+		severity: "warning"},
 	{
 		name: "a rule's links that others can change", id: "policy-links", severity: "warning",
 		plant: "mkdir -p /etc/teams; ln -s $(ls -d /nix/store/*-* | head -1) /etc/teams/a; chmod 0777 /etc/teams; " +
@@ -235,16 +271,29 @@ func TestDoctorAdvises(t *testing.T) {
 	goodHost(t)
 	const conf = "/etc/containers/containers.conf"
 	for _, m := range []misconfiguration{
-		{name: "another schema", plant: "printf 9 >/nix/var/nix/db/schema", id: "schema", severity: "unknown", cleanup: "printf 10 >/nix/var/nix/db/schema"},
-		{name: "no database", plant: "mv /nix/var/nix/db /nix/var/nix/away", id: "database", severity: "warning", cleanup: "mv /nix/var/nix/away /nix/var/nix/db"},
+		{name: "another schema", plant: "printf 9 >/nix/var/nix/db/schema", id: "schema", severity: "unknown",
+			cleanup: "printf 10 >/nix/var/nix/db/schema"},
+		{name: "no database", plant: "mv /nix/var/nix/db /nix/var/nix/away", id: "database", severity: "warning",
+			cleanup: "mv /nix/var/nix/away /nix/var/nix/db"},
 		{name: "no rules, and podman 4.3.1", plant: "rm " + configFile, id: "podman-images", severity: "warning"},
-		{name: "a rule that allows nothing", plant: `printf '[[allow]]\nroots = ["/nix/store/*-no-such"]\n' >>` + configFile, id: "policy", severity: "warning"},
-		{name: "a mode that there is not", plant: "sed -i '1i mode = \"copy\"' " + configFile, id: "config", severity: "closed"},
-		{name: "no state directory", plant: "mv /nix/var/nix /nix/var/away", id: "state-dir", severity: "closed", cleanup: "mv /nix/var/away /nix/var/nix"},
-		{name: "no store", plant: "sed -i '1i store-dir = \"/gone/store\"' " + configFile, id: "store", severity: "closed"},
-		{name: "containers.conf is not TOML", plant: "cp " + conf + " /tmp/kept; echo '[' >>" + conf, id: "podman-conf", severity: "closed", cleanup: "mv /tmp/kept " + conf},
-		{name: "the installed hook is gone", plant: "mv /usr/local/bin/nix-closure-hook /usr/local/", id: "program-missing", severity: "open", starts: true, cleanup: "mv /usr/local/nix-closure-hook /usr/local/bin/"},
-		{name: "the hook is a script", plant: "mv /usr/local/bin/nix-closure-hook /usr/local/; printf '#!/bin/sh\\nexec /usr/local/nix-closure-hook\\n' >/usr/local/bin/nix-closure-hook; chmod 0755 /usr/local/bin/nix-closure-hook", id: "unknown", severity: "unknown", cleanup: "mv /usr/local/nix-closure-hook /usr/local/bin/"},
+		{name: "a rule that allows nothing",
+			plant: `printf '[[allow]]\nroots = ["/nix/store/*-no-such"]\n' >>` + configFile, id: "policy",
+			severity: "warning"},
+		{name: "a mode that there is not", plant: "sed -i '1i mode = \"copy\"' " + configFile, id: "config",
+			severity: "closed"},
+		{name: "no state directory", plant: "mv /nix/var/nix /nix/var/away", id: "state-dir", severity: "closed",
+			cleanup: "mv /nix/var/away /nix/var/nix"},
+		{name: "no store", plant: "sed -i '1i store-dir = \"/gone/store\"' " + configFile, id: "store",
+			severity: "closed"},
+		{name: "containers.conf is not TOML", plant: "cp " + conf + " /tmp/kept; echo '[' >>" + conf, id: "podman-conf",
+			severity: "closed", cleanup: "mv /tmp/kept " + conf},
+		{name: "the installed hook is gone", plant: "mv /usr/local/bin/nix-closure-hook /usr/local/",
+			id: "program-missing", severity: "open", starts: true,
+			cleanup: "mv /usr/local/nix-closure-hook /usr/local/bin/"},
+		{name: "the hook is a script", plant: "mv /usr/local/bin/nix-closure-hook /usr/local/; printf " +
+			"'#!/bin/sh\\nexec /usr/local/nix-closure-hook\\n' >/usr/local/bin/nix-closure-hook; chmod 0755 " +
+			"/usr/local/bin/nix-closure-hook", id: "unknown", severity: "unknown",
+			cleanup: "mv /usr/local/nix-closure-hook /usr/local/bin/"},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			must(t, "sh", "-euc", m.plant)
@@ -283,12 +332,14 @@ func TestDoctorForOneUser(t *testing.T) {
 		t.Logf("%v: %s%s", err, stdout, stderr)
 		return stdout, err
 	}
-	if stdout, err := examine(); err != nil || strings.Contains(stdout, "[open]") || strings.Contains(stdout, "[closed]") {
+	if stdout, err := examine(); err != nil || strings.Contains(stdout, "[open]") ||
+		strings.Contains(stdout, "[closed]") {
 		t.Errorf("%v: %s", err, stdout)
 	}
 	alice.setHooksDir(t, "/nowhere")
 	stdout, err := examine()
-	if err == nil || !strings.Contains(stdout, "[open] podman: podman of user") || strings.Contains(stdout, "podman of root has") {
+	if err == nil || !strings.Contains(stdout, "[open] podman: podman of user") ||
+		strings.Contains(stdout, "podman of root has") {
 		t.Errorf("%v: %s", err, stdout)
 	}
 	alice.must(t, "/usr/local/bin/nix-closure", "install", "podman")
@@ -329,7 +380,8 @@ func TestDoctorAndInstallExamples(t *testing.T) {
 			script := strings.TrimSpace(line)
 			stdout, stderr, err := call("sh", "-c", "PATH=/usr/local/bin:$PATH; "+script)
 			var exit *exec.ExitError
-			if errors.As(err, &exit) && (command == "install" || exit.ExitCode() != 1) || strings.Contains(stderr, "nknown") {
+			if errors.As(err, &exit) && (command == "install" || exit.ExitCode() != 1) ||
+				strings.Contains(stderr, "nknown") {
 				t.Errorf("%s: %v %s%s", script, err, stdout, stderr)
 			}
 		}
@@ -352,7 +404,8 @@ func snapshot(t *testing.T, dirs ...string) string {
 		return ""
 	}
 	out := must(t, "sh", append([]string{"-euc",
-		`find "$@" ! -type d -printf '%p %y %U %G %m\n' | sort; find "$@" -type d -printf '%p\n' | sort; find "$@" -type f -exec sha256sum {} + | sort`, "sh"}, there...)...)
+		`find "$@" ! -type d -printf '%p %y %U %G %m\n' | sort; find "$@" -type d -printf '%p\n' | sort; find "$@" ` +
+			`-type f -exec sha256sum {} + | sort`, "sh"}, there...)...)
 	return out
 }
 
@@ -391,10 +444,12 @@ func TestInstallPodman(t *testing.T) {
 	}
 	installed := snapshot(t, "/etc/containers", "/usr/share/containers")
 	again, said := nixClosure("install", "podman")
-	if again != "" || !strings.Contains(said, "nothing to change") || snapshot(t, "/etc/containers", "/usr/share/containers") != installed {
+	if again != "" || !strings.Contains(said, "nothing to change") ||
+		snapshot(t, "/etc/containers", "/usr/share/containers") != installed {
 		t.Errorf("the second time: %s%s", again, said)
 	}
-	canary := append(append([]string{"run", "--rm"}, flags(roots("/nix/store/canary"))...), ordinaryImage(t), "/bin/true")
+	canary := append(append([]string{"run", "--rm"}, flags(roots("/nix/store/canary"))...), ordinaryImage(t),
+		"/bin/true")
 	if _, stderr, err := call("podman", canary...); err == nil {
 		t.Errorf("the canary starts: %s", stderr)
 	}
@@ -426,7 +481,8 @@ func TestInstallPodman(t *testing.T) {
 		t.Errorf("after patch: %s%s", again, said)
 	}
 	must(t, "sh", "-c", "echo >>"+createFile)
-	if _, stderr, err := call("/usr/local/bin/nix-closure", "install", "podman"); err == nil || !strings.Contains(stderr, createFile+" is there and was not written by") {
+	if _, stderr, err := call("/usr/local/bin/nix-closure", "install", "podman"); err == nil ||
+		!strings.Contains(stderr, createFile+" is there and was not written by") {
 		t.Errorf("%v %s", err, stderr)
 	}
 }
@@ -437,11 +493,13 @@ func TestInstallCRIO(t *testing.T) {
 	install(t)
 	writeConfig(t, goodConfig)
 	const own = "/etc/crio/crio.conf.d/10-own.conf"
-	must(t, "sh", "-euc", "mkdir -p /etc/crio/crio.conf.d; printf '[crio.runtime]\\nhooks_dir = [\"/etc/own-hooks\"]\\n' >"+own)
+	must(t, "sh", "-euc", "mkdir -p /etc/crio/crio.conf.d; printf '[crio.runtime]\\nhooks_dir = "+
+		"[\"/etc/own-hooks\"]\\n' >"+own)
 	t.Cleanup(func() { must(t, "rm", "-r", "/etc/crio") })
 	before := snapshot(t, "/etc/crio", "/etc/nix-closure")
 	d := doctor(t, "--engine", "cri-o")
-	if severity, fix, ok := d.find("no-hook"); !ok || severity != "open" || len(fix) != 2 || fix[1] != "systemctl restart crio" {
+	if severity, fix, ok := d.find("no-hook"); !ok || severity != "open" || len(fix) != 2 ||
+		fix[1] != "systemctl restart crio" {
 		t.Fatalf("%+v", d.Findings)
 	}
 	must(t, "sh", "-euc", d.Findings[0].Fix[0])
@@ -449,7 +507,8 @@ func TestInstallCRIO(t *testing.T) {
 		t.Errorf("%+v", d.Findings)
 	}
 	text, err := os.ReadFile("/etc/crio/crio.conf.d/99-nix-closure.conf")
-	if err != nil || !strings.Contains(string(text), `hooks_dir = ["/etc/own-hooks", "/etc/nix-closure/crio-hooks.d"]`) {
+	if err != nil || !strings.Contains(string(text),
+		`hooks_dir = ["/etc/own-hooks", "/etc/nix-closure/crio-hooks.d"]`) {
 		t.Errorf("%v %s", err, text)
 	}
 	if again := must(t, "/usr/local/bin/nix-closure", "install", "cri-o"); again != "" {

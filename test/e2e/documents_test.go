@@ -13,9 +13,10 @@ import (
 
 var (
 	documentLink   = regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
-	documentedName = regexp.MustCompile("(?:^|[` ])((?:\\.ci|closure|cmd|docs|examples|hook|internal|spec|test)/[\\w./-]*)")
-	makeTarget     = regexp.MustCompile("(?m)(?:^    |`|&& )make ([a-z][a-z0-9]*)\\b")
-	testName       = regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*…?`)
+	documentedName = regexp.MustCompile("(?:^|[` ])" +
+		`((?:\.ci|closure|cmd|docs|examples|hook|internal|spec|test)/[\w./-]*)`)
+	makeTarget = regexp.MustCompile("(?m)(?:^    |`|&& )make ([a-z][a-z0-9]*)\\b")
+	testName   = regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*…?`)
 )
 
 // The files, targets of make and tests that the documents name are there.
@@ -45,7 +46,8 @@ func TestDocumentedNames(t *testing.T) {
 		}
 		for _, test := range testName.FindAllString(text, -1) {
 			begin, many := strings.CutSuffix(test, "…")
-			if found := strings.Contains(tests, "\n"+begin); !found || !many && !strings.Contains(tests, "\n"+begin+"\n") {
+			if found := strings.Contains(tests, "\n"+begin); !found ||
+				!many && !strings.Contains(tests, "\n"+begin+"\n") {
 				t.Errorf("%s names the test %s", name, test)
 			}
 		}

@@ -45,7 +45,8 @@ func TestRunExamples(t *testing.T) {
 		"/nix/store/…-hello-2.12 /mnt", store["script"]+" "+dir+"/mnt",
 		"/nix/store/…-bash-5.2", store["bash"], "/nix/store/…-coreutils-9.1", store["coreutils"],
 		"/srv/views/web", dir+"/views/web", "/etc/systemd/system/", dir+"/",
-		"hello --greeting=hi", "echo hi", "-- hello", "-- echo hi", "curl https://example.org", "cat /etc/ssl/openssl.cnf",
+		"hello --greeting=hi", "echo hi", "-- hello", "-- echo hi", "curl https://example.org",
+		"cat /etc/ssl/openssl.cnf",
 		"-- make", "-- bash -c 'true >made'", "jq -r '.[].dir'", "grep -q views",
 	)
 	if err := os.MkdirAll("/etc/ssl", 0o755); err != nil {

@@ -46,7 +46,8 @@ const unsigned = "require-sigs = false"
 func newCache(t *testing.T, paths ...string) string {
 	t.Helper()
 	dir := t.TempDir()
-	must(t, "nix", append([]string{"--extra-experimental-features", "nix-command", "copy", "--to", "file://" + dir}, paths...)...)
+	must(t, "nix", append([]string{"--extra-experimental-features", "nix-command", "copy", "--to", "file://" + dir},
+		paths...)...)
 	return dir
 }
 
@@ -101,7 +102,8 @@ func TestFetch(t *testing.T) {
 	writeConfig(t, "substitute = true\n")
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		collect(t, one.closure...)
-		b := newBundle(t, with(roots(one.root+"/content"), "nix-closure/mode", mode), one.check("touch /ready; until [ -e /go ]; do sleep 0.01; done"), "createRuntime", "poststop")
+		b := newBundle(t, with(roots(one.root+"/content"), "nix-closure/mode", mode),
+			one.check("touch /ready; until [ -e /go ]; do sleep 0.01; done"), "createRuntime", "poststop")
 		bundles++
 		id := fmt.Sprintf("fetch-%d", bundles)
 		cmd := b.command(t, runtime, id)
@@ -113,7 +115,8 @@ func TestFetch(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- cmd.Wait() }()
 		waitFor(t, b.dir+"/rootfs/ready")
-		if link, err := os.Readlink(filepath.Join(gcRoots, id, filepath.Base(one.root))); err != nil || link != one.root {
+		if link, err := os.Readlink(filepath.Join(gcRoots, id, filepath.Base(one.root))); err != nil ||
+			link != one.root {
 			t.Errorf("GC root: %q %v", link, err)
 		}
 		must(t, "nix-store", "--gc")
@@ -124,11 +127,13 @@ func TestFetch(t *testing.T) {
 			t.Errorf("%v %s", err, &out)
 		}
 		lines := fetched(t, id)
-		if len(lines) == 0 || !strings.HasPrefix(lines[0], fmt.Sprintf("these %d paths will be fetched", len(one.closure))) {
+		if len(lines) == 0 || !strings.HasPrefix(lines[0],
+			fmt.Sprintf("these %d paths will be fetched", len(one.closure))) {
 			t.Errorf("the log does not say that it is being fetched: %q", lines)
 		}
 		for _, p := range one.closure {
-			if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "copying path '"+p+"' from") }) {
+			if !slices.ContainsFunc(lines,
+				func(l string) bool { return strings.HasPrefix(l, "copying path '"+p+"' from") }) {
 				t.Errorf("the log does not say that %s is being fetched: %q", p, lines)
 			}
 		}
@@ -158,7 +163,8 @@ func TestFetchOnTerminal(t *testing.T) {
 		collect(t, one.closure...)
 		b := newBundle(t, roots(one.root), "true")
 		b.command(t, "runc", "by-hand")
-		process := exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1" "$1" && touch "$1/ready" && exec sleep 60`, "sh", b.dir+"/rootfs")
+		process := exec.Command("unshare", "--mount", "sh", "-c",
+			`mount --bind "$1" "$1" && touch "$1/ready" && exec sleep 60`, "sh", b.dir+"/rootfs")
 		if err := process.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -171,7 +177,8 @@ func TestFetchOnTerminal(t *testing.T) {
 			if err := os.WriteFile(file, []byte(in), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			out, _, err = call("script", "--quiet", "--return", "--command", *bin+"/nix-closure-hook createRuntime <"+file, "/dev/null")
+			out, _, err = call("script", "--quiet", "--return", "--command",
+				*bin+"/nix-closure-hook createRuntime <"+file, "/dev/null")
 		} else {
 			_, out, err = callHook(in, "createRuntime")
 		}
@@ -180,7 +187,8 @@ func TestFetchOnTerminal(t *testing.T) {
 		}
 		said := strings.Split(strings.ReplaceAll(out, "\r", ""), "\n")
 		for _, p := range one.closure {
-			seen := slices.ContainsFunc(said, func(l string) bool { return strings.HasPrefix(l, "copying path '"+p+"' from") })
+			seen := slices.ContainsFunc(said,
+				func(l string) bool { return strings.HasPrefix(l, "copying path '"+p+"' from") })
 			if seen != terminal {
 				t.Errorf("on a terminal %v: %s seen: %v", terminal, p, seen)
 			}
@@ -204,11 +212,13 @@ func TestFetchOff(t *testing.T) {
 		for _, runtime := range runtimes {
 			b := newBundle(t, roots(one.root), one.check("true"), "createRuntime", "poststop")
 			id, out, _, err := b.run(t, runtime)
-			if want := "nix-closure: container " + id + ": resolving " + one.root + ": " + notValid(one.root); err == nil || out != "" || lastError(t) != want {
+			if want := "nix-closure: container " + id + ": resolving " + one.root + ": " +
+				notValid(one.root); err == nil || out != "" || lastError(t) != want {
 				t.Errorf("%v %q %s\nwant %s", err, out, lastError(t), want)
 			}
 		}
-		if left := halfMade(t); len(left) > 0 || len(must(t, "nix-store", "--check-validity", "--print-invalid", one.root)) == 0 {
+		if left := halfMade(t); len(left) > 0 ||
+			len(must(t, "nix-store", "--check-validity", "--print-invalid", one.root)) == 0 {
 			t.Errorf("something was fetched: %q", left)
 		}
 	}
@@ -287,10 +297,12 @@ func TestFetchFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	byHand := "; fetch it by hand with `nix-store --realise " + one.root + "`, or raise substitute-timeout in the configuration"
+	byHand := "; fetch it by hand with `nix-store --realise " + one.root +
+		"`, or raise substitute-timeout in the configuration"
 	const failed = "fetching: /usr/bin/nix-store: exit status 1: "
 	nobodyHas := func(path, why string) string {
-		return "no substituter has " + path + why + "; build it here, copy it to one of them, or correct `substituters` in nix.conf"
+		return "no substituter has " + path + why +
+			"; build it here, copy it to one of them, or correct `substituters` in nix.conf"
 	}
 	for i, c := range []struct {
 		name string
@@ -302,17 +314,27 @@ func TestFetchFails(t *testing.T) {
 	}{
 		{name: "hangs", url: hanging, conf: unsigned, slow: true,
 			want: []string{"fetching: the time for it is over: no substituter has answered" + byHand}},
-		{name: "hangs in a narinfo", url: func(t *testing.T) string { return serve(t, cache, hangIn(good, filepath.Base(leaf)[:32]+".narinfo")) }, conf: unsigned, slow: true,
+		{name: "hangs in a narinfo", url: func(t *testing.T) string {
+			return serve(t, cache,
+				hangIn(good, filepath.Base(leaf)[:32]+".narinfo"))
+		}, conf: unsigned, slow: true,
 			want: []string{"fetching: the time for it is over: no substituter has answered" + byHand}},
-		{name: "hangs in an archive", url: func(t *testing.T) string { return serve(t, cache, hangIn(good, filepath.Base(leafNar))) }, conf: unsigned, slow: true,
-			want: []string{"fetching: the time for it is over: these 5 paths will be fetched (", " begun, the last /nix/store/", byHand}},
+		{name: "hangs in an archive", url: func(t *testing.T) string {
+			return serve(t, cache,
+				hangIn(good, filepath.Base(leafNar)))
+		}, conf: unsigned, slow: true,
+			want: []string{"fetching: the time for it is over: these 5 paths will be fetched (",
+				" begun, the last /nix/store/", byHand}},
 		{name: "truncated archive", nar: func(good []byte) []byte { return good[:len(good)/2] }, conf: unsigned,
 			want: []string{failed}},
 		{name: "changed archive", nar: changed(t), conf: unsigned,
 			want: []string{failed + "hash mismatch importing path '" + leaf + "'"}},
-		{name: "not signed", want: []string{failed, "the substitute for '" + one.root + "' from 'file://" + cache + "' is not signed by any of the keys in 'trusted-public-keys'"}},
+		{name: "not signed", want: []string{failed,
+			"the substitute for '" + one.root + "' from 'file://" + cache +
+				"' is not signed by any of the keys in 'trusted-public-keys'"}},
 		{name: "no cache", url: func(*testing.T) string { return "" }, want: []string{failed, nobodyHas(one.root, "")}},
-		{name: "an empty cache", url: func(t *testing.T) string { return "file://" + t.TempDir() }, want: []string{failed, nobodyHas(one.root, "")}},
+		{name: "an empty cache", url: func(t *testing.T) string { return "file://" + t.TempDir() },
+			want: []string{failed, nobodyHas(one.root, "")}},
 		{name: "a cache without what the root references", url: func(t *testing.T) string {
 			return serve(t, cache, func(w http.ResponseWriter, r *http.Request) bool {
 				absent := strings.HasSuffix(r.URL.Path, filepath.Base(leaf)[:32]+".narinfo")
@@ -322,8 +344,10 @@ func TestFetchFails(t *testing.T) {
 				return absent
 			})
 		}, conf: unsigned, want: []string{failed, nobodyHas(leaf, "")}},
-		{name: "no such server", url: func(*testing.T) string { return "http://127.0.0.1:1" }, conf: "download-attempts = 1",
-			want: []string{failed, nobodyHas(one.root, " (unable to download 'http://127.0.0.1:1/nix-cache-info': Couldn't connect to server (7))")}},
+		{name: "no such server", url: func(*testing.T) string { return "http://127.0.0.1:1" },
+			conf: "download-attempts = 1",
+			want: []string{failed, nobodyHas(one.root,
+				" (unable to download 'http://127.0.0.1:1/nix-cache-info': Couldn't connect to server (7))")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.nar != nil {
@@ -411,7 +435,10 @@ func TestFetchKilled(t *testing.T) {
 	}
 	var answers atomic.Bool
 	hang := hangIn(good, filepath.Base(nar))
-	useCache(t, serve(t, cache, func(w http.ResponseWriter, r *http.Request) bool { return !answers.Load() && hang(w, r) }), unsigned)
+	useCache(t, serve(t, cache, func(w http.ResponseWriter,
+		r *http.Request) bool {
+		return !answers.Load() && hang(w, r)
+	}), unsigned)
 	writeConfig(t, "substitute = true\nsubstitute-timeout = \"30s\"\n")
 	for _, runtime := range runtimes {
 		collect(t, one.closure...)
@@ -480,7 +507,8 @@ func narOf(t *testing.T, cache, path string) string {
 func changed(t *testing.T) func(good []byte) []byte {
 	return func(good []byte) []byte {
 		t.Helper()
-		return filter(t, bytes.Replace(filter(t, good, "xz", "-dc"), []byte("leaf-broken\n"), []byte("leaf-bROKEN\n"), 1), "xz", "-c")
+		return filter(t, bytes.Replace(filter(t, good, "xz", "-dc"), []byte("leaf-broken\n"), []byte("leaf-bROKEN\n"),
+			1), "xz", "-c")
 	}
 }
 
@@ -498,7 +526,8 @@ func filter(t *testing.T, in []byte, program string, args ...string) []byte {
 // A derivation is not fetched; a closure-info is, with what it references.
 func TestFetchOther(t *testing.T) {
 	one := buildTrees(t, []string{"other"}, "--no-out-link")[0]
-	info := strings.TrimSpace(must(t, "nix-build", "testdata/info.nix", "--arg", "names", `[ "other" ]`, "--no-out-link"))
+	info := strings.TrimSpace(must(t, "nix-build", "testdata/info.nix", "--arg", "names", `[ "other" ]`,
+		"--no-out-link"))
 	drv := strings.TrimSpace(must(t, "nix-store", "--query", "--deriver", one.root))
 	useCache(t, "file://"+newCache(t, info, drv), unsigned)
 	writeConfig(t, "substitute = true\n")
@@ -506,14 +535,17 @@ func TestFetchOther(t *testing.T) {
 		collect(t, append(one.closure, info, drv)...)
 		b := newBundle(t, with(roots(drv), "nix-closure/mode", mode), "true", "createRuntime", "poststop")
 		_, _, _, err := b.run(t, runtime)
-		if want := ": resolving " + drv + ": " + drv + ": a derivation cannot be fetched, only what it builds; instantiate it first"; err == nil || !strings.HasSuffix(lastError(t), want) {
+		if want := ": resolving " + drv + ": " + drv +
+			": a derivation cannot be fetched, only what it builds; instantiate it first"; err == nil ||
+			!strings.HasSuffix(lastError(t), want) {
 			t.Errorf("%v %s\nwant %s", err, lastError(t), want)
 		}
 		if left := halfMade(t); len(left) > 0 {
 			t.Errorf("left in the store: %q", left)
 		}
 		nothingLeft(t)
-		b = newBundle(t, map[string]string{"nix-closure/closure-info": info, "nix-closure/mode": mode}, one.check("true"), "createRuntime", "poststop")
+		b = newBundle(t, map[string]string{"nix-closure/closure-info": info, "nix-closure/mode": mode},
+			one.check("true"), "createRuntime", "poststop")
 		if _, out, stderr, err := b.run(t, runtime); err != nil || out != "whole\n" {
 			t.Errorf("%v %q %s %s", err, out, stderr, lastError(t))
 		}
@@ -538,7 +570,8 @@ func TestFetchAtOnce(t *testing.T) {
 		}
 		cmds := map[string]*exec.Cmd{}
 		for i := range 8 {
-			b := newBundle(t, with(roots(one.root), "nix-closure/mode", modes[i/2%2]), one.check("sleep 0.1"), "createRuntime", "poststop")
+			b := newBundle(t, with(roots(one.root), "nix-closure/mode", modes[i/2%2]), one.check("sleep 0.1"),
+				"createRuntime", "poststop")
 			id := fmt.Sprintf("at-once-%v-%d", broken, i)
 			cmds[id] = b.command(t, runtimes[i%2], id)
 		}
@@ -582,7 +615,8 @@ func TestFetchWhileCollecting(t *testing.T) {
 	cmds := make([]*exec.Cmd, count)
 	for i := range cmds {
 		one := trees[i%len(trees)]
-		b := newBundle(t, with(roots(one.root), "nix-closure/mode", modes[i/4%2]), one.check("sleep 0.1"), "createRuntime", "poststop")
+		b := newBundle(t, with(roots(one.root), "nix-closure/mode", modes[i/4%2]), one.check("sleep 0.1"),
+			"createRuntime", "poststop")
 		cmds[i] = b.command(t, runtimes[i/8%2], fmt.Sprintf("loop-%d", i))
 	}
 	before := len(readLog(t))

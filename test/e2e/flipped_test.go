@@ -51,7 +51,8 @@ func TestFlippedLayers(t *testing.T) {
 		{"plain", store["foreign"], false, nil, store["foreign"]},
 		{"merged", store["foreign"], true, nil, store["foreign"]},
 		{"profiles", "/nix/var/nix/profiles", false, nil, "of the host, and with it more than the closure"},
-		{"the store bound on itself", store["foreign"], false, func(t *testing.T) { bindMount(t, "/nix", "/nix") }, store["foreign"]},
+		{"the store bound on itself", store["foreign"], false, func(t *testing.T) { bindMount(t, "/nix", "/nix") },
+			store["foreign"]},
 		{"nothing of the store", "/usr/share/doc", false, nil, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -109,7 +109,8 @@ func (v *hungVolume) answer(request []byte) {
 	case fuseInit:
 		write(uint32(7), uint32(31), uint32(0), uint32(0), uint16(1), uint16(1), uint32(4096), uint32(1), [9]uint32{})
 	case fuseGetattr: // for ever
-		write(uint64(1<<30), uint64(0), uint64(1), [5]uint64{}, [3]uint32{}, uint32(unix.S_IFDIR|0o755), uint32(2), [4]uint32{}, uint32(0))
+		write(uint64(1<<30), uint64(0), uint64(1), [5]uint64{}, [3]uint32{}, uint32(unix.S_IFDIR|0o755), uint32(2),
+			[4]uint32{}, uint32(0))
 	case fuseOpendir:
 		write(uint64(0), uint32(0), uint32(0))
 	case fuseReaddir, fuseReleasedir: // it is empty
@@ -128,7 +129,8 @@ func impatientHook(t *testing.T, deadline string) string {
 	t.Helper()
 	dir := t.TempDir()
 	must(t, "env", "CGO_ENABLED=0", "go", "build", "-C", "../..",
-		"-ldflags", "-X github.com/nix-closure/nix-closure/hook.deadlineText="+deadline, "-o", dir+"/nix-closure-hook", "./cmd/nix-closure-hook")
+		"-ldflags", "-X github.com/nix-closure/nix-closure/hook.deadlineText="+deadline, "-o", dir+"/nix-closure-hook",
+		"./cmd/nix-closure-hook")
 	from, err := os.Open(filepath.Join(*bin, "nix-closure"))
 	if err != nil {
 		t.Fatal(err)
@@ -178,7 +180,8 @@ func TestHungVolume(t *testing.T) {
 			if err := os.Symlink("/volume", b.dir+"/rootfs/nix"); err != nil {
 				t.Fatal(err)
 			}
-			b.addMount(object{"destination": "/volume", "type": "bind", "source": volume.dir, "options": []string{"bind"}})
+			b.addMount(object{"destination": "/volume", "type": "bind", "source": volume.dir,
+				"options": []string{"bind"}})
 			b.config["hooks"].(object)["createRuntime"] = []object{
 				{"path": hook, "args": []string{"nix-closure-hook", "createRuntime"}, "env": []string{"LC_ALL=C"}},
 			}
@@ -191,7 +194,8 @@ func TestHungVolume(t *testing.T) {
 			ended := make(chan error, 1)
 			go func() { ended <- cmd.Wait() }()
 			for range 500 {
-				if text, err := os.ReadFile(record); err == nil && strings.Contains(string(text), `"digest":"`+digestOf(t, live.id)) {
+				if text, err := os.ReadFile(record); err == nil &&
+					strings.Contains(string(text), `"digest":"`+digestOf(t, live.id)) {
 					break
 				}
 				time.Sleep(10 * time.Millisecond)
@@ -290,7 +294,8 @@ func TestStoppedHook(t *testing.T) {
 		inject := fmt.Sprintf("inject=%s:delay_enter=%d:when=1", c.before, c.stopped.Microseconds())
 		b.config["hooks"].(object)["createRuntime"] = []object{{
 			"path": "/usr/bin/strace", "env": []string{"LC_ALL=C"},
-			"args": []string{"strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, "-P", c.path, filepath.Join(*bin, "nix-closure-hook"), "createRuntime"},
+			"args": []string{"strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, "-P", c.path,
+				filepath.Join(*bin, "nix-closure-hook"), "createRuntime"},
 		}}
 		var out bytes.Buffer
 		cmd := b.command(t, runtime, "stopped")
@@ -345,7 +350,8 @@ func TestHungSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBundle(t, roots(store["tools"]), "true")
-	b.addMount(object{"destination": "/mnt", "type": "bind", "source": volume.dir + "/volume", "options": []string{"bind"}})
+	b.addMount(object{"destination": "/mnt", "type": "bind", "source": volume.dir + "/volume",
+		"options": []string{"bind"}})
 	_ = b.command(t, "runc", "hung-source") // writes config.json
 	var stderr bytes.Buffer
 	cmd := exec.Command(hook, "createRuntime")

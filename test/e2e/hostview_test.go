@@ -113,7 +113,8 @@ func TestHostView(t *testing.T) {
 		if views := viewList(t); len(views) != 1 || views[0].State != "mounted" {
 			t.Errorf("after a sweep, view list says %+v", views)
 		}
-		if _, stderr, err := cli("view", "mount", store["env"], dir); err == nil || !strings.Contains(stderr, "a view is mounted on "+dir) {
+		if _, stderr, err := cli("view", "mount", store["env"], dir); err == nil ||
+			!strings.Contains(stderr, "a view is mounted on "+dir) {
 			t.Errorf("a second view on the same directory: %v %s", err, stderr)
 		}
 		if _, err := os.Stat(dir + "/" + filepath.Base(store["bash"]) + "/bin/bash"); err != nil {
@@ -124,7 +125,8 @@ func TestHostView(t *testing.T) {
 			t.Errorf("after umount the directory has %q", got)
 		}
 		nothingLeft(t)
-		if _, stderr, err := cli("view", "umount", dir); err == nil || !strings.Contains(stderr, "no view was mounted here") {
+		if _, stderr, err := cli("view", "umount", dir); err == nil ||
+			!strings.Contains(stderr, "no view was mounted here") {
 			t.Errorf("umount again: %v %s", err, stderr)
 		}
 	})
@@ -193,7 +195,8 @@ func TestHostViewSwept(t *testing.T) {
 		nothingLeft(t)
 
 		script := `"$0" view mount --mode "$1" "$2" "$3" && echo mounted && read -r _`
-		cmd := exec.Command("unshare", "--mount", "sh", "-c", script, filepath.Join(*bin, "nix-closure"), mode, store["env"], dir)
+		cmd := exec.Command("unshare", "--mount", "sh", "-c", script, filepath.Join(*bin, "nix-closure"), mode,
+			store["env"], dir)
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)

@@ -39,7 +39,8 @@ func inspect(t *testing.T, args ...string) []inspection {
 func TestInspect(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		name := fmt.Sprintf("inspected-%s-%s", runtime, mode)
-		id := container{runtime: runtime, mode: mode, root: "env", flags: []string{"--name", name, registered, unlisted}}.start(t)
+		id := container{runtime: runtime, mode: mode, root: "env",
+			flags: []string{"--name", name, registered, unlisted}}.start(t)
 		for _, argument := range []string{id, id[:12], name} {
 			all := inspect(t, argument)
 			if len(all) != 1 {
@@ -47,22 +48,26 @@ func TestInspect(t *testing.T) {
 			}
 			i := all[0]
 			if i.ID != id || i.Name != name || i.Status != "running" || i.Engine != "podman" || i.Way != "annotation" ||
-				i.Mode != mode || !slices.Equal(i.Roots, []string{store["env"]}) || i.Paths != len(closureOf(t, store["env"])) ||
-				i.Size == 0 || i.Pid == 0 || time.Since(i.Since) > time.Minute || !i.Registration || i.Listing || i.Writable ||
+				i.Mode != mode || !slices.Equal(i.Roots, []string{store["env"]}) ||
+				i.Paths != len(closureOf(t, store["env"])) ||
+				i.Size == 0 || i.Pid == 0 || time.Since(i.Since) > time.Minute || !i.Registration || i.Listing ||
+				i.Writable ||
 				i.Trouble != "" || i.GCRoots != gcRoots+"/"+id {
 				t.Errorf("%s: %+v", argument, i)
 			}
 		}
 		table := must(t, nixClosure(), "inspect")
-		row := regexp.MustCompile(`(?m)^` + id[:12] + ` +` + name + ` +running +podman +annotation +` + mode + ` +test-env +\d+ +[\d.]+[KMG]iB +.* ago$`)
+		row := regexp.MustCompile(`(?m)^` + id[:12] + ` +` + name + ` +running +podman +annotation +` + mode +
+			` +test-env +\d+ +[\d.]+[KMG]iB +.* ago$`)
 		if !strings.HasPrefix(table, "CONTAINER ") || !row.MatchString(table) {
 			t.Errorf("the table is\n%s", table)
 		}
 		for format, want := range map[string]string{
-			"{{.ID}} {{.Mode}}":                            id + " " + mode + "\n",
-			`table {{.Name}}\t{{join (short .Roots) ","}}`: fmt.Sprintf("%-*s  ROOTS\n%s  test-env\n", len(name), "NAME", name),
-			"{{json .Roots}}":                              fmt.Sprintf("[%q]\n", store["env"]),
-			"{{upper .Mode}}":                              strings.ToUpper(mode) + "\n",
+			"{{.ID}} {{.Mode}}": id + " " + mode + "\n",
+			`table {{.Name}}\t{{join (short .Roots) ","}}`: fmt.Sprintf("%-*s  ROOTS\n%s  test-env\n", len(name),
+				"NAME", name),
+			"{{json .Roots}}": fmt.Sprintf("[%q]\n", store["env"]),
+			"{{upper .Mode}}": strings.ToUpper(mode) + "\n",
 		} {
 			if got := must(t, nixClosure(), "inspect", "--format", format, id); got != want {
 				t.Errorf("%s: %q, want %q", format, got, want)
@@ -91,7 +96,8 @@ func TestInspect(t *testing.T) {
 func TestVerifyUsage(t *testing.T) {
 	one := container{runtime: "runc", root: "env", flags: []string{"--name=same-1"}}.start(t)
 	for _, args := range [][]string{
-		{"verify", "--nothing"}, {"verify", "nothing"}, {"verify", ""}, {"verify", "--watch=-1s"}, {"inspect", "--format={{"},
+		{"verify", "--nothing"}, {"verify", "nothing"}, {"verify", ""}, {"verify", "--watch=-1s"},
+		{"inspect", "--format={{"},
 		{"inspect", "--format={{.Nothing}}", one}, {"inspect", "--json", "--format=x"}, {"inspect", "nothing"},
 	} {
 		cmd := exec.Command(nixClosure(), args...)
@@ -133,7 +139,8 @@ func TestCommandExamples(t *testing.T) {
 		}
 		for _, line := range lines {
 			line, filter, _ := strings.Cut(strings.ReplaceAll(line, "3f1c", id[:12]), " | jq ")
-			cmd := exec.Command("timeout", "--preserve-status", "--signal=INT", "2", "sh", "-c", "exec "+strings.TrimSpace(line))
+			cmd := exec.Command("timeout", "--preserve-status", "--signal=INT", "2", "sh", "-c",
+				"exec "+strings.TrimSpace(line))
 			cmd.Env = append(os.Environ(), "PATH="+*bin+":"+os.Getenv("PATH"))
 			out, err := cmd.CombinedOutput()
 			if err != nil || len(out) == 0 || filter != "" && !json.Valid(out) {

@@ -81,7 +81,8 @@ var manualFiles = []string{
 // read, and the completions.
 func checkManual(t *testing.T, share string) {
 	t.Helper()
-	out := must(t, "find", share, "-type", "f", "-name", "*nix-closure*", "!", "-path", "*/hooks.d/*", "-printf", "%P\n")
+	out := must(t, "find", share, "-type", "f", "-name", "*nix-closure*", "!", "-path", "*/hooks.d/*", "-printf",
+		"%P\n")
 	got := strings.Fields(out)
 	slices.Sort(got)
 	if !slices.Equal(got, manualFiles) {
@@ -93,7 +94,8 @@ func checkManual(t *testing.T, share string) {
 			t.Fatal(err)
 		}
 		page := strings.HasPrefix(file, "man/")
-		if page && !strings.HasPrefix(string(text), ".nh\n.TH \"NIX-CLOSURE") || !page && !strings.Contains(string(text), "__complete") {
+		if page && !strings.HasPrefix(string(text), ".nh\n.TH \"NIX-CLOSURE") ||
+			!page && !strings.Contains(string(text), "__complete") {
 			t.Errorf("%s: %.60q", file, text)
 		}
 		if strings.Contains(string(text), *bin) {
@@ -260,7 +262,8 @@ func TestInstalled(t *testing.T) {
 		})
 	}
 	// Without, the canary says so.
-	canary := append(append([]string{"run", "--rm"}, flags(roots("/nix/store/canary"))...), ordinaryImage(t), "/bin/true")
+	canary := append(append([]string{"run", "--rm"}, flags(roots("/nix/store/canary"))...), ordinaryImage(t),
+		"/bin/true")
 	if _, _, err := call("podman", canary...); err != nil {
 		t.Errorf("after uninstall: %v", err)
 	}

@@ -26,7 +26,8 @@ func TestNothingCrosses(t *testing.T) {
 		c := container{runtime: runtime, mode: mode, root: "env"}
 		one, other := c.start(t), c.start(t)
 		python := store["env"] + "/bin/python3"
-		watcher := exec.Command("podman", "exec", "--interactive", one, python, "-B", "-c", inotifyScript, "watch", store["data"])
+		watcher := exec.Command("podman", "exec", "--interactive", one, python, "-B", "-c", inotifyScript, "watch",
+			store["data"])
 		in, err := watcher.StdinPipe()
 		if err != nil {
 			t.Fatal(err)

@@ -18,7 +18,8 @@ func podYAML(says annotations, command ...string) string {
 	for key, value := range says {
 		b.WriteString("    " + key + ": " + value + "\n")
 	}
-	b.WriteString("spec:\n  restartPolicy: Never\n  hostNetwork: true\n  containers:\n  - name: web\n    image: " + bareImage +
+	b.WriteString("spec:\n  restartPolicy: Never\n  hostNetwork: true\n  containers:\n  - name: web\n    image: " +
+		bareImage +
 		"\n    imagePullPolicy: Never\n    command: [" + strings.Join(command, ", ") + "]\n")
 	return b.String()
 }

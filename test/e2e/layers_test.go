@@ -15,7 +15,8 @@ import (
 // mounts it (`-v DIR:/x:O`) or the host has: it is refused, and a store path is asked for.
 func TestVolumesOfParts(t *testing.T) {
 	if err := errors.Join(
-		os.MkdirAll("/nix/var/log/nix/drvs/ab", 0o755), os.WriteFile("/nix/var/log/nix/drvs/ab/x.drv", []byte("log"), 0o644),
+		os.MkdirAll("/nix/var/log/nix/drvs/ab", 0o755),
+		os.WriteFile("/nix/var/log/nix/drvs/ab/x.drv", []byte("log"), 0o644),
 		os.MkdirAll("/nix/var/nix/profiles/per-user/alice", 0o755),
 		os.Symlink(store["foreign"], "/nix/var/nix/profiles/per-user/alice/profile-1-link"),
 	); err != nil {
@@ -74,8 +75,10 @@ func TestVolumesOfParts(t *testing.T) {
 			"nix-closure/roots=" + store["env"], "--rootfs", store["foreign"] + ":O", store["env"] + "/bin/true"}
 		_, stderr, err := call("podman", args...)
 		said := lastError(t)
-		if allowed && err != nil || !allowed && (err == nil || !strings.Contains(said, store["foreign"]+" is not allowed here")) {
-			t.Errorf("%s: a store path as the root, allowed %v: %v %s; the log says %q", runtime, allowed, err, stderr, said)
+		if allowed && err != nil || !allowed &&
+			(err == nil || !strings.Contains(said, store["foreign"]+" is not allowed here")) {
+			t.Errorf("%s: a store path as the root, allowed %v: %v %s; the log says %q", runtime, allowed, err, stderr,
+				said)
 		}
 		nothingLeft(t)
 	}
@@ -116,7 +119,8 @@ func TestOtherProc(t *testing.T) {
 func TestOverlayOfFUSE(t *testing.T) {
 	data, upper, work := mountFUSE(t, t.TempDir()), t.TempDir(), t.TempDir()
 	at := t.TempDir()
-	if err := syscall.Mount("overlay", at, "overlay", 0, "lowerdir="+data+",upperdir="+upper+",workdir="+work); err != nil {
+	if err := syscall.Mount("overlay", at, "overlay", 0,
+		"lowerdir="+data+",upperdir="+upper+",workdir="+work); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })

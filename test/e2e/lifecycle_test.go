@@ -41,7 +41,8 @@ func TestRecordAndRoots(t *testing.T) {
 		remove(t, id)
 		nothingLeft(t)
 		for range 2 {
-			_, stderr, err := callHook(state(id, 0, filepath.Dir(bundleDir), map[string]string{"nix-closure/roots": store["env"]}), "poststop")
+			_, stderr, err := callHook(state(id, 0, filepath.Dir(bundleDir),
+				map[string]string{"nix-closure/roots": store["env"]}), "poststop")
 			if err != nil || stderr != "" {
 				t.Errorf("poststop again: %v %s", err, stderr)
 			}
@@ -170,7 +171,8 @@ func TestUnannotated(t *testing.T) {
 	}()
 	before := len(readLog(t))
 	for _, runtime := range runtimes {
-		b := newBundle(t, map[string]string{"org.example/x": "y"}, "echo runs", "prestart", "createRuntime", "createContainer", "poststop")
+		b := newBundle(t, map[string]string{"org.example/x": "y"}, "echo runs", "prestart", "createRuntime",
+			"createContainer", "poststop")
 		if _, out, stderr, err := b.run(t, runtime); err != nil || out != "runs\n" {
 			t.Errorf("%s: %q %v %s", runtime, out, err, stderr)
 		}
@@ -180,7 +182,8 @@ func TestUnannotated(t *testing.T) {
 			t.Errorf("%s: %q", runtime, out)
 		}
 	}
-	for _, config := range []string{`{"root":{"path":"/x"}}`, `{"root":{"path":"/x"},"annotations":{"a":"b"},"unknown":[1]}`} {
+	for _, config := range []string{`{"root":{"path":"/x"}}`,
+		`{"root":{"path":"/x"},"annotations":{"a":"b"},"unknown":[1]}`} {
 		out, stderr, err := callHook(config, "precreate")
 		if err != nil || out != config || stderr != "" {
 			t.Errorf("precreate: %q %v %s", out, err, stderr)
@@ -216,7 +219,8 @@ func TestStages(t *testing.T) {
 func TestCalledTwice(t *testing.T) {
 	want := closureOf(t, store["env"])
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
-		b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "ls -A /nix/store", "prestart", "createRuntime", "createContainer", "poststop")
+		b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "ls -A /nix/store", "prestart",
+			"createRuntime", "createContainer", "poststop")
 		hooks := b.config["hooks"].(object)
 		for stage, entries := range hooks {
 			hooks[stage] = append(entries.([]object), entries.([]object)...)
@@ -289,7 +293,8 @@ func TestRecordFromInside(t *testing.T) {
 		if err := json.Unmarshal(text, &state); err != nil {
 			t.Fatalf("%s: %v %s", runtime, err, text)
 		}
-		if text, err := os.ReadFile(runtimeDir + "/containers/" + id + ".json"); err != nil || json.Unmarshal(text, &record) != nil || record != state {
+		if text, err := os.ReadFile(runtimeDir + "/containers/" + id + ".json"); err != nil ||
+			json.Unmarshal(text, &record) != nil || record != state {
 			t.Errorf("%s: %v: the record has %+v and the runtime %+v", runtime, err, record, state)
 		}
 		must(t, runtime, "kill", id, "KILL")
@@ -308,7 +313,8 @@ func TestManyAtOnce(t *testing.T) {
 		want := fmt.Sprintln(len(closureOf(t, store["env"])))
 		var wg sync.WaitGroup
 		for i := range 50 {
-			b := newBundle(t, map[string]string{"nix-closure/roots": store["env"], "nix-closure/mode": "overlay"}, "ls /nix/store | wc -l", "createRuntime", "poststop")
+			b := newBundle(t, map[string]string{"nix-closure/roots": store["env"], "nix-closure/mode": "overlay"},
+				"ls /nix/store | wc -l", "createRuntime", "poststop")
 			cmd := b.command(t, runtime, fmt.Sprintf("many-%s-%d", runtime, i))
 			wg.Go(func() {
 				out, err := cmd.CombinedOutput()
@@ -352,7 +358,8 @@ func TestSameID(t *testing.T) {
 	cmd2 := second.command(t, "runc", "twin")
 	cmd2.Args = slices.Insert(cmd2.Args, 1, "--root", t.TempDir())
 	out, err := cmd2.CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "of another container with this ID is running (bundle "+first.dir+")") {
+	if err == nil || !strings.Contains(string(out),
+		"of another container with this ID is running (bundle "+first.dir+")") {
 		t.Errorf("%v %s", err, out)
 	}
 	after, err := os.ReadFile(record)
@@ -386,9 +393,11 @@ func TestOverlayUnsupported(t *testing.T) {
 		why     string
 	}{
 		{"no extended attributes", func(t *testing.T) { writeConfig(t, fmt.Sprintf("runtime-dir = %q\n", ramfs)) },
-			"an overlay cannot show the closure here: the file system of the runtime directory keeps no trusted extended attributes"},
+			"an overlay cannot show the closure here: the file system of the runtime directory keeps no trusted " +
+				"extended attributes"},
 		{"a mount in the store", func(t *testing.T) { bindMount(t, store["foreign"], inside) },
-			"an overlay cannot show the closure here: " + inside + " is a mount inside the store, and an overlay would show what is underneath"},
+			"an overlay cannot show the closure here: " + inside +
+				" is a mount inside the store, and an overlay would show what is underneath"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -412,7 +421,8 @@ func TestOverlayUnsupported(t *testing.T) {
 				if _, _, err := run.run(store["env"] + "/bin/true"); err == nil {
 					t.Errorf("%s: it started", runtime)
 				}
-				if said := lastError(t); !strings.Contains(said, "making the view: "+c.why) || !strings.HasSuffix(said, "; ask for mode bind or auto") {
+				if said := lastError(t); !strings.Contains(said, "making the view: "+c.why) ||
+					!strings.HasSuffix(said, "; ask for mode bind or auto") {
 					t.Errorf("%s: %s", runtime, said)
 				}
 				nothingLeft(t)
@@ -464,14 +474,16 @@ func TestWithoutDatabase(t *testing.T) {
 	writeConfig(t, fmt.Sprintf("state-dir = \"/nix/var/unreadable\"\nnix-store = %q\n", program))
 	want := closureOf(t, store["env"])
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
-		for _, annotation := range []string{"nix-closure/roots=" + store["env"], "nix-closure/closure-info=" + store["closureInfo"]} {
+		for _, annotation := range []string{"nix-closure/roots=" + store["env"],
+			"nix-closure/closure-info=" + store["closureInfo"]} {
 			c := container{runtime: runtime, mode: mode, flags: []string{"--annotation", annotation}}
 			got := strings.Fields(c.mustRun(t, store["env"]+"/bin/ls", "/nix/store"))
 			if slices.Sort(got); !slices.Equal(got, want) {
 				t.Errorf("%s: the store has %q\nwant %q", annotation, got, want)
 			}
 		}
-		_, _, err := container{runtime: runtime, mode: mode, flags: []string{"--annotation", "nix-closure/roots=" + unknown}}.run("/x")
+		_, _, err := container{runtime: runtime, mode: mode,
+			flags: []string{"--annotation", "nix-closure/roots=" + unknown}}.run("/x")
 		if said := lastError(t); err == nil || !strings.Contains(said, unknown+" is not valid") {
 			t.Errorf("%v %s", err, said)
 		}

@@ -16,7 +16,8 @@ import (
 func writeGPU(t *testing.T) {
 	t.Helper()
 	text, err := json.Marshal(object{"cdiVersion": "0.5.0", "kind": "example.com/gpu", "devices": []object{
-		{"name": "0", "containerEdits": object{"deviceNodes": []object{{"path": "/dev/null", "hostPath": "/dev/null"}}}},
+		{"name": "0", "containerEdits": object{"deviceNodes": []object{{"path": "/dev/null",
+			"hostPath": "/dev/null"}}}},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +144,8 @@ func TestLostBundleAlone(t *testing.T) {
 	if out, err := command.CombinedOutput(); err == nil {
 		t.Fatalf("without --bundle, it ran: %s", out)
 	}
-	const want = "nix-closure: container alone: looking for the container's bundle: the runtime says that the bundle is /, " +
+	const want = "nix-closure: container alone: looking for the container's bundle: the runtime says that the " +
+		"bundle is /, " +
 		"as crun does for a container with a user namespace and devices, and the hook cannot find it another way: " +
 		`--bundle on its command line is "", not an absolute path; ` +
 		"call the runtime with --bundle and an absolute path, or use another version of it"

@@ -143,7 +143,8 @@ func TestReplacedMounts(t *testing.T) {
 						}
 						before := len(readLog(t))
 						want := closureOf(t, store["env"])
-						got := strings.Fields(run.python(t, "import os; print('\\n'.join(sorted(os.listdir('/nix/store'))))"))
+						got := strings.Fields(run.python(t,
+							"import os; print('\\n'.join(sorted(os.listdir('/nix/store'))))"))
 						if !slices.Equal(got, want) {
 							t.Errorf("the store has %q\nwant %q", got, want)
 						}
@@ -163,9 +164,10 @@ func TestReplacedMounts(t *testing.T) {
 							t.Errorf("below the view: %s, want %s", left, c.left)
 						}
 						nothingLeft(t)
-						if stage.added != nil && c.left != "" && !slices.ContainsFunc(readLog(t)[before:], func(l logLine) bool {
-							return l.Stage == "precreate" && l.Msg == "mount removed from config.json"
-						}) {
+						if stage.added != nil && c.left != "" &&
+							!slices.ContainsFunc(readLog(t)[before:], func(l logLine) bool {
+								return l.Stage == "precreate" && l.Msg == "mount removed from config.json"
+							}) {
 							t.Error("precreate took nothing out")
 						}
 					})
@@ -194,7 +196,8 @@ func TestLeakingMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	mounted := t.TempDir()
-	if err := syscall.Mount("overlay", mounted, "overlay", syscall.MS_RDONLY, "lowerdir=/nix/store:"+t.TempDir()); err != nil {
+	if err := syscall.Mount("overlay", mounted, "overlay", syscall.MS_RDONLY,
+		"lowerdir=/nix/store:"+t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -264,7 +267,8 @@ func TestLeakingMounts(t *testing.T) {
 func TestSharedPropagation(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		for _, propagation := range []string{"shared", "rshared", "rslave"} {
-			b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "ls /nix/store | wc -l", "createRuntime", "poststop")
+			b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "ls /nix/store | wc -l",
+				"createRuntime", "poststop")
 			bindMount(t, b.dir, b.dir)
 			if err := syscall.Mount("", b.dir, "", syscall.MS_SHARED, ""); err != nil {
 				t.Fatal(err)
@@ -312,7 +316,8 @@ func TestPropagatingMounts(t *testing.T) {
 		for _, stage := range mountStages {
 			c := container{runtime: runtime, mode: mode, root: "env", hooks: hooksWith(t, stage.added...)}
 			c.flags = []string{"-v", "/nix:/nix:rshared"}
-			if out := c.mustRun(t, store["env"]+"/bin/ls", "/nix/store"); len(strings.Fields(out)) != len(closureOf(t, store["env"])) {
+			if out := c.mustRun(t, store["env"]+"/bin/ls",
+				"/nix/store"); len(strings.Fields(out)) != len(closureOf(t, store["env"])) {
 				t.Errorf("%s: the store has %s", stage.name, out)
 			}
 			if after := storeMounts(); after != before {
@@ -320,7 +325,10 @@ func TestPropagatingMounts(t *testing.T) {
 			}
 			c.flags = []string{"-v", volume + ":/nix:rshared"}
 			_, _, err := c.run(store["env"] + "/bin/true")
-			if said := lastError(t); err == nil || !strings.HasSuffix(said, "what is mounted in /nix of the container propagates to the host; mount it without shared propagation") {
+			if said := lastError(t); err == nil ||
+				!strings.HasSuffix(said,
+					"what is mounted in /nix of the container propagates to the host; mount it without shared "+
+						"propagation") {
 				t.Errorf("%s: %v %s", stage.name, err, said)
 			}
 			mountinfo, err := os.ReadFile("/proc/self/mountinfo")
@@ -336,14 +344,17 @@ func TestPropagatingMounts(t *testing.T) {
 // mounts.
 func TestImageCannotWriteInVolumes(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
-		b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "echo it runs", "createRuntime", "poststop")
+		b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "echo it runs", "createRuntime",
+			"poststop")
 		if err := os.Symlink("/volume", b.dir+"/rootfs/nix"); err != nil {
 			t.Fatal(err)
 		}
 		volume := t.TempDir()
 		b.addMount(object{"destination": "/volume", "type": "bind", "source": volume, "options": []string{"rbind"}})
 		id, stdout, _, err := b.run(t, runtime)
-		want := "nix-closure: container " + id + ": attaching the view: /nix/store in the container: a symbolic link in the image leads to a mount that has no such directory; the image must have a directory there, or nothing"
+		want := "nix-closure: container " + id +
+			": attaching the view: /nix/store in the container: a symbolic link in the image leads to a mount that " +
+			"has no such directory; the image must have a directory there, or nothing"
 		if said := lastError(t); err == nil || stdout != "" || said != want {
 			t.Errorf("%v %q %s", err, stdout, said)
 		}

@@ -31,7 +31,8 @@ func TestNeighboursBelow(t *testing.T) {
 		c.mustRun(t, store["env"]+"/bin/true")
 
 		// The host's mount namespace, in a PID namespace of its own that is below.
-		cmd := exec.Command("nsenter", "--target", pid, "--pid", "--", "unshare", "--pid", "--fork", "--", "sleep", "600")
+		cmd := exec.Command("nsenter", "--target", pid, "--pid", "--", "unshare", "--pid", "--fork", "--", "sleep",
+			"600")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +82,8 @@ func TestNeighboursBelow(t *testing.T) {
 // pod's sandbox.
 func TestNeighbourWithoutStore(t *testing.T) {
 	for _, runtime := range runtimes {
-		args := []string{"--runtime", runtime, "run", "--detach", "-v", "/bin/busybox:/busybox", bareImage, "/busybox", "sleep", "600"}
+		args := []string{"--runtime", runtime, "run", "--detach", "-v", "/bin/busybox:/busybox", bareImage, "/busybox",
+			"sleep", "600"}
 		id := strings.TrimSpace(must(t, "podman", args...))
 		t.Cleanup(func() { remove(t, id) })
 		c := container{runtime: runtime, root: "env", flags: []string{"--pid", "container:" + id}}

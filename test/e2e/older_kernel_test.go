@@ -114,7 +114,8 @@ func (s sawInside) check(t *testing.T, id, key string, want ...string) {
 func (s sawInside) checkRefused(t *testing.T, id string) {
 	t.Helper()
 	s.check(t, id, "createRuntime", "1 nix-closure: container "+id+": resolving "+unknown+": "+unknown+
-		" is not valid: Nix has no such path registered; fetch or build it first, for example with `nix-store --realise "+unknown+"`")
+		" is not valid: Nix has no such path registered; fetch or build it first, for example with `nix-store "+
+		"--realise "+unknown+"`")
 	for _, key := range []string{"name", "mount", "kept"} {
 		s.check(t, id, key)
 	}
@@ -285,7 +286,8 @@ func runMachine(t *testing.T, kernel, initramfs string) sawInside {
 		err = errors.New("its init did not run to the end")
 	}
 	if err != nil {
-		t.Fatalf("the machine with the older kernel: %v\n%s\nconsole:\n%s\nseen until then:\n%s", err, errs, console, text)
+		t.Fatalf("the machine with the older kernel: %v\n%s\nconsole:\n%s\nseen until then:\n%s", err, errs, console,
+			text)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {

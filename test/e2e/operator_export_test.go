@@ -59,7 +59,8 @@ func TestExportPaths(t *testing.T) {
 
 // bwrap runs a command in a sandbox with these arguments and those of a file.
 func bwrap(file string, args ...string) (stdout, stderr string, err error) {
-	return call("bash", append([]string{"-c", `exec 3<"$1"; shift; exec bwrap --args 3 "$@"`, "bash", file}, args...)...)
+	return call("bash", append([]string{"-c", `exec 3<"$1"; shift; exec bwrap --args 3 "$@"`, "bash", file},
+		args...)...)
 }
 
 // What bubblewrap makes of the arguments is exactly the closure, whatever it had at the
@@ -72,7 +73,8 @@ func TestExportBwrap(t *testing.T) {
 		// What comes first on the command line, bwrap does first.
 		args := append(slices.Clone(before), "--args", "3", "--dev", "/dev")
 		sandbox := func(command ...string) (string, string, error) {
-			return call("bash", slices.Concat([]string{"-c", `exec 3<"$1"; shift; exec bwrap "$@"`, "bash", file}, args, command)...)
+			return call("bash", slices.Concat([]string{"-c", `exec 3<"$1"; shift; exec bwrap "$@"`, "bash", file}, args,
+				command)...)
 		}
 		out, stderr, err := sandbox(env+"/bin/ls", "-A", storeDir)
 		if got := strings.Fields(out); err != nil || !slices.Equal(got, want) {
@@ -91,7 +93,8 @@ func TestExportBwrap(t *testing.T) {
 			t.Errorf("%q %v %s", out, err, stderr)
 		}
 		for _, path := range []string{storeDir, env, env + "/bin", store["data"]} {
-			if _, stderr, err := sandbox(env+"/bin/touch", path, path+"/new"); err == nil || !strings.Contains(stderr, "Read-only") {
+			if _, stderr, err := sandbox(env+"/bin/touch", path, path+"/new"); err == nil ||
+				!strings.Contains(stderr, "Read-only") {
 				t.Errorf("%s can be written to: %v %s", path, err, stderr)
 			}
 		}
@@ -105,7 +108,8 @@ func TestExportBwrap(t *testing.T) {
 		must(t, "cp", "-a", storeDir+"/"+name, view)
 	}
 	exportTo(t, file, "bwrap", "--view", view, env)
-	if out, stderr, err := bwrap(file, env+"/bin/ls", "-A", storeDir); err != nil || !slices.Equal(strings.Fields(out), want) {
+	if out, stderr, err := bwrap(file, env+"/bin/ls", "-A", storeDir); err != nil ||
+		!slices.Equal(strings.Fields(out), want) {
 		t.Errorf("%v %s %q", err, stderr, out)
 	}
 }
@@ -175,7 +179,8 @@ func TestExportSystemd(t *testing.T) {
 	for _, name := range names {
 		want = append(want, "BindReadOnlyPaths="+storeDir+"/"+name)
 	}
-	got := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(text)), "\n"), func(l string) bool { return l[0] == '#' })
+	got := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(text)), "\n"),
+		func(l string) bool { return l[0] == '#' })
 	if !slices.Equal(got, want) {
 		t.Errorf("%q; want %q", got, want)
 	}
@@ -186,7 +191,8 @@ func TestExportSystemd(t *testing.T) {
 		}
 	}
 	// The control: systemd read the file, and would have said that something is wrong.
-	for _, wrong := range []string{"BindReadOnlyPaths=relative", "BindReadOnlyPaths=/run/a view", "TemporaryFileSystem=x:ro"} {
+	for _, wrong := range []string{"BindReadOnlyPaths=relative", "BindReadOnlyPaths=/run/a view",
+		"TemporaryFileSystem=x:ro"} {
 		if err := os.WriteFile(dropIn, []byte("[Service]\n"+wrong+"\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -205,7 +211,8 @@ func TestExportSystemdLink(t *testing.T) {
 	}
 	path := strings.TrimSpace(must(t, "nix-store", "--add", link))
 	stdout, stderr, status := operator("/", "export", "--format", "systemd", path)
-	if status != 0 || !strings.Contains(stderr, "left out: "+path) || strings.Contains(stdout, "\nBindReadOnlyPaths="+path) {
+	if status != 0 || !strings.Contains(stderr, "left out: "+path) ||
+		strings.Contains(stdout, "\nBindReadOnlyPaths="+path) {
 		t.Errorf("%d %s\n%s", status, stderr, stdout)
 	}
 }
@@ -222,7 +229,8 @@ func TestExportAppArmor(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, file := range []string{profile, including} {
-		stdout, stderr, err := call("apparmor_parser", "--skip-kernel-load", "--skip-cache", "--dump", "rule-exprs", file)
+		stdout, stderr, err := call("apparmor_parser", "--skip-kernel-load", "--skip-cache", "--dump", "rule-exprs",
+			file)
 		if err != nil {
 			t.Errorf("%s: %v %s", file, err, stderr)
 		}
@@ -247,7 +255,8 @@ func TestExportAppArmor(t *testing.T) {
 		t.Fatal(err)
 	}
 	var want []string
-	for _, below := range []string{"r .", "r ./etc/**", "mr ./share/**", "mr ./lib/**.so*", "mr ./lib64/**.so*", "r ./lib/**", "r ./lib64/**", "ixr ./libexec/**"} {
+	for _, below := range []string{"r .", "r ./etc/**", "mr ./share/**", "mr ./lib/**.so*", "mr ./lib64/**.so*",
+		"r ./lib/**", "r ./lib64/**", "ixr ./libexec/**"} {
 		access, rest, _ := strings.Cut(below, " .")
 		want = append(want, fmt.Sprintf("%s %q,", access, env+rest))
 	}

@@ -100,8 +100,9 @@ func TestClosureArguments(t *testing.T) {
 	dir, env, link := t.TempDir(), store["env"], store["link"]
 	for name, target := range map[string]string{
 		"result": env, "profile": "profile-2-link", "profile-2-link": env, "to-link": link, "loop": "loop",
-		"nowhere": "missing", "collected": storeDir + "/" + strings.Repeat("0", 32) + "-gone", "here": ".", "outside": "/etc",
-		"below": env + "/bin/bash", "strange": storeDir + "/canary",
+		"nowhere": "missing", "collected": storeDir + "/" + strings.Repeat("0", 32) + "-gone", "here": ".",
+		"outside": "/etc",
+		"below":   env + "/bin/bash", "strange": storeDir + "/canary",
 	} {
 		if err := os.Symlink(target, dir+"/"+name); err != nil {
 			t.Fatal(err)
@@ -140,7 +141,8 @@ func TestClosureArguments(t *testing.T) {
 			args := append(slices.Clone(command), "--print-roots", c.argument)
 			stdout, stderr, status := operator(dir, args...)
 			said := c.argument + " is " + c.want + "\n"
-			if c.status == 0 && !strings.HasSuffix(stderr, said) || status != c.status || !strings.Contains(stderr, c.want) {
+			if c.status == 0 && !strings.HasSuffix(stderr, said) || status != c.status ||
+				!strings.Contains(stderr, c.want) {
 				t.Errorf("%q: %d %s; want %d %s", args, status, stderr, c.status, c.want)
 			}
 			if (stdout == "") != (status != 0) {
@@ -229,7 +231,8 @@ func TestResolveSizes(t *testing.T) {
 		return all
 	}
 	answer := operatorJSON[sizesAnswer](t, "resolve", "--sizes", "--json", env)
-	if len(answer.StorePaths) != len(sizes) || answer.Paths != len(sizes) || !slices.Equal(answer.Pins, []string{filepath.Base(env)}) {
+	if len(answer.StorePaths) != len(sizes) || answer.Paths != len(sizes) ||
+		!slices.Equal(answer.Pins, []string{filepath.Base(env)}) {
 		t.Errorf("%+v", answer)
 	}
 	whole, shared := sum(reach(references, env, "")), 0
@@ -258,7 +261,8 @@ func TestResolveSizes(t *testing.T) {
 		Pins   []string `json:"pins"`
 		Since  int64    `json:"since"`
 	}
-	if plain := operatorJSON[hooks](t, "resolve", "--json", env); plain.Digest != answer.Digest || plain.Since != answer.Since {
+	if plain := operatorJSON[hooks](t, "resolve", "--json", env); plain.Digest != answer.Digest ||
+		plain.Since != answer.Since {
 		t.Errorf("%+v", plain)
 	}
 	// The table: what adds most first, which is the root, and each path once, in full.
@@ -300,7 +304,8 @@ func TestResolveTree(t *testing.T) {
 	if above[0] != env || len(got) != len(references) {
 		t.Errorf("the root is %s, %d referrers", above[0], len(got))
 	}
-	if line, _, _ := strings.Cut(mustOperator(t, "resolve", "--tree", "--sizes", env), "\n"); !strings.HasSuffix(line, "STORE PATH") {
+	if line, _, _ := strings.Cut(mustOperator(t, "resolve", "--tree", "--sizes", env), "\n"); !strings.HasSuffix(line,
+		"STORE PATH") {
 		t.Errorf("%q", line)
 	}
 }
@@ -403,10 +408,12 @@ func TestWhy(t *testing.T) {
 	if want := env + "\n  share/script (target)\n" + store["script"] + "\n"; out != want {
 		t.Errorf("%q; want %q", out, want)
 	}
-	if out := mustOperator(t, "why", store["script"], store["bash"]); out != store["script"]+"\n  . (contents)\n"+store["bash"]+"\n" {
+	if out := mustOperator(t, "why", store["script"], store["bash"]); out != store["script"]+"\n  . (contents)\n"+
+		store["bash"]+"\n" {
 		t.Errorf("%q", out)
 	}
-	if out := mustOperator(t, "why", "--all", store["link"], store["bash"]); out != store["link"]+"\n  "+store["bash"]+"\n    . (target)\n"+store["bash"]+"\n" {
+	if out := mustOperator(t, "why", "--all", store["link"], store["bash"]); out != store["link"]+"\n  "+store["bash"]+
+		"\n    . (target)\n"+store["bash"]+"\n" {
 		t.Errorf("%q", out)
 	}
 	if out := mustOperator(t, "why", env, env); out != env+"\n" {
@@ -428,7 +435,8 @@ func TestWhyStrangePlaces(t *testing.T) {
 		var err error
 		switch name {
 		case "across":
-			err = os.WriteFile(path+"/file", []byte(strings.Repeat("x", 1<<20-16)+base+strings.Repeat("y", 1<<20)), 0o444)
+			err = os.WriteFile(path+"/file", []byte(strings.Repeat("x", 1<<20-16)+base+strings.Repeat("y", 1<<20)),
+				0o444)
 		case "named":
 			err = os.WriteFile(path+"/about-"+base[:32], nil, 0o444)
 		}
@@ -442,7 +450,8 @@ func TestWhyStrangePlaces(t *testing.T) {
 	if out, err := register.CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
-	for i, want := range []string{"file (contents)", "about-" + base[:32] + " (name)", "in no file: the reference was registered by hand"} {
+	for i, want := range []string{"file (contents)", "about-" + base[:32] + " (name)",
+		"in no file: the reference was registered by hand"} {
 		path := storeDir + "/" + strings.Repeat(strconv.Itoa(i), 32) + "-" + names[i]
 		if out := mustOperator(t, "why", path, target); out != path+"\n  "+want+"\n"+target+"\n" {
 			t.Errorf("%s: %q", names[i], out)
@@ -539,10 +548,12 @@ func TestCompletion(t *testing.T) {
 		}
 		// All of them are valid, and all that are valid are offered.
 		offers, _ := complete(command, storeDir+"/")
-		if invalid := must(t, "nix-store", append([]string{"--check-validity", "--print-invalid"}, offers...)...); invalid != "" {
+		if invalid := must(t, "nix-store",
+			append([]string{"--check-validity", "--print-invalid"}, offers...)...); invalid != "" {
 			t.Errorf("offered and not valid: %s", invalid)
 		}
-		if dump := must(t, "nix-store", "--dump-db"); strings.Count(dump, "\n"+storeDir) < len(offers)/2 || len(offers) < len(all) {
+		if dump := must(t, "nix-store", "--dump-db"); strings.Count(dump, "\n"+storeDir) < len(offers)/2 ||
+			len(offers) < len(all) {
 			t.Errorf("%d offers", len(offers))
 		}
 		for _, begun := range []string{"./res", "", store["env"] + "/b"} {
@@ -561,7 +572,8 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 	// bash itself, as a person's does it.
-	const ask = `. "$1"; COMP_WORDS=(nix-closure resolve "$2"); COMP_CWORD=2; COMP_LINE="nix-closure resolve $2"; COMP_POINT=${#COMP_LINE}
+	const ask = `. "$1"; COMP_WORDS=(nix-closure resolve "$2"); COMP_CWORD=2
+COMP_LINE="nix-closure resolve $2"; COMP_POINT=${#COMP_LINE}
 _get_comp_words_by_ref() { cur=$2x; cur=${COMP_WORDS[2]} prev=resolve words=("${COMP_WORDS[@]}") cword=2; }
 __start_nix-closure 2>/dev/null; printf '%s\n' "${COMPREPLY[@]}"`
 	script := filepath.Join(t.TempDir(), "completion")

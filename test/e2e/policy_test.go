@@ -37,7 +37,8 @@ func TestPolicy(t *testing.T) {
 	)
 	env, tools, foreign := store["env"], store["tools"], store["foreign"]
 	refused := func(path, whose, doubt string) string {
-		return "checking what is allowed here: " + path + " is not allowed here: no [[allow]] of the configuration names it for " +
+		return "checking what is allowed here: " + path +
+			" is not allowed here: no [[allow]] of the configuration names it for " +
 			whose + "; add it there, or ask for another" + doubt
 	}
 	ignored := func(key string) string {
@@ -66,33 +67,50 @@ func TestPolicy(t *testing.T) {
 	}{
 		{name: "by name", config: byName, annotations: roots(env)},
 		{name: "another name", config: byName, annotations: roots(tools), want: refused(tools, nobodys, "")},
-		{name: "one of two", config: byName, annotations: roots(env + " " + foreign), want: refused(foreign, nobodys, "")},
+		{name: "one of two", config: byName, annotations: roots(env + " " + foreign),
+			want: refused(foreign, nobodys, "")},
 		{name: "by link", config: byLink, annotations: roots(env), prepare: func(t *testing.T) { makeLinks(t, env) }},
-		{name: "a link to another", config: byLink, annotations: roots(env), prepare: func(t *testing.T) { makeLinks(t, tools) }, want: refused(env, nobodys, "")},
+		{name: "a link to another", config: byLink, annotations: roots(env),
+			prepare: func(t *testing.T) { makeLinks(t, tools) }, want: refused(env, nobodys, "")},
 		{name: "no links", config: byLink, annotations: roots(env), want: refused(env, nobodys, "")},
 		{name: "links of a user", config: byLink, annotations: roots(env), prepare: mine(0o755, 1000, teams+"/a"),
 			want: refused(env, nobodys, `; links in "`+teams+`/a" are ignored: user 1000 can write there (mode 0755)`)},
-		{name: "links below a directory of a user", config: byLink, annotations: roots(env), prepare: mine(0o755, 1000, teams),
-			want: refused(env, nobodys, `; links in "`+teams+`" are ignored: user 1000 can write there (mode 0755)`)},
-		{name: "links of everybody", config: byLink, annotations: roots(env), prepare: mine(0o777|os.ModeSticky, 0, teams+"/a"),
-			want: refused(env, nobodys, `; links in "`+teams+`/a" are ignored: everybody can write there (owner 0, mode 1777)`)},
+		{name: "links below a directory of a user", config: byLink, annotations: roots(env),
+			prepare: mine(0o755, 1000, teams),
+			want: refused(env, nobodys,
+				`; links in "`+teams+`" are ignored: user 1000 can write there (mode 0755)`)},
+		{name: "links of everybody", config: byLink, annotations: roots(env),
+			prepare: mine(0o777|os.ModeSticky, 0, teams+"/a"),
+			want: refused(env, nobodys,
+				`; links in "`+teams+`/a" are ignored: everybody can write there (owner 0, mode 1777)`)},
 
 		{name: "no namespace", config: forTeam, annotations: roots(env), want: refused(env, nobodys, "")},
-		{name: "containerd's namespace", config: forTeam, annotations: with(roots(env), cri, "team-a"), engine: "containerd"},
-		{name: "another of containerd's", config: forTeam, annotations: with(roots(env), cri, "team-b"), engine: "containerd", want: refused(env, teamB, "")},
+		{name: "containerd's namespace", config: forTeam, annotations: with(roots(env), cri, "team-a"),
+			engine: "containerd"},
+		{name: "another of containerd's", config: forTeam, annotations: with(roots(env), cri, "team-b"),
+			engine: "containerd", want: refused(env, teamB, "")},
 		{name: "CRI-O's namespace", config: forTeam, annotations: with(roots(env), crio, "team-a"), engine: "cri-o"},
-		{name: "another of CRI-O's", config: forTeam, annotations: with(roots(env), crio, "team-b"), engine: "cri-o", want: refused(env, teamB, "")},
-		{name: "another root in the namespace", config: forTeam, annotations: with(roots(tools), cri, "team-a"), engine: "containerd", want: refused(tools, teamA, "")},
-		{name: "two namespaces", config: forTeam, annotations: with(roots(env), cri, "team-b", crio, "team-a"), engine: "containerd",
-			want: refused(env, teamB, ignored(crio))},
-		{name: "containerd's namespace, by CRI-O", config: forTeam, annotations: with(roots(env), cri, "team-a"), engine: "cri-o", want: refused(env, nobodys, ignored(cri))},
-		{name: "a namespace, by podman", config: forTeam, annotations: with(roots(env), cri, "team-a"), engine: "podman", want: refused(env, nobodys, ignored(cri))},
-		{name: "a namespace, and nobody says by whom", config: forTeam, annotations: with(roots(env), crio, "team-a"), want: refused(env, nobodys, ignored(crio))},
+		{name: "another of CRI-O's", config: forTeam, annotations: with(roots(env), crio, "team-b"), engine: "cri-o",
+			want: refused(env, teamB, "")},
+		{name: "another root in the namespace", config: forTeam, annotations: with(roots(tools), cri, "team-a"),
+			engine: "containerd", want: refused(tools, teamA, "")},
+		{name: "two namespaces", config: forTeam, annotations: with(roots(env), cri, "team-b", crio, "team-a"),
+			engine: "containerd",
+			want:   refused(env, teamB, ignored(crio))},
+		{name: "containerd's namespace, by CRI-O", config: forTeam, annotations: with(roots(env), cri, "team-a"),
+			engine: "cri-o", want: refused(env, nobodys, ignored(cri))},
+		{name: "a namespace, by podman", config: forTeam, annotations: with(roots(env), cri, "team-a"),
+			engine: "podman", want: refused(env, nobodys, ignored(cri))},
+		{name: "a namespace, and nobody says by whom", config: forTeam, annotations: with(roots(env), crio, "team-a"),
+			want: refused(env, nobodys, ignored(crio))},
 
 		{name: "a closure-info", config: byName, annotations: closureInfo},
-		{name: "a closure-info of another name", config: forTeam, annotations: with(map[string]string{cri: "team-a"}, "nix-closure/closure-info", store["closureInfo"]), engine: "containerd",
-			want: refused(store["closureInfo"], teamA, "")},
-		{name: "a closure-info that lists what it does not reference", config: byName, annotations: claims, want: refused(foreign, nobodys, "")},
+		{name: "a closure-info of another name", config: forTeam,
+			annotations: with(map[string]string{cri: "team-a"}, "nix-closure/closure-info", store["closureInfo"]),
+			engine:      "containerd",
+			want:        refused(store["closureInfo"], teamA, "")},
+		{name: "a closure-info that lists what it does not reference", config: byName, annotations: claims,
+			want: refused(foreign, nobodys, "")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			writeConfig(t, c.config)
@@ -147,7 +165,8 @@ func TestPolicyChanges(t *testing.T) {
 		allowed string // attribute of the store
 	}{
 		{"as it was made", func() error { return nil }, "env"},
-		{"another target", func() error { return errors.Join(os.Remove(app), os.Symlink(store["tools"], app)) }, "tools"},
+		{"another target", func() error { return errors.Join(os.Remove(app), os.Symlink(store["tools"], app)) },
+			"tools"},
 		{"for another team", func() error { return os.Rename(teams+"/a", teams+"/b") }, "tools"},
 		{"no link", func() error { return os.RemoveAll(teams + "/b") }, ""},
 	} {
@@ -164,7 +183,9 @@ func TestPolicyChanges(t *testing.T) {
 				continue
 			}
 			said := lastError(t)
-			want := fmt.Sprintf("checking what is allowed here: %s is not allowed here: no [[allow]] of the configuration names it for a container without a Kubernetes namespace; add it there, or ask for another", store[root])
+			want := fmt.Sprintf("checking what is allowed here: %s is not allowed here: no [[allow]] of the "+
+				"configuration names it for a container without a Kubernetes namespace; add it there, or ask for "+
+				"another", store[root])
 			if err == nil || stdout != "" || withoutID(said) != want {
 				t.Errorf("%s: %v %q, the log says\n%s, want\n%s", step.name, err, stdout, withoutID(said), want)
 			}

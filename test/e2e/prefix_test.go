@@ -70,7 +70,8 @@ func mirror(from, to string, without ...string) error {
 		switch {
 		case slices.Contains(without, e.Name()):
 		case e.IsDir():
-			err = errors.Join(err, os.Mkdir(target, 0o755), syscall.Mount(source, target, "", syscall.MS_BIND|syscall.MS_REC, ""))
+			err = errors.Join(err, os.Mkdir(target, 0o755),
+				syscall.Mount(source, target, "", syscall.MS_BIND|syscall.MS_REC, ""))
 		case e.Type() == os.ModeSymlink:
 			link, readErr := os.Readlink(source)
 			err = errors.Join(err, readErr, os.Symlink(link, target))
@@ -118,7 +119,8 @@ func TestOtherPrefix(t *testing.T) {
 		// No GC roots: nothing keeps them but containers.
 		var built []string
 		for _, attribute := range []string{"env", "foreign"} {
-			built = append(built, strings.TrimSpace(must(t, "nix-build", "--no-out-link", "--quiet", "--expr", otherClosure, "--attr", attribute)))
+			built = append(built, strings.TrimSpace(must(t, "nix-build", "--no-out-link", "--quiet", "--expr",
+				otherClosure, "--attr", attribute)))
 		}
 		env, foreign := built[0], built[1]
 		want := closureOf(t, env)
@@ -131,7 +133,8 @@ func TestOtherPrefix(t *testing.T) {
 		// Exactly the closure, to be read.
 		list := "ls -A " + otherStore
 		wantList := strings.Join(want, "\n") + "\n"
-		got := c.mustRun(t, sh, "-c", "exec 2>&1; "+list+`; greet=$1; shift; $greet; ls -A /gnu; touch $0/x; for p; do ls -d $p; done; exit 0`,
+		got := c.mustRun(t, sh, "-c", "exec 2>&1; "+list+
+			`; greet=$1; shift; $greet; ls -A /gnu; touch $0/x; for p; do ls -d $p; done; exit 0`,
 			otherStore, env+"/bin/greet", foreign, otherStore+"/.links", otherState, "/nix")
 		out := wantList + "hello from /gnu/store\nstore\ntouch: /gnu/store/x: Read-only file system\n"
 		for _, absent := range []string{foreign, otherStore + "/.links", otherState, "/nix"} {
@@ -146,14 +149,16 @@ func TestOtherPrefix(t *testing.T) {
 		nix := c.nix("--user", "1000:1000", "-e", "NIX_STORE_DIR="+otherStore, "-e", "NIX_STATE_DIR="+otherState)
 		query := "nix-store --query --requisites "
 		got = nix.shell(t, list+"; "+query+env+"; "+query+foreign+" 2>&1; ls -A "+otherStore+"/.links")
-		if all := ".links\n" + wantList + must(t, "nix-store", "--query", "--requisites", env) + "error: path '" + foreign + "' is not valid\n"; got != all {
+		if all := ".links\n" + wantList + must(t, "nix-store", "--query", "--requisites", env) + "error: path '" +
+			foreign + "' is not valid\n"; got != all {
 			t.Errorf("with a registration it printed %q, want %q", got, all)
 		}
 
 		// What shows the store at another place is refused.
 		for _, shows := range []string{filepath.Dir(otherStore), filepath.Dir(otherState), otherState + "/db"} {
 			stdout, _, err := c.plus("-v", shows+":/x").run(sh, "-c", "echo it runs")
-			want := "looking at the container's mounts: mount of " + shows + " on /x: shows " + shows + " of the host, and with it more than the closure; take the mount out"
+			want := "looking at the container's mounts: mount of " + shows + " on /x: shows " + shows +
+				" of the host, and with it more than the closure; take the mount out"
 			if said := withoutID(lastError(t)); err == nil || stdout != "" || said != want {
 				t.Errorf("%v %q, the log says\n%s, want\n%s", err, stdout, said, want)
 			}

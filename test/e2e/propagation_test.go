@@ -95,7 +95,8 @@ func TestPropagationAskedFor(t *testing.T) {
 			if err := os.Symlink("/asks/x", b.dir+"/rootfs/other"); err != nil {
 				t.Fatal(err)
 			}
-			b.addMount(object{"destination": "/asks", "type": "bind", "source": asks, "options": []string{"rbind", "rslave"}})
+			b.addMount(object{"destination": "/asks", "type": "bind", "source": asks,
+				"options": []string{"rbind", "rslave"}})
 			b.addMount(object{"destination": "/other", "type": "bind", "source": other, "options": []string{"rbind"}})
 			out := whileRunning(t, b, runtime, "asked-"+runtime, func() {
 				for _, dir := range []string{asks, other} {

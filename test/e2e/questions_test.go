@@ -34,7 +34,8 @@ func TestOwners(t *testing.T) {
 	alice := user(t, "alice")
 	for _, runtime := range runtimes {
 		c := container{runtime: runtime, root: "env"}
-		if got := alice.mustRun(t, c, store["env"]+"/bin/stat", "--format=%u:%g", store["env"]); got != "65534:65534\n" {
+		if got := alice.mustRun(t, c, store["env"]+"/bin/stat", "--format=%u:%g",
+			store["env"]); got != "65534:65534\n" {
 			t.Errorf("rootless, %s: %q", runtime, got)
 		}
 		alice.nothingLeft(t)
@@ -48,7 +49,8 @@ func TestWorkingDirectory(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		c := container{runtime: runtime, mode: mode, root: "env", flags: []string{"--workdir", dir}}
 		_, stderr, err := c.run(store["env"]+"/bin/bash", "-c", "pwd")
-		if want := fmt.Sprintf("workdir %q does not exist on container", dir); err == nil || !strings.Contains(stderr, want) {
+		if want := fmt.Sprintf("workdir %q does not exist on container", dir); err == nil ||
+			!strings.Contains(stderr, want) {
 			t.Errorf("%v %s, want %q", err, stderr, want)
 		}
 		c.flags = append(c.flags, "-v", store["env"]+":"+store["env"])
@@ -56,7 +58,8 @@ func TestWorkingDirectory(t *testing.T) {
 			t.Errorf("it runs in %q", got)
 		}
 		c.flags = nil
-		if got := c.mustRun(t, store["env"]+"/bin/env", "-C", dir, store["env"]+"/bin/bash", "-c", "pwd"); got != dir+"\n" {
+		if got := c.mustRun(t, store["env"]+"/bin/env", "-C", dir, store["env"]+"/bin/bash", "-c", "pwd"); got != dir+
+			"\n" {
 			t.Errorf("it runs in %q", got)
 		}
 		nothingLeft(t)

@@ -76,14 +76,17 @@ var documents = []document{
 			run: (*readmeHost).configuresUser},
 		{text: "cp examples/podman/precreate/nix-closure-precreate.json /usr/share/containers/oci/hooks.d/",
 			run: (*readmeHost).addsPrecreate},
-		{text: "cp examples/containerd/nix-closure-runtime.toml /etc/containerd/conf.d/", notRun: "TestExampleDefaultRuntime"},
+		{text: "cp examples/containerd/nix-closure-runtime.toml /etc/containerd/conf.d/",
+			notRun: "TestExampleDefaultRuntime"},
 		{text: "systemctl restart containerd", notRun: noSystemd},
 		{text: "containerd config dump | grep -A12 'runtimes.nix-closure'", notRun: "there is no containerd"},
 		{text: "kubectl apply -f examples/kubernetes/canary.yaml", notRun: noKubernetes},
-		{text: "kubectl wait --for=jsonpath='{.status.phase}'=Succeeded --timeout=60s pod/nix-closure-canary", notRun: noKubernetes},
+		{text: "kubectl wait --for=jsonpath='{.status.phase}'=Succeeded --timeout=60s pod/nix-closure-canary",
+			notRun: noKubernetes},
 		{text: "kubectl describe pod nix-closure-canary", notRun: noKubernetes},
 		{text: "kubectl delete pod nix-closure-canary", notRun: noKubernetes},
-		{text: "docker run --annotation nix-closure/roots=/nix/store/…-hello-2.12 IMAGE /nix/store/…-hello-2.12/bin/hello",
+		{text: "docker run --annotation nix-closure/roots=/nix/store/…-hello-2.12 IMAGE " +
+			"/nix/store/…-hello-2.12/bin/hello",
 			notRun: "TestDocker… does it by Docker's API"},
 		{text: "cp examples/systemd/nix-closure-nri.service /etc/systemd/system/", notRun: noSystemd},
 		{text: "systemctl enable --now nix-closure-nri", notRun: noSystemd},
@@ -99,7 +102,8 @@ var documents = []document{
 		{text: "podman run --annotation nix-closure/roots=/nix/store/…-hello-2.12 " +
 			"-v /nix/store/…-hello-2.12:/nix/store/…-hello-2.12 --workdir /nix/store/…-hello-2.12/share " +
 			"IMAGE /nix/store/…-hello-2.12/bin/hello", run: greets},
-		{text: "nix-store --realise /nix/store/…-hello-2.12 --add-root /nix/var/nix/gcroots/hello", run: (*readmeHost).keeps},
+		{text: "nix-store --realise /nix/store/…-hello-2.12 --add-root /nix/var/nix/gcroots/hello",
+			run: (*readmeHost).keeps},
 	}},
 	{name: "docs/configuration.md", blocks: []command{
 		{text: exampleConfig, run: (*readmeHost).configures},
@@ -253,7 +257,8 @@ func (d document) checkBlocks(t *testing.T, text string) {
 		want = append(want, c.text)
 	}
 	if !slices.Equal(got, want) {
-		t.Errorf("%s has the commands\n%s\nand this test knows\n%s", d.name, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		t.Errorf("%s has the commands\n%s\nand this test knows\n%s", d.name, strings.Join(got, "\n"),
+			strings.Join(want, "\n"))
 	}
 }
 

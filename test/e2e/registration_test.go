@@ -43,7 +43,8 @@ func (c container) nix(flags ...string) container {
 		c = c.plus("-v", dir+":"+dir+":ro")
 	}
 	// The images have no users.
-	c = c.plus("-e", "USER=somebody", "-e", "HOME=/tmp", "-e", "NIX_CONFIG=build-users-group =\nsandbox = false\nsubstituters =\n")
+	c = c.plus("-e", "USER=somebody", "-e", "HOME=/tmp", "-e",
+		"NIX_CONFIG=build-users-group =\nsandbox = false\nsubstituters =\n")
 	return c.plus(registered).plus(flags...)
 }
 
@@ -132,7 +133,8 @@ func TestNixAnswers(t *testing.T) {
 				if i == 0 && who.name == "user" {
 					count, want = len(paths), every
 				}
-				want += "reading the Nix store...\nchecking path existence...\nchecking link hashes...\nchecking store hashes...\nverified: 0\n" +
+				want += "reading the Nix store...\nchecking path existence...\nchecking link hashes...\nchecking " +
+					"store hashes...\nverified: 0\n" +
 					"error: path '" + store["foreign"] + "' is not valid\nforeign: 1\nvalid\n" +
 					"/nix/var/nix " + who.state + "\n/nix/store " + who.store + "\n"
 				args := append([]string{store["foreign"], fmt.Sprint(count)}, paths...)
@@ -150,7 +152,8 @@ func TestNixAnswers(t *testing.T) {
 // of which docs/annotations.md warns.
 func TestNixNeedsPower(t *testing.T) {
 	for _, p := range onePairEach {
-		_, stderr, err := container{runtime: p.runtime, mode: p.mode, root: "env"}.nix().run("/usr/bin/nix-store", "-qR", store["env"])
+		_, stderr, err := container{runtime: p.runtime, mode: p.mode, root: "env"}.nix().run("/usr/bin/nix-store",
+			"-qR", store["env"])
 		if err == nil || stderr != "error: remounting /nix/store writable: Operation not permitted\n" {
 			t.Errorf("%s: %v %s", p, err, stderr)
 		}
@@ -180,7 +183,8 @@ func TestNothingForeignInDatabase(t *testing.T) {
 			}
 		}
 	}
-	for _, annotation := range []string{"nix-closure/roots=" + store["env"], "nix-closure/closure-info=" + store["closureInfo"]} {
+	for _, annotation := range []string{"nix-closure/roots=" + store["env"],
+		"nix-closure/closure-info=" + store["closureInfo"]} {
 		removeAll(t, runtimeDir+"/registrations")
 		for _, p := range onePairEach {
 			c := container{runtime: p.runtime, mode: p.mode, flags: []string{"--annotation", annotation}}
@@ -191,7 +195,8 @@ func TestNothingForeignInDatabase(t *testing.T) {
 				Used     map[string][]byte // after it
 				Freelist int
 			}
-			text := c.nix("--user", "1000:1000").mustRun(t, store["env"]+"/bin/python3", "-B", "-c", stateScript, store["env"])
+			text := c.nix("--user", "1000:1000").mustRun(t, store["env"]+"/bin/python3", "-B", "-c", stateScript,
+				store["env"])
 			if err := json.Unmarshal([]byte(text), &got); err != nil {
 				t.Fatal(err)
 			}
@@ -323,8 +328,10 @@ func TestHostileClosureInfo(t *testing.T) {
 		"nix-closure/roots=" + store["env"]:                right,
 	}
 	orders := [][]string{
-		{"nix-closure/closure-info=" + info, "nix-closure/roots=" + store["env"], "nix-closure/closure-info=" + store["closureInfo"]},
-		{"nix-closure/roots=" + store["env"], "nix-closure/closure-info=" + store["closureInfo"], "nix-closure/closure-info=" + info, "nix-closure/roots=" + store["env"]},
+		{"nix-closure/closure-info=" + info, "nix-closure/roots=" + store["env"],
+			"nix-closure/closure-info=" + store["closureInfo"]},
+		{"nix-closure/roots=" + store["env"], "nix-closure/closure-info=" + store["closureInfo"],
+			"nix-closure/closure-info=" + info, "nix-closure/roots=" + store["env"]},
 	}
 	for i, order := range orders {
 		removeAll(t, runtimeDir+"/registrations")
@@ -367,8 +374,10 @@ func TestBadRegistration(t *testing.T) {
 		{"a reference to another path", before + one + foreign + after,
 			file + fmt.Sprintf("line %d: %s references %s, which is not in the closure",
 				strings.Count(before+one, "\n")+1, user, foreign)},
-		{"a path twice", good + entry(first, hash, "1", "", "0"), file + fmt.Sprintf("line %d: %s is registered a second time", lines+1, first)},
-		{"a path outside", entry("/etc/passwd", hash, "1", "", "0"), file + `line 1: "/etc/passwd": not below the store directory /nix/store`},
+		{"a path twice", good + entry(first, hash, "1", "", "0"),
+			file + fmt.Sprintf("line %d: %s is registered a second time", lines+1, first)},
+		{"a path outside", entry("/etc/passwd", hash, "1", "", "0"),
+			file + `line 1: "/etc/passwd": not below the store directory /nix/store`},
 		{"no hash", entry(env, "", "1", "", "0"), file + `line 2: "": not a SHA-256 as Nix writes it`},
 		{"not text", "\x00\xff\n", file + `line 1: "\x00\xff": not below the store directory /nix/store`},
 		{"cut off", strings.TrimSuffix(good, "\n"),
@@ -452,8 +461,10 @@ func TestRegistrationIsACopy(t *testing.T) {
 			if got := hash(t, id); got != right {
 				t.Errorf("%v: another: %s", v, got)
 			}
-			const others = `nix-store --check-validity $1 && echo known; nix-store --check-validity $2 2>/dev/null || echo unknown; [ -e $2 ] || echo missing`
-			if got := execute(t, id, "/bin/sh", "-c", others, "sh", store["data"], added); got != "known\nunknown\nmissing\n" {
+			const others = `nix-store --check-validity $1 && echo known; nix-store --check-validity $2 2>/dev/null ` +
+				`|| echo unknown; [ -e $2 ] || echo missing`
+			if got := execute(t, id, "/bin/sh", "-c", others, "sh", store["data"],
+				added); got != "known\nunknown\nmissing\n" {
 				t.Errorf("%v: another, what was forgotten and what was added: %q", v, got)
 			}
 		}
@@ -559,13 +570,15 @@ func TestRegistrationAtOnce(t *testing.T) {
 	removeAll(t, runtimeDir+"/registrations")
 	names := closureOf(t, store["env"])
 	want := fmt.Sprintln(len(names)) + "new\nbig-lock db.sqlite reserved schema\n"
-	script := "ls /nix/store | wc -l; echo new >/nix/store/new; cat /nix/store/new; echo $(ls /nix/var/nix/db); cat /nix/var/nix/db/db.sqlite >&2"
+	script := "ls /nix/store | wc -l; echo new >/nix/store/new; cat /nix/store/new; echo $(ls /nix/var/nix/db); cat " +
+		"/nix/var/nix/db/db.sqlite >&2"
 	databases := map[string]bool{}
 	var all sync.WaitGroup
 	var lock sync.Mutex
 	for i := range 18 {
 		runtime, stage := runtimes[i%2], []string{"prestart", "createRuntime", "createContainer"}[i%3]
-		b := newBundle(t, with(roots(store["env"]), "nix-closure/registration", "true", "nix-closure/writable", "true"), script, stage, "poststop")
+		b := newBundle(t, with(roots(store["env"]), "nix-closure/registration", "true", "nix-closure/writable", "true"),
+			script, stage, "poststop")
 		cmd := b.command(t, runtime, fmt.Sprintf("registration-%d", i))
 		all.Go(func() {
 			var out, errs strings.Builder
@@ -620,11 +633,15 @@ func TestMountsOnStateDirectory(t *testing.T) {
 			c := container{runtime: p.runtime, mode: p.mode, root: "env"}
 			c.plus(m.flags...).mustRun(t, store["env"]+"/bin/true")
 			nothingLeft(t)
-			stdout, _, err := c.nix("--user", "1000:1000").plus(m.flags...).run("/usr/bin/nix-store", "--query", "--hash", store["env"])
-			if want := must(t, "nix-store", "--query", "--hash", store["env"]); m.on == "" && (err != nil || stdout != want) {
+			stdout, _, err := c.nix("--user", "1000:1000").plus(m.flags...).run("/usr/bin/nix-store", "--query",
+				"--hash", store["env"])
+			if want := must(t, "nix-store", "--query", "--hash", store["env"]); m.on == "" &&
+				(err != nil || stdout != want) {
 				t.Errorf("%v: Nix says %s, want %s", err, stdout, want)
 			}
-			want := ": attaching the view: " + m.on + " in the container: a mount is in the way of the view: another mount covers it, or config.json does not list it; remove it"
+			want := ": attaching the view: " + m.on +
+				" in the container: a mount is in the way of the view: another mount covers it, or config.json does " +
+				"not list it; remove it"
 			if said := lastError(t); m.on != "" && (err == nil || stdout != "" || !strings.HasSuffix(said, want)) {
 				t.Errorf("%v %s, want %s", err, said, want)
 			}
@@ -643,8 +660,11 @@ func TestStateDirectoryInImage(t *testing.T) {
 	link := func(name, target string) tar.Header {
 		return tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target}
 	}
-	nix, nixStore, nixVar, state := directory("nix/"), directory("nix/store/"), directory("nix/var/"), directory("nix/var/nix/")
-	const elsewhere = "/nix/store in the container does not lead to what was attached there; symbolic links in the image put it inside another attached directory, or another process changes the container's root while it starts"
+	nix, nixStore, nixVar, state := directory("nix/"), directory("nix/store/"), directory("nix/var/"),
+		directory("nix/var/nix/")
+	const elsewhere = "/nix/store in the container does not lead to what was attached there; symbolic links in the " +
+		"image put it inside another attached directory, or another process changes the container's root while " +
+		"it starts"
 	for i, c := range []struct {
 		name  string
 		files []tar.Header
@@ -652,19 +672,28 @@ func TestStateDirectoryInImage(t *testing.T) {
 		where string // the state directory is; empty: it does not start
 		want  string // the end of the message
 	}{
-		{"a link to a directory", []tar.Header{nix, link("nix/var", "/data"), directory("data/")}, nil, "/data/nix", ""},
-		{"a link out of the root", []tar.Header{nix, link("nix/var", "../../../../data"), directory("data/"), directory("data/nix/")}, nil, "/data/nix", ""},
-		{"a database of its own", []tar.Header{nix, nixVar, state, directory("nix/var/nix/db/"), {Name: "nix/var/nix/db/x", Typeflag: tar.TypeReg, Mode: 0o644}}, nil, "/nix/var/nix", ""},
+		{"a link to a directory", []tar.Header{nix, link("nix/var", "/data"), directory("data/")}, nil, "/data/nix",
+			""},
+		{"a link out of the root", []tar.Header{nix, link("nix/var", "../../../../data"), directory("data/"),
+			directory("data/nix/")}, nil, "/data/nix", ""},
+		{"a database of its own", []tar.Header{nix, nixVar, state, directory("nix/var/nix/db/"),
+			{Name: "nix/var/nix/db/x", Typeflag: tar.TypeReg, Mode: 0o644}}, nil, "/nix/var/nix", ""},
 		{"a link to /etc", []tar.Header{link("nix", "/etc")}, nil, "/etc/var/nix", ""},
-		{"a link into a volume", []tar.Header{nix, link("nix/var", "/volume")}, []string{"-v", t.TempDir() + ":/volume"}, "",
-			"/nix/var/nix in the container: a symbolic link in the image leads to a mount that has no such directory; the image must have a directory there, or nothing"},
+		{"a link into a volume", []tar.Header{nix, link("nix/var", "/volume")},
+			[]string{"-v", t.TempDir() + ":/volume"}, "",
+			"/nix/var/nix in the container: a symbolic link in the image leads to a mount that has no such " +
+				"directory; the image must have a directory there, or nothing"},
 		{"a file", []tar.Header{nix, nixVar, {Name: "nix/var/nix", Typeflag: tar.TypeReg, Mode: 0o644}}, nil, "",
 			"/nix/var/nix in the container: not a directory; the image must have a directory there, or nothing"},
-		{"a link to the store", []tar.Header{nix, nixStore, nixVar, link("nix/var/nix", "../store")}, nil, "", elsewhere},
-		{"a link into the store", []tar.Header{nix, nixStore, nixVar, directory("nix/store/x/"), link("nix/var/nix", "../store/x")}, nil, "",
+		{"a link to the store", []tar.Header{nix, nixStore, nixVar, link("nix/var/nix", "../store")}, nil, "",
+			elsewhere},
+		{"a link into the store", []tar.Header{nix, nixStore, nixVar, directory("nix/store/x/"),
+			link("nix/var/nix", "../store/x")}, nil, "",
 			"/nix/var/nix in the container: openat2 /nix/var/nix: no such file or directory"},
-		{"the store is a link into it", []tar.Header{nix, nixVar, state, directory("nix/var/nix/profiles/"), link("nix/store", "var/nix/profiles")}, nil, "", elsewhere},
-		{"the store is a link to it", []tar.Header{nix, nixVar, state, link("nix/store", "var/nix")}, nil, "", elsewhere},
+		{"the store is a link into it", []tar.Header{nix, nixVar, state, directory("nix/var/nix/profiles/"),
+			link("nix/store", "var/nix/profiles")}, nil, "", elsewhere},
+		{"the store is a link to it", []tar.Header{nix, nixVar, state, link("nix/store", "var/nix")}, nil, "",
+			elsewhere},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			image := fmt.Sprintf("localhost/state-%d:latest", i)
@@ -672,15 +701,19 @@ func TestStateDirectoryInImage(t *testing.T) {
 				t.Fatal(err)
 			}
 			p := onePairEach[i%2]
-			run := container{runtime: p.runtime, mode: p.mode, root: "env", image: image, flags: c.flags}.plus(registered)
-			script := "import os,sys; print(len(os.listdir('/nix/store')) - 1, sorted(os.listdir(sys.argv[1])), sorted(os.listdir(sys.argv[1] + '/db')))"
+			run := container{runtime: p.runtime, mode: p.mode, root: "env", image: image,
+				flags: c.flags}.plus(registered)
+			script := "import os,sys; print(len(os.listdir('/nix/store')) - 1, sorted(os.listdir(sys.argv[1])), " +
+				"sorted(os.listdir(sys.argv[1] + '/db')))"
 			stdout, stderr, err := run.run(store["env"]+"/bin/python3", "-B", "-c", script, c.where)
 			want := fmt.Sprintln(len(closureOf(t, store["env"])),
-				"['db', 'gc.lock', 'gcroots', 'profiles', 'temproots', 'userpool'] ['big-lock', 'db.sqlite', 'reserved', 'schema']")
+				"['db', 'gc.lock', 'gcroots', 'profiles', 'temproots', 'userpool'] ['big-lock', 'db.sqlite', "+
+					"'reserved', 'schema']")
 			if c.want == "" && (err != nil || stdout != want) {
 				t.Errorf("%v %q, want %q\n%s%s", err, stdout, want, stderr, lastLog(t))
 			}
-			if said := lastError(t); c.want != "" && (err == nil || stdout != "" || !strings.HasSuffix(said, ": attaching the view: "+c.want)) {
+			if said := lastError(t); c.want != "" &&
+				(err == nil || stdout != "" || !strings.HasSuffix(said, ": attaching the view: "+c.want)) {
 				t.Errorf("%v %q %s", err, stdout, said)
 			}
 			nothingLeft(t)
@@ -711,11 +744,14 @@ chmod o+r,u+r /nix/store 2>&1`
 		nothingLeft(t)
 	}
 	for _, p := range overlayPairs[1:] {
-		id := container{runtime: p.runtime, mode: p.mode, root: "env"}.nix(unlisted, writable, "--user", "1000:1000").start(t)
-		if _, stderr, err := call("podman", "exec", "--user", "1001:1000", id, "/bin/ls", "/nix/store"); err == nil || stderr != "/bin/"+ls {
+		id := container{runtime: p.runtime, mode: p.mode, root: "env"}.nix(unlisted, writable, "--user",
+			"1000:1000").start(t)
+		if _, stderr, err := call("podman", "exec", "--user", "1001:1000", id, "/bin/ls", "/nix/store"); err == nil ||
+			stderr != "/bin/"+ls {
 			t.Errorf("%s: another user: %v %s", p, err, stderr)
 		}
-		if _, stderr, err := call("podman", "exec", "--user", "1001:1000", id, "/bin/chmod", "o+r", "/nix/store"); err == nil || !strings.Contains(stderr, "Operation not permitted") {
+		if _, stderr, err := call("podman", "exec", "--user", "1001:1000", id, "/bin/chmod", "o+r",
+			"/nix/store"); err == nil || !strings.Contains(stderr, "Operation not permitted") {
 			t.Errorf("%s: another user: %v %s", p, err, stderr)
 		}
 		// The store directory belongs to who may write to it, who may make it readable.

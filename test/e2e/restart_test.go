@@ -177,7 +177,8 @@ func TestSocketDropsAnnotations(t *testing.T) {
 		body object
 		hook bool
 	}{
-		{"/v1.41", object{"Image": image, "Cmd": []string{"/bin/true"}, "HostConfig": object{"Annotations": canary}}, false},
+		{"/v1.41", object{"Image": image, "Cmd": []string{"/bin/true"}, "HostConfig": object{"Annotations": canary}},
+			false},
 		{"/v4.0.0/libpod", object{"image": image, "command": []string{"/bin/true"}, "annotations": canary}, true},
 	} {
 		status, said := post(c.api+"/containers/create", c.body)
@@ -188,7 +189,8 @@ func TestSocketDropsAnnotations(t *testing.T) {
 		t.Cleanup(func() { remove(t, made.ID) })
 		status, said = post(c.api+"/containers/"+made.ID+"/start", nil)
 		said = strings.ReplaceAll(said, `\"`, `"`) // it is JSON
-		if refused := strings.Contains(said, canaryReason); refused != c.hook || (status == http.StatusNoContent) == c.hook {
+		if refused := strings.Contains(said, canaryReason); refused != c.hook ||
+			(status == http.StatusNoContent) == c.hook {
 			t.Errorf("%s: %d %s", c.api, status, said)
 		}
 	}

@@ -76,28 +76,33 @@ func TestNoRoom(t *testing.T) {
 		}
 		attached := false
 		for _, l := range readLog(t) {
-			attached = attached || l.Container == id && l.Msg == "attached" && l.Mode == "bind" && strings.HasPrefix(l.Why, "auto: "+why)
+			attached = attached || l.Container == id && l.Msg == "attached" && l.Mode == "bind" &&
+				strings.HasPrefix(l.Why, "auto: "+why)
 		}
 		if !attached {
 			t.Errorf("%s: the log does not say why: %s", runtime, lastLog(t))
 		}
 		second.config["annotations"] = with(roots(trees[1].root), "nix-closure/mode", "overlay")
 		_, out, _, err = second.run(t, runtime)
-		const what = "; raise runtime-inodes or runtime-size in the configuration, or end containers; ask for mode bind or auto"
-		if said := lastError(t); err == nil || out != "" || !strings.Contains(said, "making the view: "+why) || !strings.HasSuffix(said, what) {
+		const what = "; raise runtime-inodes or runtime-size in the configuration, or end containers; ask for mode " +
+			"bind or auto"
+		if said := lastError(t); err == nil || out != "" || !strings.Contains(said, "making the view: "+why) ||
+			!strings.HasSuffix(said, what) {
 			t.Errorf("%s: %v %q %s", runtime, err, out, said)
 		}
 		second.config["annotations"] = with(roots(trees[1].root), "nix-closure/registration", "true")
 		writeConfig(t, "runtime-inodes = 10\nmode = \"bind\"\n")
 		_, out, _, err = second.run(t, runtime)
-		if said := lastError(t); err == nil || out != "" || !strings.Contains(said, "making the registration: no room in /run/nix-closure: ") {
+		if said := lastError(t); err == nil || out != "" ||
+			!strings.Contains(said, "making the registration: no room in /run/nix-closure: ") {
 			t.Errorf("%s: %v %q %s", runtime, err, out, said)
 		}
 		writeConfig(t, "runtime-inodes = 18\n")
 	}
 	first.letGo(t)
 	// And then there is room.
-	second := newBundle(t, with(roots(trees[1].root), "nix-closure/mode", "overlay"), trees[1].check("true"), "createRuntime", "poststop")
+	second := newBundle(t, with(roots(trees[1].root), "nix-closure/mode", "overlay"), trees[1].check("true"),
+		"createRuntime", "poststop")
 	if _, out, stderr, err := second.run(t, "crun"); err != nil || out != "whole\n" {
 		t.Errorf("%v %q %s", err, out, stderr)
 	}

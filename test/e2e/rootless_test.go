@@ -49,7 +49,8 @@ func user(t *testing.T, name string) *ordinary {
 	login := fmt.Sprintf("/run/user/%d", u.id)
 	u.own = login + "/nix-closure"
 	u.env = append(u.env, "XDG_RUNTIME_DIR="+login)
-	if err := errors.Join(os.MkdirAll("/run/user", 0o755), os.Mkdir(login, 0o700), os.Chown(login, u.id, u.id)); err != nil {
+	if err := errors.Join(os.MkdirAll("/run/user", 0o755), os.Mkdir(login, 0o700),
+		os.Chown(login, u.id, u.id)); err != nil {
 		t.Fatal(err)
 	}
 	u.load(t)
@@ -179,7 +180,8 @@ func (u *ordinary) names(t *testing.T, id, root string) []string {
 // it has to say of each thing that it tried.
 func (u *ordinary) script(t *testing.T, id, script string, args ...string) map[string]string {
 	t.Helper()
-	out := u.must(t, "podman", append([]string{"exec", id, store["env"] + "/bin/python3", "-B", "-c", script}, args...)...)
+	out := u.must(t, "podman", append([]string{"exec", id, store["env"] + "/bin/python3", "-B", "-c", script},
+		args...)...)
 	var got map[string]string
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatal(err)
@@ -219,7 +221,8 @@ func (u *ordinary) checkRefused(t *testing.T, c container, want string) {
 		t.Errorf("the log says\n%s, want\n%s\npodman says\n%s", said, want, stderr)
 	}
 	// runc shows what a createRuntime hook says.
-	if c.runtime == "runc" && !strings.HasPrefix(said, "nix-closure: a container: ") && !strings.Contains(stderr, said) {
+	if c.runtime == "runc" && !strings.HasPrefix(said, "nix-closure: a container: ") &&
+		!strings.Contains(stderr, said) {
 		t.Errorf("podman says\n%s, want in it\n%s", stderr, said)
 	}
 	u.nothingLeft(t)
@@ -365,7 +368,8 @@ func TestRootlessGarbageCollector(t *testing.T) {
 				t.Fatalf("%v %v", links, err)
 			}
 			for _, l := range links {
-				if target, err := os.Readlink(auto + "/" + l.Name()); err != nil || strings.HasPrefix(target, alice.own) {
+				if target, err := os.Readlink(auto + "/" + l.Name()); err != nil ||
+					strings.HasPrefix(target, alice.own) {
 					t.Errorf("%s leads to %s: %v", l.Name(), target, err)
 				}
 			}
@@ -462,9 +466,11 @@ func TestRootlessAlone(t *testing.T) {
 func TestRootlessRefused(t *testing.T) {
 	nixDaemon(t)
 	alice := user(t, "alice")
-	const noOverlay = "an overlay cannot show the closure here: setting trusted.overlay.opaque needs root in the initial user namespace: operation not permitted"
+	const noOverlay = "an overlay cannot show the closure here: setting trusted.overlay.opaque needs root in the " +
+		"initial user namespace: operation not permitted"
 	leak := func(source, destination string) string {
-		return "looking at the container's mounts: mount of " + source + " on " + destination + ": shows " + source + " of the host, and with it more than the closure; take the mount out"
+		return "looking at the container's mounts: mount of " + source + " on " + destination + ": shows " + source +
+			" of the host, and with it more than the closure; take the mount out"
 	}
 	early := machine.Dir() + "/early"
 	must(t, "cp", "--recursive", machine.Dir()+"/local/hooks.d", early)
@@ -478,7 +484,8 @@ func TestRootlessRefused(t *testing.T) {
 			hooks string
 			want  string
 		}{
-			{"overlay", []string{"--annotation=nix-closure/mode=overlay"}, "", "making the view: " + noOverlay + "; ask for mode bind or auto"},
+			{"overlay", []string{"--annotation=nix-closure/mode=overlay"}, "",
+				"making the view: " + noOverlay + "; ask for mode bind or auto"},
 			{"writable", []string{writable}, "", "making the view: a writable store needs an overlay: " + noOverlay},
 			{"the store", []string{"-v", "/nix/store:/x"}, "", leak("/nix/store", "/x")},
 			{"the host", []string{"-v", "/:/host"}, "", leak("/", "/host")},
@@ -492,7 +499,8 @@ func TestRootlessRefused(t *testing.T) {
 		}
 		t.Run(runtime+"/auto", func(t *testing.T) {
 			before := len(alice.log(t))
-			if _, stderr, err := alice.run(container{runtime: runtime, root: "env", mode: "auto"}, store["env"]+"/bin/true"); err != nil {
+			if _, stderr, err := alice.run(container{runtime: runtime, root: "env", mode: "auto"},
+				store["env"]+"/bin/true"); err != nil {
 				t.Errorf("%v %s", err, stderr)
 			}
 			found := slices.ContainsFunc(alice.log(t)[before:], func(l logLine) bool {
@@ -529,7 +537,8 @@ func TestRootlessPolicy(t *testing.T) {
 	for _, runtime := range runtimes {
 		alice.checkStarts(t, container{runtime: runtime, root: "tools"}, "tools")
 		alice.checkRefused(t, container{runtime: runtime, root: "env"}, "checking what is allowed here: "+store["env"]+
-			" is not allowed here: no [[allow]] of the configuration names it for a container without a Kubernetes namespace; add it there, or ask for another")
+			" is not allowed here: no [[allow]] of the configuration names it for a container without a Kubernetes "+
+			"namespace; add it there, or ask for another")
 	}
 }
 
@@ -543,7 +552,8 @@ func TestRootlessRegistration(t *testing.T) {
 	want := must(t, "nix-store", "--query", "--requisites", env) + "error: path '" + foreign + "' is not valid\n"
 	for _, runtime := range runtimes {
 		c := container{runtime: runtime, root: "env"}.nix("--userns=keep-id")
-		if got := alice.mustRun(t, c, "/bin/sh", "-c", "exec 2>&1; nix-store -qR $0; nix-store -q --hash $1 || exit 0", env, foreign); got != want {
+		if got := alice.mustRun(t, c, "/bin/sh", "-c", "exec 2>&1; nix-store -qR $0; nix-store -q --hash $1 || exit 0",
+			env, foreign); got != want {
 			t.Errorf("%s: Nix says\n%s, want\n%s", runtime, got, want)
 		}
 		got := strings.Fields(alice.mustRun(t, c, env+"/bin/ls", "-A", storeDir))
@@ -576,7 +586,8 @@ func TestRootlessDatabase(t *testing.T) {
 			t.Fatalf("reading the database: %v", err)
 		}
 		for _, runtime := range runtimes {
-			for _, annotation := range []string{"nix-closure/roots=" + store["env"], "nix-closure/closure-info=" + store["closureInfo"]} {
+			for _, annotation := range []string{"nix-closure/roots=" + store["env"],
+				"nix-closure/closure-info=" + store["closureInfo"]} {
 				// Nothing is remembered.
 				removeAll(t, alice.own+"/closures")
 				removeAll(t, alice.own+"/registrations")
@@ -586,7 +597,8 @@ func TestRootlessDatabase(t *testing.T) {
 				continue // as TestRootlessRegistration has it
 			}
 			nix := container{runtime: runtime, root: "env"}.nix("--userns=keep-id")
-			if got := alice.mustRun(t, nix, "/usr/bin/nix-store", "-qR", store["env"]); got != must(t, "nix-store", "-qR", store["env"]) {
+			if got := alice.mustRun(t, nix, "/usr/bin/nix-store", "-qR", store["env"]); got != must(t, "nix-store",
+				"-qR", store["env"]) {
 				t.Errorf("%s, %v: Nix says\n%s", runtime, c.mode, got)
 			}
 		}
@@ -628,15 +640,18 @@ func TestRootlessEnvironment(t *testing.T) {
 	}
 	alice.must(t, "podman", append(args, alice.home+"/empty.tar", odd)...)
 	other := *alice
-	other.env = append(slices.Clone(alice.env), "XDG_RUNTIME_DIR="+elsewhere, "TMPDIR="+elsewhere, "NIX_STATE_DIR="+elsewhere)
+	other.env = append(slices.Clone(alice.env), "XDG_RUNTIME_DIR="+elsewhere, "TMPDIR="+elsewhere,
+		"NIX_STATE_DIR="+elsewhere)
 	for _, runtime := range runtimes {
 		for _, u := range []*ordinary{alice, &other} {
 			before := len(alice.log(t))
 			id := u.start(t, container{runtime: runtime, root: "env", image: odd})
-			if got := u.must(t, "podman", "exec", id, store["env"]+"/bin/printenv", "XDG_RUNTIME_DIR"); got != elsewhere+"\n" {
+			if got := u.must(t, "podman", "exec", id, store["env"]+"/bin/printenv",
+				"XDG_RUNTIME_DIR"); got != elsewhere+"\n" {
 				t.Errorf("%s: in the container, XDG_RUNTIME_DIR is %q", runtime, got)
 			}
-			for _, path := range []string{alice.own + "/containers/" + id + ".json", alice.own + "/gcroots/" + id + "/roots-1"} {
+			for _, path := range []string{alice.own + "/containers/" + id + ".json",
+				alice.own + "/gcroots/" + id + "/roots-1"} {
 				if _, err := os.Lstat(path); err != nil {
 					t.Errorf("%s: %v", runtime, err)
 				}
@@ -757,7 +772,8 @@ func TestRootlessWithoutLogin(t *testing.T) {
 					t.Errorf("%s has %v, %v", dir, found, err)
 				}
 			}
-			if found, err := filepath.Glob(carol.own + "/*"); err != nil || slices.ContainsFunc(found, func(p string) bool { return filepath.Base(p) != "nix-closure.log" }) {
+			if found, err := filepath.Glob(carol.own + "/*"); err != nil ||
+				slices.ContainsFunc(found, func(p string) bool { return filepath.Base(p) != "nix-closure.log" }) {
 				t.Errorf("in the directory: %q %v", found, err)
 			}
 		})

@@ -80,7 +80,8 @@ func eachRunner(t *testing.T, f func(t *testing.T, r runner)) {
 	dave := userWithoutLogin(t, "dave")
 	for _, runtime := range runtimes {
 		for _, r := range []runner{
-			{"root/overlay", nil, runtime, "overlay"}, {"root/bind", nil, runtime, "bind"}, {"user", dave, runtime, "auto"},
+			{"root/overlay", nil, runtime, "overlay"}, {"root/bind", nil, runtime, "bind"},
+			{"user", dave, runtime, "auto"},
 		} {
 			t.Run(runtime+"/"+r.name, func(t *testing.T) { f(t, r) })
 		}
@@ -97,9 +98,12 @@ def write(path):
         with open(path, 'w') as f: return ''
     except OSError as e: return e.strerror
 print(json.dumps({
-    'store': names('/nix/store'), 'root': names('/'), 'nix': names('/nix'), 'home': os.environ.get('HOME'), 'path': os.environ['PATH'],
-    'environ': sorted(os.environ), 'cwd': os.getcwd(), 'uid': os.getuid(), 'gid': os.getgid(), 'pid': os.getpid(), 'dev': names('/dev'),
-    'net': names('/sys/class/net'), 'writeRoot': write('/new'), 'writeTmp': write('/tmp/new'), 'writeStore': write('/nix/store/new'),
+    'store': names('/nix/store'), 'root': names('/'), 'nix': names('/nix'),
+    'home': os.environ.get('HOME'), 'path': os.environ['PATH'],
+    'environ': sorted(os.environ), 'cwd': os.getcwd(), 'uid': os.getuid(), 'gid': os.getgid(),
+    'pid': os.getpid(), 'dev': names('/dev'),
+    'net': names('/sys/class/net'), 'writeRoot': write('/new'), 'writeTmp': write('/tmp/new'),
+    'writeStore': write('/nix/store/new'),
     'tty': os.isatty(0), 'foreign': [m for m in mounts() if m.startswith('/nix/') and not m.startswith('/nix/store')],
 }))
 `
@@ -129,19 +133,22 @@ func TestRun(t *testing.T) {
 		if want := closureOf(t, store["env"]); !slices.Equal(a.Store, want) {
 			t.Errorf("the store has %q\nwant %q", a.Store, want)
 		}
-		if want := []string{"dev", "new", "nix", "proc", "sys", "tmp"}; !slices.Equal(a.Root, slices.DeleteFunc(want, func(n string) bool { return n == "new" })) {
+		if want := []string{"dev", "new", "nix", "proc", "sys", "tmp"}; !slices.Equal(a.Root,
+			slices.DeleteFunc(want, func(n string) bool { return n == "new" })) {
 			t.Errorf("the root has %q", a.Root)
 		}
 		if !slices.Equal(a.Net, []string{"lo"}) {
 			t.Errorf("the network has %q", a.Net)
 		}
-		if a.Cwd != "/" || a.UID != 0 || a.GID != 0 || a.Pid != 1 || a.Home != "/" || a.Path != store["env"]+"/bin" || a.TTY {
+		if a.Cwd != "/" || a.UID != 0 || a.GID != 0 || a.Pid != 1 || a.Home != "/" || a.Path != store["env"]+"/bin" ||
+			a.TTY {
 			t.Errorf("%+v", a)
 		}
 		if a.WriteRoot != "" || a.WriteTmp != "" || a.WriteStore != "Read-only file system" || len(a.Foreign) > 0 {
 			t.Errorf("%+v", a)
 		}
-		if i := slices.IndexFunc(a.Environ, func(n string) bool { return !slices.Contains([]string{"HOME", "LC_CTYPE", "PATH"}, n) }); i >= 0 {
+		if i := slices.IndexFunc(a.Environ,
+			func(n string) bool { return !slices.Contains([]string{"HOME", "LC_CTYPE", "PATH"}, n) }); i >= 0 {
 			t.Errorf("the environment has %q", a.Environ)
 		}
 		r.nothingLeft(t)
@@ -152,9 +159,11 @@ func TestRun(t *testing.T) {
 func TestRunOnSharedRoot(t *testing.T) {
 	for _, runtime := range runtimes {
 		t.Run(runtime, func(t *testing.T) {
-			const script = `mount --make-rshared / && "$0" run --runtime "$1" --network host --volume /usr:/usr:ro "$2" -- bash -c 'echo /nix/store/*' &&
+			const script = `mount --make-rshared / &&
+				"$0" run --runtime "$1" --network host --volume /usr:/usr:ro "$2" -- bash -c 'echo /nix/store/*' &&
 				grep -c nix-closure-run /proc/self/mountinfo`
-			out, errs, err := call("unshare", "--mount", "sh", "-c", script, filepath.Join(*bin, "nix-closure"), runtime, store["env"])
+			out, errs, err := call("unshare", "--mount", "sh", "-c", script, filepath.Join(*bin, "nix-closure"),
+				runtime, store["env"])
 			var want []string
 			for _, name := range closureOf(t, store["env"]) {
 				want = append(want, storeDir+"/"+name)
@@ -177,20 +186,25 @@ func TestRunFlags(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		a := r.around(t, "--read-only", "--workdir", "/tmp", "--env", "A=1 2", "--env", "HOME=/tmp", "--network", "host")
-		if a.Cwd != "/tmp" || a.WriteRoot != "Read-only file system" || a.WriteTmp != "" || a.Home != "/tmp" || !slices.Contains(a.Environ, "A") {
+		a := r.around(t, "--read-only", "--workdir", "/tmp", "--env", "A=1 2", "--env", "HOME=/tmp", "--network",
+			"host")
+		if a.Cwd != "/tmp" || a.WriteRoot != "Read-only file system" || a.WriteTmp != "" || a.Home != "/tmp" ||
+			!slices.Contains(a.Environ, "A") {
 			t.Errorf("%+v", a)
 		}
-		if got := r.python(t, "import os; print(sorted(os.listdir('/sys/class/net')) != ['lo'] or os.path.exists('/etc/hosts'))", "--network", "host"); got != "True" {
+		if got := r.python(t, "import os; print(sorted(os.listdir('/sys/class/net')) != ['lo'] or "+
+			"os.path.exists('/etc/hosts'))", "--network", "host"); got != "True" {
 			t.Errorf("with the host's network: %s", got)
 		}
-		if got := r.python(t, "print(open('/v/file').read()); open('/v/made', 'w')", "--volume", dir+":/v"); got != "of the host" {
+		if got := r.python(t, "print(open('/v/file').read()); open('/v/made', 'w')", "--volume",
+			dir+":/v"); got != "of the host" {
 			t.Errorf("the volume has %q", got)
 		}
 		if _, err := os.Stat(dir + "/made"); err != nil {
 			t.Error(err)
 		}
-		if got := r.python(t, "try: open('/v/new', 'w')\nexcept OSError as e: print(e.strerror)", "--volume", dir+":/v:ro"); got != "Read-only file system" {
+		if got := r.python(t, "try: open('/v/new', 'w')\nexcept OSError as e: print(e.strerror)", "--volume",
+			dir+":/v:ro"); got != "Read-only file system" {
 			t.Errorf("writing to a volume: %q", got)
 		}
 		const caps = "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('CapEff')][0])"
@@ -207,8 +221,10 @@ func TestRunFlags(t *testing.T) {
 				t.Errorf("another user has capabilities %s", got)
 			}
 		}
-		if got := r.python(t, "import sqlite3; c = sqlite3.connect('file:/nix/var/nix/db/db.sqlite?immutable=1', uri=True)\n"+
-			"print(c.execute('select count(*) from ValidPaths').fetchone()[0])", "--registration"); got != fmt.Sprint(len(closureOf(t, store["env"]))) {
+		if got := r.python(t, "import sqlite3; c = sqlite3.connect('file:/nix/var/nix/db/db.sqlite?immutable=1', "+
+			"uri=True)\n"+
+			"print(c.execute('select count(*) from ValidPaths').fetchone()[0])",
+			"--registration"); got != fmt.Sprint(len(closureOf(t, store["env"]))) {
 			t.Errorf("the registration has %s paths", got)
 		}
 		if r.mode == "overlay" {
@@ -240,14 +256,19 @@ func TestRunStatus(t *testing.T) {
 		}{
 			{"success", []string{env, "--", "bash", "-c", "exit 0"}, "", 0, ""},
 			{"failure", []string{env, "--", "bash", "-c", "exit 42"}, "", 42, ""},
-			{"signal", []string{env, "--", "bash", "-c", "trap - TERM; bash -c 'kill -TERM $PPID; sleep 1'; exit 7"}, "", 7, ""},
-			{"killed", []string{env, "--", "python3", "-c", "import os, signal; os.fork() or os.kill(os.getpid(), signal.SIGKILL); print(os.wait()[1])"}, "", 0, ""},
+			{"signal", []string{env, "--", "bash", "-c", "trap - TERM; bash -c 'kill -TERM $PPID; sleep 1'; exit 7"},
+				"", 7, ""},
+			{"killed", []string{env, "--", "python3", "-c",
+				"import os, signal; os.fork() or os.kill(os.getpid(), signal.SIGKILL); print(os.wait()[1])"}, "", 0,
+				""},
 			{"no such program", []string{env, "--", "nothing"}, "", 127, "not found in the bin/ of"},
 			{"no such file", []string{env, "--", "/nothing"}, "", 127, ""},
 			{"a directory", []string{env, "--", env + "/bin"}, "", 126, "is a directory"},
-			{"foreign program", []string{env, "--", store["foreign"] + "/bin/busybox"}, "", 127, "not found in the closure"},
+			{"foreign program", []string{env, "--", store["foreign"] + "/bin/busybox"}, "", 127,
+				"not found in the closure"},
 			{"not valid", []string{unknown, "--", "sh"}, "", 125, "is not valid"},
-			{"no store path", []string{"/etc/passwd", "--", "sh"}, "", 125, "/etc/passwd is not below the store directory /nix/store"},
+			{"no store path", []string{"/etc/passwd", "--", "sh"}, "", 125,
+				"/etc/passwd is not below the store directory /nix/store"},
 			{"many programs", []string{env}, "", 125, "more than one program: "},
 			{"no program", []string{store["data"]}, "", 126, "cannot be executed"},
 			{"script", []string{store["script"]}, "", 0, ""},
@@ -256,7 +277,8 @@ func TestRunStatus(t *testing.T) {
 			{"capability", []string{"--cap-add", "everything", env, "--", "bash"}, "", 125, "no capability of Linux"},
 			{"network", []string{"--network", "bridge", env, "--", "bash"}, "", 125, "neither none nor host"},
 			{"no terminal", []string{"--tty", env, "--", "bash"}, "", 125, "not a terminal"},
-			{"the store", []string{"--volume", "/nix/store:/other", env, "--", "bash"}, "", 126, "and with it more than the closure"},
+			{"the store", []string{"--volume", "/nix/store:/other", env, "--", "bash"}, "", 126,
+				"and with it more than the closure"},
 			{"not allowed", []string{env, "--", "bash"}, denied, 126, "allow"},
 		} {
 			t.Run(c.name, func(t *testing.T) {
@@ -412,7 +434,8 @@ func terminal(t *testing.T) (ours, its *os.File) {
 
 func resize(t *testing.T, ours *os.File, rows, columns uint16) {
 	t.Helper()
-	if err := unix.IoctlSetWinsize(int(ours.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns}); err != nil {
+	if err := unix.IoctlSetWinsize(int(ours.Fd()), unix.TIOCSWINSZ,
+		&unix.Winsize{Row: rows, Col: columns}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -86,13 +86,15 @@ func record(dir string) error {
 	errs[5] = err
 	for line := range strings.Lines(string(status)) {
 		switch name, _, _ := strings.Cut(line, ":"); name {
-		case "PPid", "Uid", "Gid", "Groups", "Umask", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Cpus_allowed":
+		case "PPid", "Uid", "Gid", "Groups", "Umask", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs",
+			"Seccomp", "Cpus_allowed":
 			r.Status = append(r.Status, line)
 		}
 	}
 	// Of this thread, which is the first while functions like init run.
 	var signal int32
-	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, getDeathSignal, uintptr(unsafe.Pointer(&signal)), 0); errno != 0 {
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, getDeathSignal, uintptr(unsafe.Pointer(&signal)),
+		0); errno != 0 {
 		return errno
 	}
 	r.DeathSignal = int(signal)
@@ -207,7 +209,8 @@ func recorder(t *testing.T) (dir, program string) {
 		t.Fatal(err)
 	}
 	for _, err := range []error{
-		os.Symlink(self, dir+"/recorder"), os.WriteFile(dir+"/in", []byte("to standard input\x00\xff"), 0o644), syscall.Mkfifo(dir+"/pipe", 0o644),
+		os.Symlink(self, dir+"/recorder"), os.WriteFile(dir+"/in", []byte("to standard input\x00\xff"), 0o644),
+		syscall.Mkfifo(dir+"/pipe", 0o644),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -240,6 +243,7 @@ func ended(all []string) string {
 // them has, and in none. A is a bundle, and so is the current directory.
 func commandLines() [][]string {
 	var all [][]string
+	//nolint:lll // a line is one command line
 	for _, l := range strings.Split(`
 create ID
 create --bundle A ID
@@ -333,10 +337,14 @@ nothing
 		all = append(all, strings.Split(l, " "))
 	}
 	return append(all,
-		[]string{}, []string{""}, []string{"", ""}, []string{"create", ""}, []string{"create", "--bundle", "", "ID"}, []string{"", "create", "ID"},
-		[]string{"state", "two words"}, []string{"state", "two\nlines\n"}, []string{"state", "\t\r \v"}, []string{"state", "\xff\xfe\x80"}, []string{"state", "日本 \u202e \x1b[31m"},
-		[]string{"run", "--bundle", "A", "\xff"}, []string{"run", "--bundle", "not\xffthere\n", "ID"}, []string{"\xff\n"}, []string{"--\xff", "create"},
-		[]string{"state", strings.Repeat("x", 100_000)}, slices.Repeat([]string{"run"}, 5_000), []string{`"quoted"`, `\`, `'`, "$HOME", "*", "%s"},
+		[]string{}, []string{""}, []string{"", ""}, []string{"create", ""}, []string{"create", "--bundle", "", "ID"},
+		[]string{"", "create", "ID"},
+		[]string{"state", "two words"}, []string{"state", "two\nlines\n"}, []string{"state", "\t\r \v"},
+		[]string{"state", "\xff\xfe\x80"}, []string{"state", "日本 \u202e \x1b[31m"},
+		[]string{"run", "--bundle", "A", "\xff"}, []string{"run", "--bundle", "not\xffthere\n", "ID"},
+		[]string{"\xff\n"}, []string{"--\xff", "create"},
+		[]string{"state", strings.Repeat("x", 100_000)}, slices.Repeat([]string{"run"}, 5_000),
+		[]string{`"quoted"`, `\`, `'`, "$HOME", "*", "%s"},
 	)
 }
 
@@ -353,7 +361,8 @@ func TestRuntimeIsTransparent(t *testing.T) {
 	files := []string{work + "/config.json", work + "/A/config.json", work + "/c.json"}
 	identities := map[string]syscall.Stat_t{}
 	for _, f := range files {
-		if err := os.WriteFile(f, []byte(`{"annotations":{"nix-closures/roots":"x"},"mounts":[{"source":"/nix/store","destination":"/nix/store"}]}`), 0o640); err != nil {
+		if err := os.WriteFile(f, []byte(`{"annotations":{"nix-closures/roots":"x"},"mounts":[{"source":"/nix/store",`+
+			`"destination":"/nix/store"}]}`), 0o640); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -366,8 +375,10 @@ func TestRuntimeIsTransparent(t *testing.T) {
 		identities[f] = identity(t, f)
 	}
 	env := []string{
-		"PATH=/usr/bin:/bin", "TWICE=1", "TWICE=2", "EMPTY=", "", "no equals sign", "=name", "LINES=a\nb", "BYTES=\xff\xfe", "LD_LIBRARY_PATH=/nowhere", "GODEBUG=madvdontneed=1",
-		"XDG_RUNTIME_DIR=/nowhere", "NOTIFY_SOCKET=/nowhere", "LISTEN_FDS=1", "_LIBCONTAINER_INITPIPE=3", "PWD=/elsewhere", "HOME=", "TZ=nowhere",
+		"PATH=/usr/bin:/bin", "TWICE=1", "TWICE=2", "EMPTY=", "", "no equals sign", "=name", "LINES=a\nb",
+		"BYTES=\xff\xfe", "LD_LIBRARY_PATH=/nowhere", "GODEBUG=madvdontneed=1",
+		"XDG_RUNTIME_DIR=/nowhere", "NOTIFY_SOCKET=/nowhere", "LISTEN_FDS=1", "_LIBCONTAINER_INITPIPE=3",
+		"PWD=/elsewhere", "HOME=", "TZ=nowhere",
 	}
 	all := commandLines()
 	for _, args := range all {
@@ -375,18 +386,22 @@ func TestRuntimeIsTransparent(t *testing.T) {
 			direct := started{directory: work, args: args, env: env}
 			wrapped := direct
 			want, got := direct.by(t, dir, program, program), wrapped.by(t, dir, wrapper(), "an engine's name for it")
-			if !bytes.Equal(got.Cmdline, want.Cmdline) || string(got.Cmdline) != ended(append([]string{program}, args...)) {
+			if !bytes.Equal(got.Cmdline, want.Cmdline) ||
+				string(got.Cmdline) != ended(append([]string{program}, args...)) {
 				t.Errorf("%.200q: arguments %.500q", args, got.Cmdline)
 			}
 			if !bytes.Equal(got.Environ, want.Environ) || string(got.Environ) != ended(env) {
 				t.Errorf("%.200q: environment %q\nwant %q", args, got.Environ, want.Environ)
 			}
 			got.Cmdline, got.Environ, want.Cmdline, want.Environ = nil, nil, nil, nil
-			if !reflect.DeepEqual(got, want) || len(got.Descriptors) < 3 || got.DeathSignal != int(syscall.SIGUSR2) || got.Directory != work {
+			if !reflect.DeepEqual(got, want) || len(got.Descriptors) < 3 || got.DeathSignal != int(syscall.SIGUSR2) ||
+				got.Directory != work {
 				t.Errorf("%.200q:\n%+v\nwant\n%+v", args, got, want)
 			}
-			if wrapped.out != "on standard output" || wrapped.errs != "on standard error" || string(got.Stdin) != "to standard input\x00\xff" || wrapped.status.ExitStatus() != 42 {
-				t.Errorf("%.200q: read %q, wrote %q and %q, exit status %d", args, got.Stdin, wrapped.out, wrapped.errs, wrapped.status.ExitStatus())
+			if wrapped.out != "on standard output" || wrapped.errs != "on standard error" ||
+				string(got.Stdin) != "to standard input\x00\xff" || wrapped.status.ExitStatus() != 42 {
+				t.Errorf("%.200q: read %q, wrote %q and %q, exit status %d", args, got.Stdin, wrapped.out, wrapped.errs,
+					wrapped.status.ExitStatus())
 			}
 			if len(args) > 100 {
 				break
@@ -417,9 +432,11 @@ func TestRuntimeIsTransparent(t *testing.T) {
 func TestRuntimeLimits(t *testing.T) {
 	become(t, "/bin/busybox")
 	show := func(program string) string {
-		return must(t, "/bin/sh", "-c", `ulimit -Sn 512; trap "" HUP INT; shift; exec "$@"`, "sh", "", program, "grep", "-E", "^(Max open files|SigIgn)", "/proc/self/limits", "/proc/self/status")
+		return must(t, "/bin/sh", "-c", `ulimit -Sn 512; trap "" HUP INT; shift; exec "$@"`, "sh", "", program, "grep",
+			"-E", "^(Max open files|SigIgn)", "/proc/self/limits", "/proc/self/status")
 	}
-	if got, want := show(wrapper()), show("/bin/busybox"); got != want || !strings.Contains(got, " 512 ") || !strings.Contains(got, "0000003\n") {
+	if got, want := show(wrapper()), show("/bin/busybox"); got != want || !strings.Contains(got, " 512 ") ||
+		!strings.Contains(got, "0000003\n") {
 		t.Errorf("%s\nwant\n%s", got, want)
 	}
 }
@@ -431,7 +448,8 @@ func fails(t *testing.T, directory, program string, args ...string) string {
 	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = directory, &out, &errs
 	err := cmd.Run()
-	if cmd.ProcessState.ExitCode() != 1 || out.Len() > 0 || strings.Count(errs.String(), "\n") != 1 || !strings.HasSuffix(errs.String(), "\n") {
+	if cmd.ProcessState.ExitCode() != 1 || out.Len() > 0 || strings.Count(errs.String(), "\n") != 1 ||
+		!strings.HasSuffix(errs.String(), "\n") {
 		t.Errorf("%q: %v, wrote %q and %q", args, err, out.String(), errs.String())
 	}
 	return strings.TrimSuffix(errs.String(), "\n")
@@ -508,8 +526,10 @@ func TestRuntimeLogsAsRunc(t *testing.T) {
 				all = append(all, e)
 			}
 			// runc writes no fractions of a second.
-			if runc, own := all[0], all[1]; own.keys != runc.keys || own.level != runc.level || own.age < 0 || own.age > time.Minute ||
-				!strings.HasPrefix(own.msg, `nix-closure: container web: reading the annotations: annotation nix-closure/roots: "none": `) {
+			if runc, own := all[0], all[1]; own.keys != runc.keys || own.level != runc.level || own.age < 0 ||
+				own.age > time.Minute ||
+				!strings.HasPrefix(own.msg,
+					`nix-closure: container web: reading the annotations: annotation nix-closure/roots: "none": `) {
 				t.Errorf("%q: %+v; runc's own: %+v", log.args, own, runc)
 			}
 		}
@@ -523,8 +543,11 @@ func TestRuntimeLogsAsRunc(t *testing.T) {
 		t.Errorf("%s%v", text, err)
 	}
 	// No file, no place for it, and places that are no file: on standard error all the same.
-	for _, args := range [][]string{nil, {"--log", ""}, {"--log", "/nowhere/log"}, {"--log", "/"}, {"--log", "syslog:x"}, {"--log", "journald:x"}} {
-		if errs := fails(t, t.TempDir(), wrapper(), append(args, "create", "--bundle", b.dir, "web")...); !strings.HasPrefix(errs, "nix-closure: container web: ") {
+	for _, args := range [][]string{nil, {"--log", ""}, {"--log", "/nowhere/log"}, {"--log", "/"},
+		{"--log", "syslog:x"}, {"--log", "journald:x"}} {
+		if errs := fails(t, t.TempDir(), wrapper(),
+			append(args, "create", "--bundle", b.dir, "web")...); !strings.HasPrefix(errs,
+			"nix-closure: container web: ") {
 			t.Errorf("%q: %s", args, errs)
 		}
 	}
@@ -550,22 +573,34 @@ func TestRuntimeFails(t *testing.T) {
 	}
 	for _, c := range []struct{ name, config, program, want string }{
 		{"configuration broken", "runtime = 7\n", wrapper(), "reading the configuration: " + configFile + ": line 1: "},
-		{"unknown key", "runtimes = \"runc\"\n", wrapper(), "reading the configuration: " + configFile + ": line 1: unknown key \"runtimes\""},
-		{"not there", "runtime = \"/nowhere/runc\"\n", wrapper(), "looking for the runtime: runtime = \"/nowhere/runc\": no such file or directory"},
-		{"not found", "runtime = \"nowhere\"\n", wrapper(), "looking for the runtime: runtime = \"nowhere\": neither on PATH nor in the usual places"},
-		{"none", "runtime = \"\"\n", wrapper(), "looking for the runtime: runtime = \"\": neither a name nor an absolute path"},
-		{"relative", "runtime = \"bin/runc\"\n", wrapper(), "looking for the runtime: runtime = \"bin/runc\": neither a name nor an absolute path"},
-		{"itself", fmt.Sprintf("runtime = %q\n", wrapper()), wrapper(), "looking for the runtime: runtime = \"" + wrapper() + "\": is nix-closure-runtime itself; name runc or crun"},
-		{"itself by a link", fmt.Sprintf("runtime = %q\n", link), wrapper(), "looking for the runtime: runtime = \"" + link + "\": is nix-closure-runtime itself; name runc or crun"},
-		{"a file that is none", fmt.Sprintf("runtime = %q\n", logFile), wrapper(), "looking for the runtime: runtime = \"" + logFile + "\": permission denied"},
-		{"a directory", "runtime = \"/usr/bin\"\n", wrapper(), "looking for the runtime: runtime = \"/usr/bin\": not a file"},
-		{"no hook", "runtime = \"runc\"\n", alone, "looking for the hook: access " + filepath.Dir(alone) + "/nix-closure-hook: no such file or directory"},
+		{"unknown key", "runtimes = \"runc\"\n", wrapper(),
+			"reading the configuration: " + configFile + ": line 1: unknown key \"runtimes\""},
+		{"not there", "runtime = \"/nowhere/runc\"\n", wrapper(),
+			"looking for the runtime: runtime = \"/nowhere/runc\": no such file or directory"},
+		{"not found", "runtime = \"nowhere\"\n", wrapper(),
+			"looking for the runtime: runtime = \"nowhere\": neither on PATH nor in the usual places"},
+		{"none", "runtime = \"\"\n", wrapper(),
+			"looking for the runtime: runtime = \"\": neither a name nor an absolute path"},
+		{"relative", "runtime = \"bin/runc\"\n", wrapper(),
+			"looking for the runtime: runtime = \"bin/runc\": neither a name nor an absolute path"},
+		{"itself", fmt.Sprintf("runtime = %q\n", wrapper()), wrapper(),
+			"looking for the runtime: runtime = \"" + wrapper() +
+				"\": is nix-closure-runtime itself; name runc or crun"},
+		{"itself by a link", fmt.Sprintf("runtime = %q\n", link), wrapper(),
+			"looking for the runtime: runtime = \"" + link + "\": is nix-closure-runtime itself; name runc or crun"},
+		{"a file that is none", fmt.Sprintf("runtime = %q\n", logFile), wrapper(),
+			"looking for the runtime: runtime = \"" + logFile + "\": permission denied"},
+		{"a directory", "runtime = \"/usr/bin\"\n", wrapper(),
+			"looking for the runtime: runtime = \"/usr/bin\": not a file"},
+		{"no hook", "runtime = \"runc\"\n", alone,
+			"looking for the hook: access " + filepath.Dir(alone) + "/nix-closure-hook: no such file or directory"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			writeConfig(t, c.config)
 			file := t.TempDir() + "/log"
 			want := "nix-closure: container web: " + c.want
-			if errs := fails(t, "/", c.program, "--log", file, "--log-format", "json", "create", "--bundle", good.dir, "web"); !strings.HasPrefix(errs, want) {
+			if errs := fails(t, "/", c.program, "--log", file, "--log-format", "json", "create", "--bundle", good.dir,
+				"web"); !strings.HasPrefix(errs, want) {
 				t.Errorf("%s\nwant\n%s", errs, want)
 			}
 			if e := readEntry(t, file, "json"); !strings.HasPrefix(e.msg, want) {
@@ -610,7 +645,8 @@ func TestRuntimeIsFound(t *testing.T) {
 		t.Errorf("became %q", r.Cmdline)
 	}
 	for _, c := range []struct{ config, path string }{
-		{"runtime = \"runc\"\n", "PATH=" + first}, {"runtime = \"runc\"\n", "HOME=/"}, {"runtime = \"runc\"\n", "PATH="}, {"", "PATH=/nowhere"},
+		{"runtime = \"runc\"\n", "PATH=" + first}, {"runtime = \"runc\"\n", "HOME=/"},
+		{"runtime = \"runc\"\n", "PATH="}, {"", "PATH=/nowhere"},
 	} {
 		writeConfig(t, c.config)
 		for _, program := range []string{wrapper(), first + "/runc"} {
@@ -624,7 +660,8 @@ func TestRuntimeIsFound(t *testing.T) {
 }
 
 // list prints the store's names, and on standard error how the store is mounted.
-const list = `busybox=/bin/busybox; echo started; $busybox ls /nix/store; $busybox grep -m 1 ' /nix' /proc/self/mountinfo >&2`
+const list = `busybox=/bin/busybox; echo started; $busybox ls /nix/store; $busybox grep -m 1 ' /nix' ` +
+	`/proc/self/mountinfo >&2`
 
 // isStore fails if what list printed is not of exactly this closure, in this mode.
 func isStore(t *testing.T, stdout, mountinfo, mode string, closure []string) {
@@ -675,7 +712,8 @@ func TestRuntimeGivesTheClosure(t *testing.T) {
 		}
 		mounts := b.config["mounts"].([]any)
 		b.config["mounts"] = append(slices.Clone(mounts[:len(mounts)-3]), mounts[len(mounts)-1])
-		b.config["hooks"] = object{"createRuntime": []object{other, b.hook("nix-closure-hook", "createRuntime")}, "poststop": []object{b.hook("nix-closure-hook", "poststop")}}
+		b.config["hooks"] = object{"createRuntime": []object{other, b.hook("nix-closure-hook", "createRuntime")},
+			"poststop": []object{b.hook("nix-closure-hook", "poststop")}}
 		want, err := json.Marshal(b.config)
 		if err != nil {
 			t.Fatal(err)
@@ -701,7 +739,8 @@ func TestRuntimeLifecycle(t *testing.T) {
 		dir := t.TempDir()
 		call := func(args ...string) string {
 			t.Helper()
-			args = append([]string{"--root", dir + "/root", "--log", dir + "/log.json", "--log-format", "json"}, args...)
+			args = append([]string{"--root", dir + "/root", "--log", dir + "/log.json", "--log-format", "json"},
+				args...)
 			var out bytes.Buffer
 			cmd := exec.Command(wrapper(), args...)
 			stdout, err := os.OpenFile(dir+"/stdout", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -727,7 +766,8 @@ func TestRuntimeLifecycle(t *testing.T) {
 			}
 			call("start", id)
 			var state struct{ Status, Bundle string }
-			if err := json.Unmarshal([]byte(call("state", id)), &state); err != nil || state.Status != "running" || state.Bundle != b.dir {
+			if err := json.Unmarshal([]byte(call("state", id)), &state); err != nil || state.Status != "running" ||
+				state.Bundle != b.dir {
 				t.Errorf("%+v, %v", state, err)
 			}
 			call("kill", id, "KILL")
@@ -775,13 +815,15 @@ func TestRuntimeChanged(t *testing.T) {
 			if err := json.Unmarshal(out.Bytes(), &state); err != nil || state.Status != "running" {
 				t.Errorf("%+v, %v", state, err)
 			}
-			if entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/root/nix/store", state.Pid)); err != nil || len(entries) != len(closure) {
+			if entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/root/nix/store", state.Pid)); err != nil ||
+				len(entries) != len(closure) {
 				t.Errorf("it sees %v %v", entries, err)
 			}
 			call("kill", id, "KILL")
 			writeConfig(t, config)
 			call("delete", "--force", id)
-			if left, err := os.ReadDir(root); err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() == id }) {
+			if left, err := os.ReadDir(root); err != nil ||
+				slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() == id }) {
 				t.Errorf("in the runtime's directory: %v %v", left, err)
 			}
 			if config == "runtime = 7\n" {
@@ -805,7 +847,8 @@ func TestRuntimeRefuses(t *testing.T) {
 			want   string
 		}{
 			{"leak", func(b *bundle) {
-				b.addMount(object{"type": "bind", "source": "/nix/store", "destination": "/mnt", "options": []string{"rbind"}})
+				b.addMount(object{"type": "bind", "source": "/nix/store", "destination": "/mnt",
+					"options": []string{"rbind"}})
 			}, "looking at the container's mounts: mount of /nix/store on /mnt: shows /nix/store of the host"},
 			{"mistake", func(b *bundle) { b.config["annotations"] = map[string]string{"nix-closure/root": "x"} },
 				"reading the annotations: annotation nix-closure/root: unknown"},
@@ -821,7 +864,8 @@ func TestRuntimeRefuses(t *testing.T) {
 			c.change(b)
 			b.command(t, wrapper(), "")
 			before := identity(t, b.dir+"/config.json")
-			if errs := fails(t, b.dir, wrapper(), "run", "web"); !strings.HasPrefix(errs, "nix-closure: container web: "+c.want) {
+			if errs := fails(t, b.dir, wrapper(), "run", "web"); !strings.HasPrefix(errs,
+				"nix-closure: container web: "+c.want) {
 				t.Errorf("%s: %s: %s\nwant\n%s", runtime, c.name, errs, c.want)
 			}
 			if after := identity(t, b.dir+"/config.json"); after != before {
@@ -835,7 +879,9 @@ func TestRuntimeRefuses(t *testing.T) {
 		if err := syscall.Mount("", b.dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 			t.Fatal(err)
 		}
-		if errs := fails(t, "/", wrapper(), "run", "--bundle", b.dir, "web"); !strings.Contains(errs, "writing config.json: open "+b.dir+"/.config.json.") || !strings.HasSuffix(errs, ": read-only file system") {
+		if errs := fails(t, "/", wrapper(), "run", "--bundle", b.dir, "web"); !strings.Contains(errs,
+			"writing config.json: open "+b.dir+"/.config.json.") ||
+			!strings.HasSuffix(errs, ": read-only file system") {
 			t.Errorf("%s: read-only: %s", runtime, errs)
 		}
 	}
@@ -976,7 +1022,8 @@ restore -b=A ID`[1:], "\n")
 func TestRuntimeOfPodman(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		become(t, runtime)
-		c := container{runtime: wrapper(), mode: mode, root: "tools", hooks: t.TempDir(), flags: []string{"-v", "/nix:/nix"}}
+		c := container{runtime: wrapper(), mode: mode, root: "tools", hooks: t.TempDir(),
+			flags: []string{"-v", "/nix:/nix"}}
 		got := strings.Fields(c.mustRun(t, store["tools"]+"/bin/ls", "/nix/store"))
 		if want := closureOf(t, store["tools"]); !slices.Equal(got, want) {
 			t.Errorf("the store has %q\nwant %q", got, want)
@@ -987,7 +1034,8 @@ func TestRuntimeOfPodman(t *testing.T) {
 		}
 		remove(t, id)
 		c.flags = []string{"-v", "/nix:/mnt"}
-		if _, stderr, err := c.run(store["tools"]+"/bin/ls", "/mnt"); err == nil || !strings.Contains(stderr, "mount of /nix on /mnt: shows /nix of the host") {
+		if _, stderr, err := c.run(store["tools"]+"/bin/ls", "/mnt"); err == nil ||
+			!strings.Contains(stderr, "mount of /nix on /mnt: shows /nix of the host") {
 			t.Errorf("%v\n%s", err, stderr)
 		}
 		nothingLeft(t)

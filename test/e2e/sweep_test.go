@@ -172,7 +172,8 @@ type held struct {
 func hold(t *testing.T, id, runtime string, one tree, annotations map[string]string) *held {
 	t.Helper()
 	h := &held{id: id, ended: make(chan struct{})}
-	h.b = newBundle(t, annotations, one.check("touch /ready; until [ -e /go ]; do sleep 0.01; done"), "createRuntime", "poststop")
+	h.b = newBundle(t, annotations, one.check("touch /ready; until [ -e /go ]; do sleep 0.01; done"), "createRuntime",
+		"poststop")
 	cmd := h.b.command(t, runtime, id)
 	cmd.Stdout, cmd.Stderr = &h.out, &h.out
 	if err := cmd.Start(); err != nil {
@@ -269,7 +270,8 @@ func TestSweepCommand(t *testing.T) {
 	one := buildTrees(t, []string{"swept"}, "--out-link", t.TempDir()+"/swept")[0]
 	sweep(t, "--unused-for", "0s")
 	live := []*held{
-		hold(t, "live-overlay", "runc", one, with(roots(one.root), "nix-closure/mode", "overlay", "nix-closure/registration", "true")),
+		hold(t, "live-overlay", "runc", one,
+			with(roots(one.root), "nix-closure/mode", "overlay", "nix-closure/registration", "true")),
 		hold(t, "live-bind", "crun", one, with(roots(one.root), "nix-closure/mode", "bind")),
 	}
 	var kept []string
@@ -281,7 +283,8 @@ func TestSweepCommand(t *testing.T) {
 	}
 
 	long := filepath.Join(runtimeDir, "%s", strings.Repeat("f", 64))
-	view, registration, memo := fmt.Sprintf(long, "views"), fmt.Sprintf(long, "registrations"), fmt.Sprintf(long, "closures")
+	view, registration, memo := fmt.Sprintf(long, "views"), fmt.Sprintf(long, "registrations"),
+		fmt.Sprintf(long, "closures")
 	forge := func() {
 		dead(t, "ended", `{"id":"ended","pid":999999999,"pidStart":1}`)
 		dead(t, "another-process", fmt.Sprintf(`{"id":"another-process","pid":%d,"pidStart":1}`, os.Getpid()))
@@ -292,7 +295,8 @@ func TestSweepCommand(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, path := range []string{
-			view + "/store/x/", view + "-links/", view + "-links.stale.X/", view + ".new/store/", registration, registration + "-young", memo, memo + "-young",
+			view + "/store/x/", view + "-links/", view + "-links.stale.X/", view + ".new/store/", registration,
+			registration + "-young", memo, memo + "-young",
 			runtimeDir + "/containers/.x.json.X", runtimeDir + "/registrations/.x.X", runtimeDir + "/closures/.x.X",
 		} {
 			create(t, path)
@@ -300,7 +304,8 @@ func TestSweepCommand(t *testing.T) {
 	}
 	// What lists a directory reads it, and it is no longer old.
 	setAges := func() {
-		for _, path := range []string{view, view + "-links.stale.X", registration, runtimeDir + "/containers/.x.json.X", runtimeDir + "/registrations/.x.X"} {
+		for _, path := range []string{view, view + "-links.stale.X", registration, runtimeDir + "/containers/.x.json.X",
+			runtimeDir + "/registrations/.x.X"} {
 			setAge(t, 61*time.Minute, path)
 		}
 		setAge(t, 49*time.Hour, memo)
@@ -315,10 +320,12 @@ func TestSweepCommand(t *testing.T) {
 		want  func() lists
 	}{
 		{nil, func() lists {
-			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links.stale.X", f + ".new"}, []string{".x.X", f}, []string{f}, nil}
+			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links.stale.X", f + ".new"},
+				[]string{".x.X", f}, []string{f}, nil}
 		}},
 		{[]string{"--unused-for", "0s"}, func() lists {
-			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links", f + "-links.stale.X", f + ".new"}, []string{".x.X", f, f + "-young"}, memos(), nil}
+			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links", f + "-links.stale.X", f + ".new"},
+				[]string{".x.X", f, f + "-young"}, memos(), nil}
 		}},
 	} {
 		for _, asJSON := range []bool{false, true} {
@@ -326,8 +333,9 @@ func TestSweepCommand(t *testing.T) {
 			want := c.want()
 			var text []string
 			for kind, names := range map[string][]string{
-				"record": want.Records, "GC roots": want.GCRoots, "view": want.Views, "registration": want.Registrations,
-				"closure": want.Closures, "cache": want.Cache,
+				"record": want.Records, "GC roots": want.GCRoots, "view": want.Views,
+				"registration": want.Registrations,
+				"closure":      want.Closures, "cache": want.Cache,
 			} {
 				for _, name := range names {
 					text = append(text, kind+" "+name+"\n")
@@ -368,7 +376,8 @@ func TestSweepCommand(t *testing.T) {
 			if got := sweepJSON(t, append(c.flags, "--dry-run")...); fmt.Sprint(got) != fmt.Sprint(lists{}) {
 				t.Errorf("%q: and then there is %+v", c.flags, got)
 			}
-			if left := slices.DeleteFunc(everything(t), func(path string) bool { return slices.Contains(kept, path) }); len(c.flags) > 0 && len(left) > 0 {
+			if left := slices.DeleteFunc(everything(t),
+				func(path string) bool { return slices.Contains(kept, path) }); len(c.flags) > 0 && len(left) > 0 {
 				t.Errorf("%q: left %q", c.flags, left)
 			}
 		}
@@ -382,7 +391,8 @@ func TestSweepCommand(t *testing.T) {
 	// Mistakes are one line on standard error, and nothing is removed.
 	create(t, view+"/")
 	for _, args := range [][]string{
-		{"gc", "--unused-for", "-1s"}, {"gc", "--unused-for", "soon"}, {"gc", "--unused-for"}, {"gc", "x"}, {"gc", "--force"},
+		{"gc", "--unused-for", "-1s"}, {"gc", "--unused-for", "soon"}, {"gc", "--unused-for"}, {"gc", "x"},
+		{"gc", "--force"},
 		{"gc", "--config", "/nowhere.toml"}, {"gc", "--unused-for=0s", "--config", "/etc/passwd"},
 	} {
 		var exit *exec.ExitError
@@ -391,7 +401,8 @@ func TestSweepCommand(t *testing.T) {
 			want = 1
 		}
 		out, stderr, err := call(*bin+"/nix-closure", args...)
-		if !errors.As(err, &exit) || exit.ExitCode() != want || out != "" || !strings.HasPrefix(stderr, "nix-closure: ") || strings.Count(stderr, "\n") != 1 {
+		if !errors.As(err, &exit) || exit.ExitCode() != want || out != "" ||
+			!strings.HasPrefix(stderr, "nix-closure: ") || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%q: %v %q %q", args, err, out, stderr)
 		}
 	}
@@ -413,7 +424,8 @@ func TestSweepDamaged(t *testing.T) {
 	dead(t, "damaged", `{"id":"damaged","pid":`)
 	dead(t, "ended", `{"id":"ended","pid":999999999,"pidStart":1}`)
 	out, stderr, err := call(*bin+"/nix-closure", "gc")
-	if err == nil || out != "record ended\n" || stderr != "nix-closure: record kept: "+want+"remove "+file+" when no container with this ID runs\n" {
+	if err == nil || out != "record ended\n" ||
+		stderr != "nix-closure: record kept: "+want+"remove "+file+" when no container with this ID runs\n" {
 		t.Errorf("%v %q %q", err, out, stderr)
 	}
 	for _, runtime := range runtimes {
@@ -447,7 +459,8 @@ func TestSweepDamaged(t *testing.T) {
 func TestSweepAfterAnHour(t *testing.T) {
 	one := buildTrees(t, []string{"hour"}, "--out-link", t.TempDir()+"/hour")[0]
 	sweep(t, "--unused-for", "0s")
-	b := newBundle(t, with(roots(one.root), "nix-closure/mode", "overlay", "nix-closure/registration", "true"), one.check("true"), "createRuntime", "poststop")
+	b := newBundle(t, with(roots(one.root), "nix-closure/mode", "overlay", "nix-closure/registration", "true"),
+		one.check("true"), "createRuntime", "poststop")
 	if _, out, stderr, err := b.run(t, "crun"); err != nil || out != "whole\n" {
 		t.Fatalf("%v %q %s", err, out, stderr)
 	}
@@ -476,12 +489,14 @@ func TestSweepLoop(t *testing.T) {
 	one := buildTrees(t, []string{"beside"}, "--out-link", t.TempDir()+"/beside")[0]
 	cmds := make([]*exec.Cmd, count)
 	for i := range cmds {
-		annotations := with(roots(one.root), "nix-closure/mode", modes[i%2], "nix-closure/registration", fmt.Sprint(i/4%2 == 0))
+		annotations := with(roots(one.root), "nix-closure/mode", modes[i%2], "nix-closure/registration",
+			fmt.Sprint(i/4%2 == 0))
 		b := newBundle(t, annotations, one.check("sleep 0.1"), "createRuntime", "poststop")
 		cmds[i] = b.command(t, runtimes[i/2%2], fmt.Sprintf("beside-%d", i))
 	}
 	before := len(readLog(t))
-	live := hold(t, "beside", "runc", one, with(roots(one.root), "nix-closure/mode", "overlay", "nix-closure/registration", "true"))
+	live := hold(t, "beside", "runc", one,
+		with(roots(one.root), "nix-closure/mode", "overlay", "nix-closure/registration", "true"))
 	sweeps := over(t, *bin+"/nix-closure", "gc", "--unused-for", "0s")
 	var next atomic.Int64
 	var wg sync.WaitGroup

@@ -474,7 +474,8 @@ func (g *generator) secretDisk() {
 			if !strings.HasPrefix(g.host.layout.name, "live") {
 				options = []string{"rw"}
 			}
-			g.mount(object{"destination": g.newDestination(), "type": "ext4", "source": g.host.device, "options": options})
+			g.mount(object{"destination": g.newDestination(), "type": "ext4", "source": g.host.device,
+				"options": options})
 		},
 		func() {
 			g.kind("secret: the store's block device")

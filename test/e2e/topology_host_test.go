@@ -149,7 +149,8 @@ var layouts = []layout{
 	},
 	{
 		name: "store on other disk", disk: storeDir, image: "/disks/store",
-		before:  "cp -a $SEED $R/nix; mkdir $R/disks; disk $SEED/store $R/disks/store; find $R/nix/store -mindepth 1 -delete",
+		before: "cp -a $SEED $R/nix; mkdir $R/disks; disk $SEED/store $R/disks/store; find $R/nix/store -mindepth 1 " +
+			"-delete",
 		after:   "mount -o loop /disks/store /nix/store",
 		backing: []string{"/disks/store", "/disks"},
 	},

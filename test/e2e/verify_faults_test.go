@@ -200,9 +200,11 @@ var mountFaults = []fault{
 	{name: "a path hidden", want: "is mounted on ", plant: func(p planted) error { return p.tmpfs(store["env"]) }},
 	{name: "a directory in a path replaced", want: "is mounted on " + "/nix/store/",
 		plant: func(p planted) error { return p.show("/etc", store["env"]+"/bin") }},
-	{name: "the view covered", want: "and not the view of the record", plant: func(p planted) error { return p.tmpfs(storeDir) },
+	{name: "the view covered", want: "and not the view of the record",
+		plant: func(p planted) error { return p.tmpfs(storeDir) },
 		modes: []string{"overlay"}},
-	{name: "the view covered by another tmpfs", want: "lacks ", plant: func(p planted) error { return p.tmpfs(storeDir) },
+	{name: "the view covered by another tmpfs", want: "lacks ",
+		plant: func(p planted) error { return p.tmpfs(storeDir) },
 		modes: []string{"bind"}},
 	{name: "the view covered by the store", want: "and not the view of the record",
 		plant: func(p planted) error { return p.show(storeDir, storeDir) }},
@@ -213,24 +215,34 @@ var mountFaults = []fault{
 	{name: "a path unmounted", modes: []string{"bind"}, want: "is not the host's: type and mode",
 		plant: func(p planted) error { return p.unmount(store["env"]) }},
 	{name: "the view writable", want: "is not ro",
-		plant: func(p planted) error { return p.attributes(storeDir, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}) }},
+		plant: func(p planted) error {
+			return p.attributes(storeDir,
+				unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
+		}},
 	{name: "a path writable", modes: []string{"bind"}, want: "is not ro",
 		plant: func(p planted) error {
 			return p.attributes(store["env"], unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
 		}},
 	{name: "the view with set-user-ID", want: "is not nosuid",
-		plant: func(p planted) error { return p.attributes(storeDir, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NOSUID}) }},
+		plant: func(p planted) error {
+			return p.attributes(storeDir,
+				unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NOSUID})
+		}},
 	{name: "the view with devices", want: "is not nodev",
-		plant: func(p planted) error { return p.attributes(storeDir, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NODEV}) }},
+		plant: func(p planted) error {
+			return p.attributes(storeDir,
+				unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NODEV})
+		}},
 	{name: "the view shared", want: "propagates",
 		plant: func(p planted) error { return p.attributes(storeDir, unix.MountAttr{Propagation: unix.MS_SHARED}) }},
-	{name: "a name added", modes: []string{"bind"}, want: "shows 1 names that are not in the closure", plant: func(p planted) error {
-		err := p.attributes(storeDir, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
-		if err == nil {
-			err = p.inside(func() error { return os.Mkdir(storeDir+"/added", 0o755) })
-		}
-		return errors.Join(err, p.attributes(storeDir, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
-	}},
+	{name: "a name added", modes: []string{"bind"}, want: "shows 1 names that are not in the closure",
+		plant: func(p planted) error {
+			err := p.attributes(storeDir, unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})
+			if err == nil {
+				err = p.inside(func() error { return os.Mkdir(storeDir+"/added", 0o755) })
+			}
+			return errors.Join(err, p.attributes(storeDir, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
+		}},
 	{name: "the daemon's socket", want: "daemon-socket/socket of the host", plant: func(p planted) error {
 		path := "/nix/var/nix/daemon-socket/socket"
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -257,13 +269,16 @@ var mountFaults = []fault{
 		plant: func(p planted) error { return p.unmount("/nix/var/nix") }},
 	{name: "another registration", flags: []string{registered}, want: "and not the registration",
 		plant: func(p planted) error { return p.show("/nix/var/nix", "/nix/var/nix") }},
-	{name: "a path changed in memory", modes: []string{"overlay"}, flags: []string{writable}, want: "is not the host's: ",
+	{name: "a path changed in memory", modes: []string{"overlay"}, flags: []string{writable},
+		want: "is not the host's: ",
 		plant: func(p planted) error {
 			return p.inside(func() error { return os.WriteFile(store["env"]+"/added", nil, 0o644) })
 		}},
-	{name: "a path removed in memory", modes: []string{"overlay"}, flags: []string{writable}, want: "lacks 1 of the closure's paths",
+	{name: "a path removed in memory", modes: []string{"overlay"}, flags: []string{writable},
+		want:  "lacks 1 of the closure's paths",
 		plant: func(p planted) error { return p.inside(func() error { return os.RemoveAll(store["data"]) }) }},
-	{name: "a content changed in memory", modes: []string{"overlay"}, flags: []string{writable}, args: []string{"--contents"},
+	{name: "a content changed in memory", modes: []string{"overlay"}, flags: []string{writable},
+		args: []string{"--contents"},
 		want: "is not what Nix registered", plant: func(p planted) error {
 			return p.inside(func() error {
 				file, err := firstFile(store["coreutils"])
@@ -292,7 +307,8 @@ func firstFile(path string) (found string, _ error) {
 
 // memoryFaults are in what the host remembers.
 var memoryFaults = []fault{
-	{name: "no GC roots", want: "its GC roots are gone", plant: func(p planted) error { return os.RemoveAll(gcRoots + "/" + p.id) }},
+	{name: "no GC roots", want: "its GC roots are gone",
+		plant: func(p planted) error { return os.RemoveAll(gcRoots + "/" + p.id) }},
 	{name: "a GC root gone", want: "no GC root in ", plant: func(p planted) error {
 		return os.Remove(gcRoots + "/" + p.id + "/" + filepath.Base(store["env"]))
 	}},
@@ -309,7 +325,8 @@ var memoryFaults = []fault{
 	{name: "the digest of nothing", want: "the record has the digest ",
 		plant: func(p planted) error { return p.edit("digest", strings.Repeat("0", 64)) }},
 	{name: "another process", want: "runc says", plant: func(p planted) error { return p.edit("pid", 1) }},
-	{name: "another start of the process", want: "which is another", plant: func(p planted) error { return p.edit("pidStart", 1) }},
+	{name: "another start of the process", want: "which is another",
+		plant: func(p planted) error { return p.edit("pidStart", 1) }},
 	{name: "other roots", want: "it lacks the root", plant: func(p planted) error {
 		return p.edit("roots", []string{filepath.Base(store["foreign"])})
 	}},
@@ -322,7 +339,8 @@ var memoryFaults = []fault{
 		return errors.Join(err, p.edit("mode", other))
 	}},
 	{name: "no mode", want: "which no view has", plant: func(p planted) error { return p.edit("mode", "auto") }},
-	{name: "writable", want: "writable true, not false", plant: func(p planted) error { return p.edit("writable", true) }},
+	{name: "writable", want: "writable true, not false",
+		plant: func(p planted) error { return p.edit("writable", true) }},
 	{name: "registered", want: "registration true, not false", plant: func(p planted) error {
 		return p.edit("registration", "none")
 	}},
@@ -330,8 +348,10 @@ var memoryFaults = []fault{
 		plant: func(p planted) error { return p.edit("view", "other") }},
 	{name: "other GC roots", want: "the record says that the GC roots are in",
 		plant: func(p planted) error { return p.edit("gcRoots", gcRoots+"/other") }},
-	{name: "not attached", want: "it is being started", plant: func(p planted) error { return p.edit("attached", false) }},
-	{name: "no JSON", want: "damaged record", plant: func(p planted) error { return os.WriteFile(p.record, []byte("{"), 0o600) }},
+	{name: "not attached", want: "it is being started",
+		plant: func(p planted) error { return p.edit("attached", false) }},
+	{name: "no JSON", want: "damaged record",
+		plant: func(p planted) error { return os.WriteFile(p.record, []byte("{"), 0o600) }},
 	{name: "no record", want: "the hook was not called", plant: func(p planted) error { return os.Remove(p.record) }},
 	{name: "other annotations", want: "it lacks the root", plant: func(p planted) error {
 		return p.changeConfig(store["env"], store["foreign"])
@@ -431,7 +451,8 @@ func TestVerifyOtherRecord(t *testing.T) {
 					says += v.says() + "\n"
 				}
 			}
-			for _, want := range []string{"are of one process", "the record says that the GC roots are in", "there is no record"} {
+			for _, want := range []string{"are of one process", "the record says that the GC roots are in",
+				"there is no record"} {
 				if status != 1 || !strings.Contains(says, want) {
 					t.Errorf("status %d\n%s\nwant %q", status, says, want)
 				}
@@ -444,7 +465,8 @@ func TestVerifyOtherRecord(t *testing.T) {
 func TestVerifyWithoutHook(t *testing.T) {
 	for _, runtime := range runtimes {
 		t.Run(runtime, func(t *testing.T) {
-			c := container{runtime: runtime, root: "env", hooks: t.TempDir(), flags: []string{"--volume=/nix/store:/nix/store"}}
+			c := container{runtime: runtime, root: "env", hooks: t.TempDir(),
+				flags: []string{"--volume=/nix/store:/nix/store"}}
 			id := c.start(t)
 			found, status := verify(t)
 			v := found.of(t, id)
@@ -471,7 +493,8 @@ func TestVerifyChangedStore(t *testing.T) {
 			t.Fatal(err)
 		}
 		change := func(text []byte) {
-			if err := errors.Join(os.WriteFile(file, text, 0), os.Chtimes(file, st.ModTime(), st.ModTime())); err != nil {
+			if err := errors.Join(os.WriteFile(file, text, 0),
+				os.Chtimes(file, st.ModTime(), st.ModTime())); err != nil {
 				t.Fatal(err)
 			}
 		}

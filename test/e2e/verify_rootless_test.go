@@ -58,7 +58,8 @@ func TestVerifyRootless(t *testing.T) {
 				checkOK(t, found, status, id)
 				found, status = alice.verify(t, false)
 				v := found.of(t, id)
-				if status != 4 || v.State != "unknown" || !strings.Contains(v.says(), "podman unshare nix-closure verify") {
+				if status != 4 || v.State != "unknown" ||
+					!strings.Contains(v.says(), "podman unshare nix-closure verify") {
 					t.Errorf("outside of the user namespace: status %d, %s\n%s", status, v.State, v.says())
 				}
 			})
@@ -93,7 +94,8 @@ func TestVerifyRootlessFaults(t *testing.T) {
 			}
 			return err
 		}},
-		{name: "no record", want: "the hook was not called", plant: func(p planted) error { return os.Remove(p.record) }},
+		{name: "no record", want: "the hook was not called",
+			plant: func(p planted) error { return os.Remove(p.record) }},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			p := alice.plantable(t, container{runtime: runtimes[i%2], root: "env"})
@@ -124,7 +126,8 @@ func TestVerifyServiceCapabilities(t *testing.T) {
 	}
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		id := container{runtime: runtime, mode: mode, root: "env", flags: []string{unlisted, "--cap-add=ALL"}}.start(t)
-		cmd := exec.Command("setpriv", "--bounding-set=-all,"+strings.Join(strings.Fields(kept), ","), "--inh-caps=-all",
+		cmd := exec.Command("setpriv", "--bounding-set=-all,"+strings.Join(strings.Fields(kept), ","),
+			"--inh-caps=-all",
 			"--no-new-privs", nixClosure(), "verify", "--json", "--contents")
 		found, status := verifyBy(t, cmd)
 		checkOK(t, found, status, id)
@@ -136,7 +139,8 @@ func TestVerifyUnprivileged(t *testing.T) {
 	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
 		id := container{runtime: runtime, mode: mode, root: "env"}.start(t)
 		for _, without := range []string{"sys_admin", "sys_chroot"} {
-			cmd := exec.Command("setpriv", "--bounding-set=-"+without, "--inh-caps=-"+without, nixClosure(), "verify", "--json")
+			cmd := exec.Command("setpriv", "--bounding-set=-"+without, "--inh-caps=-"+without, nixClosure(), "verify",
+				"--json")
 			found, status := verifyBy(t, cmd)
 			v := found.of(t, id)
 			if status != 4 || v.State != "unknown" || !strings.Contains(v.says(), "with all capabilities") {

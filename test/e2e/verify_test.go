@@ -98,8 +98,10 @@ func TestVerifyOK(t *testing.T) {
 			{"writable", []string{writable}},
 			{"writable and registered", []string{writable, registered, unlisted}},
 			{"user namespace", []string{"--ipc=none", "--uidmap=0:100000:65536", "--gidmap=0:100000:65536"}},
-			{"volumes", []string{"--tmpfs=/nix/more", "--volume=" + t.TempDir() + ":/data", "--volume=" + store["data"] + ":/data2"}},
-			{"another path", []string{"--volume=" + store["foreign"] + ":" + store["foreign"], "--volume=" + store["closureInfo"] + ":/other"}},
+			{"volumes", []string{"--tmpfs=/nix/more", "--volume=" + t.TempDir() + ":/data",
+				"--volume=" + store["data"] + ":/data2"}},
+			{"another path", []string{"--volume=" + store["foreign"] + ":" + store["foreign"],
+				"--volume=" + store["closureInfo"] + ":/other"}},
 			{"all privileges", []string{"--cap-add=ALL", "--security-opt=seccomp=unconfined"}},
 		} {
 			if mode == "bind" && slices.Contains(c.flags, writable) {

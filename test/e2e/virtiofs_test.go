@@ -53,7 +53,8 @@ func TestVirtiofs(t *testing.T) {
 			"name": names,
 			"runs": {"Hello, guest!"},
 			"write": {
-				"touch: /nix/store/new: Read-only file system", "touch: " + store["bash"] + "/new: Read-only file system",
+				"touch: /nix/store/new: Read-only file system",
+				"touch: " + store["bash"] + "/new: Read-only file system",
 			},
 			"foreign": {"stat: can't stat '" + store["foreign"] + "': No such file or directory"},
 			"later":   {"stat: can't stat '" + later + "': No such file or directory"},
@@ -74,7 +75,8 @@ func serveView(t *testing.T, dir string) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "socket")
 	command := []string{virtiofsd, "--socket-path=" + socket, "-o", "source=" + dir, "-o", "cache=auto"}
-	exampleHas(t, strings.NewReplacer(socket, "/run/guest-store.sock", dir, "/srv/views/guest").Replace(strings.Join(command, " ")))
+	exampleHas(t, strings.NewReplacer(socket, "/run/guest-store.sock", dir,
+		"/srv/views/guest").Replace(strings.Join(command, " ")))
 	cmd := exec.Command(command[0], append(command[1:], "-f")...)
 	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {
@@ -117,7 +119,8 @@ func bootGuest(t *testing.T, socket string) *talking {
 	}
 	files := map[string][]byte{
 		"init": virtiofsInit, "bin/busybox": read(t, "/bin/busybox"),
-		"test": fmt.Appendf(nil, "program=%s\ndirectory=%s\nforeign=%s\n", store["script"], store["bash"], store["foreign"]),
+		"test": fmt.Appendf(nil, "program=%s\ndirectory=%s\nforeign=%s\n", store["script"], store["bash"],
+			store["foreign"]),
 	}
 	for _, dir := range []string{"drivers/virtio", "fs/fuse"} {
 		modules, err := filepath.Glob(filepath.Join(*bin, guestModules, dir, "*.ko"))
@@ -151,7 +154,8 @@ func bootGuest(t *testing.T, socket string) *talking {
 	exampleHas(t, strings.ReplaceAll(strings.Join(share[4:], " "), socket, "/run/guest-store.sock"))
 	// Emulated, for where this runs there may be no KVM. virtiofsd reads the guest's memory.
 	return startTalking(t, exec.Command("qemu-system-x86_64", slices.Concat([]string{
-		"-accel", "tcg", "-machine", "pc", "-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-accel", "tcg", "-machine", "pc", "-m", "512", "-nodefaults", "-no-user-config", "-display", "none",
+		"-no-reboot",
 		"-serial", "file:" + console, "-serial", "stdio",
 		"-kernel", kernel, "-initrd", initramfs.Name(), "-append", "console=ttyS0 loglevel=4 panic=-1",
 	}, share)...))

@@ -66,14 +66,17 @@ func TestFUSE(t *testing.T) {
 				mustRefuse(t, source, c, " of the host, and with it more than the closure")
 			}
 			c.flags = []string{"-v", data + ":/nix"}
-			mustRefuse(t, "at /nix", c, "/nix of the container is on a fuse.fuse-overlayfs file system, whose server can take away")
+			mustRefuse(t, "at /nix", c, "/nix of the container is on a fuse.fuse-overlayfs file system, whose server "+
+				"can take away")
 			c.flags = []string{"-v", data + ":/x"}
 			c.mustRun(t, store["env"]+"/bin/true")
 		}
 		args := []string{"--hooks-dir", filepath.Join(*bin, "hooks.d"), "--runtime", runtime, "run", "--rm",
-			"--annotation", "nix-closure/roots=" + store["env"], "--rootfs", fuseRoot, store["env"] + "/bin/echo", "it runs"}
+			"--annotation", "nix-closure/roots=" + store["env"], "--rootfs", fuseRoot, store["env"] + "/bin/echo",
+			"it runs"}
 		stdout, _, err := call("podman", args...)
-		if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, "/ of the container is on a fuse.fuse-overlayfs file system") {
+		if said := lastError(t); err == nil || stdout != "" ||
+			!strings.Contains(said, "/ of the container is on a fuse.fuse-overlayfs file system") {
 			t.Errorf("%s: the root: %v %q; the log says %q", runtime, err, stdout, said)
 		}
 		nothingLeft(t)
@@ -90,7 +93,8 @@ func TestOverlayVolumes(t *testing.T) {
 		bindMount(t, "/nix", alias)
 		for _, runtime := range runtimes {
 			for _, stage := range mountStages {
-				c := container{runtime: runtime, root: "env", hooks: hooksWith(t, stage.added...), flags: []string{"-v", alias + ":/x:O"}}
+				c := container{runtime: runtime, root: "env", hooks: hooksWith(t, stage.added...),
+					flags: []string{"-v", alias + ":/x:O"}}
 				stdout, _, err := c.run(store["env"]+"/bin/ls", "/x/store")
 				if err == nil || stdout != "" {
 					t.Errorf("%s, %s, %q: it started: %q", runtime, stage.name, name, stdout)
@@ -125,7 +129,8 @@ func TestRenamedVolume(t *testing.T) {
 			if err := os.WriteFile(volume+"/file", []byte("beside"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			c := container{runtime: runtime, mode: mode, root: "env", flags: []string{"-v", volume + ":/nix", "--annotation", "nix-closure/registration=" + registration}}
+			c := container{runtime: runtime, mode: mode, root: "env",
+				flags: []string{"-v", volume + ":/nix", "--annotation", "nix-closure/registration=" + registration}}
 			id := c.start(t)
 			for _, dir := range []string{"/var/nix", "/var", "/store"} {
 				if err := os.Rename(volume+dir, volume+"/moved-"+strings.ReplaceAll(dir, "/", "-")); err != nil {
@@ -180,7 +185,8 @@ func TestSharedVolumeAtOnce(t *testing.T) {
 			for range 4 {
 				all.Go(func() {
 					c := container{runtime: runtime, root: "env", flags: []string{"-v", volume + ":/nix"}}
-					if stdout, stderr, err := c.run(store["env"]+"/bin/echo", "it runs"); err != nil || stdout != "it runs\n" {
+					if stdout, stderr, err := c.run(store["env"]+"/bin/echo", "it runs"); err != nil ||
+						stdout != "it runs\n" {
 						t.Errorf("%s: %v %s", runtime, err, stderr)
 					}
 				})
@@ -208,7 +214,8 @@ func TestMountedAfterTheStart(t *testing.T) {
 			if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), "echo started; read x </go; ls /volume/later", "createRuntime", "poststop")
+			b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode),
+				"echo started; read x </go; ls /volume/later", "createRuntime", "poststop")
 			b.addMount(object{"destination": "/volume", "type": "bind", "source": volume, "options": options})
 			b.addMount(object{"destination": "/go", "type": "bind", "source": fifo, "options": []string{"bind"}})
 			cmd := b.command(t, runtime, "later-"+runtime+"-"+mode+"-"+strings.Join(options, "-"))
@@ -247,7 +254,8 @@ func TestMaskedPaths(t *testing.T) {
 			b := newBundle(t, roots(store["env"]), "echo it runs", "createRuntime", "poststop")
 			b.linux()["maskedPaths"] = []string{"/proc/kcore", masked}
 			_, stdout, _, err := b.run(t, runtime)
-			if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, "linux.maskedPaths of config.json has "+masked+", which would hide") {
+			if said := lastError(t); err == nil || stdout != "" ||
+				!strings.Contains(said, "linux.maskedPaths of config.json has "+masked+", which would hide") {
 				t.Errorf("%s, %s: %v %q %s", runtime, masked, err, stdout, said)
 			}
 			nothingLeft(t)
@@ -268,7 +276,8 @@ func TestRootInStore(t *testing.T) {
 		b.config["mounts"] = []any{}
 		check := func(way string, err error, stdout string) {
 			t.Helper()
-			if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, "the container's root is "+foreign) {
+			if said := lastError(t); err == nil || stdout != "" ||
+				!strings.Contains(said, "the container's root is "+foreign) {
 				t.Errorf("%s, %s: %v %q %s", runtime, way, err, stdout, said)
 			}
 			nothingLeft(t)
@@ -315,11 +324,13 @@ func TestSharedPIDs(t *testing.T) {
 		}
 
 		// One without an annotation, which has the store whole.
-		whole := strings.TrimSpace(must(t, "podman", "--runtime", runtime, "run", "--detach", "-v", "/nix:/nix", bareImage, store["env"]+"/bin/sleep", "600"))
+		whole := strings.TrimSpace(must(t, "podman", "--runtime", runtime, "run", "--detach", "-v", "/nix:/nix",
+			bareImage, store["env"]+"/bin/sleep", "600"))
 		t.Cleanup(func() { remove(t, whole) })
 		c.flags = []string{"--pid", "container:" + whole}
 		stdout, _, err = c.run(store["env"]+"/bin/echo", "it runs")
-		if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, "and would see what it sees (/proc/PID/root)") {
+		if said := lastError(t); err == nil || stdout != "" ||
+			!strings.Contains(said, "and would see what it sees (/proc/PID/root)") {
 			t.Errorf("%s: one with the store: %v %q %s", runtime, err, stdout, said)
 		}
 		for _, id := range []string{same, id, whole} {

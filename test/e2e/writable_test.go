@@ -35,14 +35,16 @@ func hostStore(t *testing.T) string {
 // closureTree has a line for each file of env's closure on the host.
 func closureTree(t *testing.T) string {
 	t.Helper()
-	return must(t, "/usr/bin/python3", slices.Concat([]string{"-B", "-c", treeScript, "owners"}, pathsOf(t, store["env"]))...)
+	return must(t, "/usr/bin/python3", slices.Concat([]string{"-B", "-c", treeScript, "owners"},
+		pathsOf(t, store["env"]))...)
 }
 
 // script runs a script with the python3 of the closure, in a container that runs.
 func script(t *testing.T, id, text string, args ...string) string {
 	t.Helper()
 	var out, errs strings.Builder
-	cmd := exec.Command("podman", append([]string{"exec", "--interactive", id, store["env"] + "/bin/python3", "-B", "-"}, args...)...)
+	cmd := exec.Command("podman", append([]string{"exec", "--interactive", id, store["env"] + "/bin/python3", "-B",
+		"-"}, args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(text), &out, &errs
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, errs.String())
@@ -93,7 +95,8 @@ func TestWritableBuild(t *testing.T) {
 			if got := execute(t, one, "/bin/cat", built); got != store["data"]+"\n" {
 				t.Errorf("it built %q", got)
 			}
-			if got := execute(t, one, "/usr/bin/nix-store", "--query", "--references", built); got != store["data"]+"\n" {
+			if got := execute(t, one, "/usr/bin/nix-store", "--query", "--references", built); got != store["data"]+
+				"\n" {
 				t.Errorf("it references %q", got)
 			}
 			if out, _, err := call("podman", "exec", other, "/bin/ls", "-d", built); err == nil {
@@ -112,7 +115,8 @@ func TestWritableBuild(t *testing.T) {
 			if hostStore(t) != before {
 				t.Error("the host's store or database changed")
 			}
-			const whole = "ls /nix/store; nix-store -qR $1; nix-store --verify --check-contents 2>&1 | grep -v '\\.\\.\\.$'"
+			const whole = "ls /nix/store; nix-store -qR $1; nix-store --verify --check-contents 2>&1 | grep -v " +
+				"'\\.\\.\\.$'"
 			names := closureOf(t, store["env"])
 			got := strings.Fields(execute(t, other, "/bin/sh", "-c", whole+"; :", "sh", store["env"]))
 			if len(got) != 2*len(names) || !slices.Equal(got[:len(names)], names) {
@@ -156,13 +160,15 @@ func TestWritable(t *testing.T) {
 			c := container{runtime: who.runtime, root: "env"}.plus(writable).plus(who.flags...)
 			one, other := c.start(t), c.start(t)
 			var got map[string]string
-			if err := json.Unmarshal([]byte(script(t, one, changeScript, store["data"], store["script"], store["plus"])), &got); err != nil {
+			if err := json.Unmarshal([]byte(script(t, one, changeScript, store["data"], store["script"],
+				store["plus"])), &got); err != nil {
 				t.Fatal(err)
 			}
 			if !maps.Equal(got, want) {
 				t.Errorf("%v, want %v", got, want)
 			}
-			const tree = "import os,sys; print(sorted(os.path.join(d, n) for d, names, files in os.walk('/nix/store') for n in names + files), open(sys.argv[1]).read())"
+			const tree = "import os,sys; print(sorted(os.path.join(d, n) for d, names, files in " +
+				"os.walk('/nix/store') for n in names + files), open(sys.argv[1]).read())"
 			untouched := script(t, other, tree, store["data"])
 			if strings.Contains(untouched, "new") || untouched == script(t, one, tree, store["data"]) {
 				t.Error("the other container changed too")
@@ -207,7 +213,8 @@ func TestWritableAttacks(t *testing.T) {
 	const tenant = "another tenant\n"
 	file := add(t, "foreign-file", func(path string) error { return os.WriteFile(path, []byte(tenant), 0o644) })
 	link := add(t, "foreign-link", func(path string) error { return os.Symlink(tenant, path) })
-	control := container{runtime: "runc", flags: []string{"--annotation", "nix-closure/roots=" + store["env"] + " " + store["foreign"]}}
+	control := container{runtime: "runc",
+		flags: []string{"--annotation", "nix-closure/roots=" + store["env"] + " " + store["foreign"]}}
 	if out := control.python(t, everythingScript); !strings.Contains(out, store["foreign"]+"/secret") {
 		t.Fatalf("a container that may see another's path sees %s", out)
 	}
@@ -233,7 +240,8 @@ func TestWritableAttacks(t *testing.T) {
 					Tried map[string]string
 					Seen  []string
 				}
-				if err := json.Unmarshal([]byte(script(t, id, attackScript, store["foreign"], file, link, store["plus"], store["data"])), &got); err != nil {
+				if err := json.Unmarshal([]byte(script(t, id, attackScript, store["foreign"], file, link, store["plus"],
+					store["data"])), &got); err != nil {
 					t.Fatal(err)
 				}
 				if len(got.Seen) > 0 {
@@ -245,7 +253,8 @@ func TestWritableAttacks(t *testing.T) {
 					done = append(done, "bind")
 				}
 				if who.mounts && !slices.Contains(who.flags, "--uidmap") {
-					done = append(done, "rename of what is below", "attributes only", "trusted attributes", "hard link", "an overlay over the store", "remount")
+					done = append(done, "rename of what is below", "attributes only", "trusted attributes", "hard link",
+						"an overlay over the store", "remount")
 				}
 				for _, what := range done {
 					if got.Tried[what] != "done" {
@@ -253,7 +262,8 @@ func TestWritableAttacks(t *testing.T) {
 					}
 				}
 				for what, how := range got.Tried {
-					if (strings.HasPrefix(what, "whiteout ") || what == "by handle" || what == "the same overlay") && how == "done" {
+					if (strings.HasPrefix(what, "whiteout ") || what == "by handle" || what == "the same overlay") &&
+						how == "done" {
 						t.Errorf("%s: %s", what, how)
 					}
 				}
@@ -302,7 +312,8 @@ func TestWritableSize(t *testing.T) {
 			var size, written int64
 			var how string
 			if s.size > 64<<20 {
-				_, err := fmt.Sscan(c.python(t, "import os; s = os.statvfs('/nix/store'); print(s.f_blocks * s.f_frsize)"), &size)
+				_, err := fmt.Sscan(c.python(t,
+					"import os; s = os.statvfs('/nix/store'); print(s.f_blocks * s.f_frsize)"), &size)
 				if err != nil || size != s.size {
 					t.Errorf("%d bytes, want %d: %v", size, s.size, err)
 				}
@@ -336,13 +347,19 @@ func TestWritableRefused(t *testing.T) {
 		want    string // the end of the message
 	}{
 		{"asked for in bind mode", []string{"bind", "bind"}, func(*testing.T) {},
-			": reading the annotations: annotations: nix-closure/writable is true, which one overlay with a layer in memory does, and nix-closure/mode is bind; ask for mode overlay or auto"},
+			": reading the annotations: annotations: nix-closure/writable is true, which one overlay with a layer in " +
+				"memory does, and nix-closure/mode is bind; ask for mode overlay or auto"},
 		{"configured to bind", []string{"", ""}, func(t *testing.T) { writeConfig(t, "mode = \"bind\"\n") },
-			": making the view: a writable store needs an overlay, and the configuration says mode bind; ask for mode overlay with an annotation"},
-		{"no extended attributes", []string{"", "overlay"}, func(t *testing.T) { writeConfig(t, fmt.Sprintf("runtime-dir = %q\n", ramfs)) },
-			": making the view: a writable store needs an overlay: an overlay cannot show the closure here: the file system of the runtime directory keeps no trusted extended attributes: operation not supported"},
-		{"a mount in the store", []string{"overlay", "auto"}, func(t *testing.T) { bindMount(t, store["foreign"], inside) },
-			": making the view: a writable store needs an overlay: an overlay cannot show the closure here: " + inside + " is a mount inside the store, and an overlay would show what is underneath"},
+			": making the view: a writable store needs an overlay, and the configuration says mode bind; ask for " +
+				"mode overlay with an annotation"},
+		{"no extended attributes", []string{"", "overlay"},
+			func(t *testing.T) { writeConfig(t, fmt.Sprintf("runtime-dir = %q\n", ramfs)) },
+			": making the view: a writable store needs an overlay: an overlay cannot show the closure here: the file " +
+				"system of the runtime directory keeps no trusted extended attributes: operation not supported"},
+		{"a mount in the store", []string{"overlay", "auto"},
+			func(t *testing.T) { bindMount(t, store["foreign"], inside) },
+			": making the view: a writable store needs an overlay: an overlay cannot show the closure here: " + inside +
+				" is a mount inside the store, and an overlay would show what is underneath"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.prepare(t)
@@ -356,12 +373,14 @@ func TestWritableRefused(t *testing.T) {
 			}
 		})
 	}
-	if left := must(t, "find", ramfs+"/containers", ramfs+"/views", ramfs+"/registrations", "-mindepth", "1"); left != "" {
+	if left := must(t, "find", ramfs+"/containers", ramfs+"/views", ramfs+"/registrations", "-mindepth",
+		"1"); left != "" {
 		t.Errorf("left behind: %s", left)
 	}
 	// Who says that it is to be an overlay gets one.
 	writeConfig(t, "mode = \"bind\"\n")
-	container{runtime: "runc", mode: "overlay", root: "env"}.plus(writable).mustRun(t, store["env"]+"/bin/touch", "/nix/store/new")
+	container{runtime: "runc", mode: "overlay", root: "env"}.plus(writable).mustRun(t, store["env"]+"/bin/touch",
+		"/nix/store/new")
 	noneUsed(t)
 }
 
@@ -392,7 +411,8 @@ for directory in "/nix/store", "/nix/var/nix", "/elsewhere":
 		{"runc", nil, "b'\\x00'", "1000\n1000\n0\n"},
 		{"crun", []string{"--read-only"}, "Read-only file system", "1000\n1000\n"},
 	} {
-		id := container{runtime: c.runtime, root: "env"}.plus(writable, registered, "--cap-add", "all").plus(c.flags...).start(t)
+		id := container{runtime: c.runtime, root: "env"}.plus(writable, registered, "--cap-add",
+			"all").plus(c.flags...).start(t)
 		want := "/nix/store nothing special\n/nix/var/nix nothing special\n/elsewhere " + c.elsewhere + "\n"
 		if got := script(t, id, make, store["env"]); got != want {
 			t.Errorf("%s: %s, want %s", c.runtime, got, want)
@@ -408,7 +428,8 @@ for directory in "/nix/store", "/nix/var/nix", "/elsewhere":
 			}
 		}
 		slices.Sort(mounts)
-		if want := []string{"/nix/store rw,nosuid,nodev,relatime -", "/nix/var/nix rw,nosuid,nodev,relatime -"}; !slices.Equal(mounts, want) {
+		if want := []string{"/nix/store rw,nosuid,nodev,relatime -",
+			"/nix/var/nix rw,nosuid,nodev,relatime -"}; !slices.Equal(mounts, want) {
 			t.Errorf("%s: mounts %q, want %q", c.runtime, mounts, want)
 		}
 		remove(t, id)

@@ -68,7 +68,8 @@ const listStore = "/bin/busybox ls -A " + storeDir
 // runOnce runs a container of Docker's to its end, and returns what it lists.
 func (d docker) runOnce(t *testing.T, image string, says map[string]string, devices ...string) ([]string, error) {
 	t.Helper()
-	o := container.HostConfig{Annotations: says, NetworkMode: "none", Binds: []string{storeDir + ":" + storeDir + ":ro"}}
+	o := container.HostConfig{Annotations: says, NetworkMode: "none",
+		Binds: []string{storeDir + ":" + storeDir + ":ro"}}
 	if len(devices) > 0 {
 		o.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: devices}}
 	}
@@ -135,7 +136,8 @@ func writeDevices(t *testing.T, devices map[string]map[string]string) {
 	for name, says := range devices {
 		var hooks []object
 		for _, stage := range []string{"createRuntime", "poststop"} {
-			hook := object{"hookName": stage, "path": filepath.Join(*bin, "nix-closure-hook"), "env": []string{"LC_ALL=C"}}
+			hook := object{"hookName": stage, "path": filepath.Join(*bin, "nix-closure-hook"),
+				"env": []string{"LC_ALL=C"}}
 			args := []string{"nix-closure-hook"}
 			for key, value := range says {
 				args = append(args, "--annotation", key+"="+value)
@@ -161,7 +163,8 @@ func (n *node) list(t *testing.T, namespace, image, id string, says map[string]s
 	var out bytes.Buffer
 	whole := specs.Mount{Destination: storeDir, Type: "bind", Source: storeDir, Options: []string{"rbind", "ro"}}
 	more := []oci.SpecOpts{
-		oci.WithProcessArgs("/bin/sh", "-c", listStore), oci.WithAnnotations(says), oci.WithMounts([]specs.Mount{whole}),
+		oci.WithProcessArgs("/bin/sh", "-c", listStore), oci.WithAnnotations(says),
+		oci.WithMounts([]specs.Mount{whole}),
 	}
 	streams := cio.NewCreator(cio.WithStreams(nil, &out, io.Discard))
 	ctx, task, err := n.taskOf(t, namespace, image, filepath.Join(*bin, "nix-closure-runtime"), id, more, streams)
@@ -248,7 +251,8 @@ func TestDeviceOfPod(t *testing.T) {
 			{"the same roots of this container", m{"a.nix-closure/roots": store["env"]}, []string{"env"}, "*"},
 			{"the same roots", roots("env"), []string{"env"}, ""},
 			{"other roots", roots("tools"), []string{"env"}, "nix-closure/roots"},
-			{"other roots of this container", m{"a.nix-closure/roots": store["tools"]}, []string{"env"}, "give one container one closure"},
+			{"other roots of this container", m{"a.nix-closure/roots": store["tools"]}, []string{"env"},
+				"give one container one closure"},
 			{"two devices", nil, []string{"env", "tools"}, "closure"},
 			{"roots of another container", m{"web.nix-closure/roots": store["foreign"]}, []string{"env"}, "*"},
 		} {

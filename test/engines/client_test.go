@@ -24,7 +24,8 @@ import (
 
 // task makes a container of the busybox image, with a program for its runtime, and
 // a task of it that is not started. Both go with the test.
-func (n *node) task(t *testing.T, runtime, id string, annotations map[string]string, streams cio.Creator, command ...string) (context.Context, containerd.Task, error) {
+func (n *node) task(t *testing.T, runtime, id string, annotations map[string]string, streams cio.Creator,
+	command ...string) (context.Context, containerd.Task, error) {
 	t.Helper()
 	annotated := []oci.SpecOpts{oci.WithProcessArgs(command...), oci.WithAnnotations(annotations)}
 	return n.taskOf(t, "k8s.io", image, runtime, id, annotated, streams)

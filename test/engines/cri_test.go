@@ -49,11 +49,13 @@ func TestPod(t *testing.T) {
 				annotations["nix-closure/mode"] = mode
 				p := n.run(t, handler, podConfig(t, annotations))
 				nothingLeft(t)
-				if sees, err := os.ReadDir(fmt.Sprintf("/proc/%d/root/nix", p.pid(t))); !errors.Is(err, os.ErrNotExist) {
+				if sees, err := os.ReadDir(fmt.Sprintf("/proc/%d/root/nix", p.pid(t))); !errors.Is(err,
+					os.ErrNotExist) {
 					t.Errorf("the sandbox has %v %v", sees, err)
 				}
 				for name, attribute := range map[string]string{"a": "env", "b": "tools"} {
-					if got, want := n.sees(t, p.start(t, name, wholeStore)), closureOf(t, store[attribute]); !slices.Equal(got, want) {
+					if got, want := n.sees(t, p.start(t, name, wholeStore)),
+						closureOf(t, store[attribute]); !slices.Equal(got, want) {
 						t.Errorf("%s, %s: %q\nwant %q", mode, name, got, want)
 					}
 				}
@@ -94,7 +96,8 @@ func TestPodWithUserNamespace(t *testing.T) {
 			if got := n.sees(t, id); !slices.Equal(got, want) {
 				t.Errorf("%s: %q\nwant %q", mode, got, want)
 			}
-			if got := strings.Fields(n.exec(t, id, "/bin/busybox", "cat", "/proc/self/uid_map")); !slices.Equal(got, []string{"0", "100000", "65536"}) {
+			if got := strings.Fields(n.exec(t, id, "/bin/busybox", "cat", "/proc/self/uid_map")); !slices.Equal(got,
+				[]string{"0", "100000", "65536"}) {
 				t.Errorf("%s: the users are %q", mode, got)
 			}
 			p.remove(t)

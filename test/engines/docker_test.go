@@ -59,7 +59,8 @@ func newDockerWith(t *testing.T, text []byte) docker {
 	defer log.Close()
 	// Of the host's network it leaves everything alone.
 	daemon := exec.Command(filepath.Join(*bin, "stack/dockerd"), "--config-file", config, "--host", "unix://"+socket,
-		"--data-root", filepath.Join(machine.Dir(), "docker"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
+		"--data-root", filepath.Join(machine.Dir(), "docker"), "--exec-root", "/run/docker", "--pidfile",
+		"/run/docker.pid",
 		"--bridge=none", "--iptables=false", "--ip6tables=false", "--userland-proxy=false")
 	daemon.Stdout, daemon.Stderr = log, log
 	// It starts the containerd that is beside it, with its shim and runc.
@@ -98,7 +99,8 @@ func newDockerWith(t *testing.T, text []byte) docker {
 		{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(busybox))},
 		{Name: "bin/sh", Typeflag: tar.TypeSymlink, Linkname: "busybox"},
 	}, map[string][]byte{"bin/busybox": busybox})
-	answer, err := c.ImageImport(t.Context(), client.ImageImportSource{Source: bytes.NewReader(layer), SourceName: "-"}, "busybox", client.ImageImportOptions{})
+	answer, err := c.ImageImport(t.Context(), client.ImageImportSource{Source: bytes.NewReader(layer), SourceName: "-"},
+		"busybox", client.ImageImportOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +115,8 @@ func newDockerWith(t *testing.T, text []byte) docker {
 func (d docker) create(t *testing.T, annotations map[string]string, script string, binds ...string) (id string) {
 	t.Helper()
 	got, err := d.ContainerCreate(t.Context(), client.ContainerCreateOptions{
-		Config:     &container.Config{Image: "busybox", Cmd: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/bin"}},
+		Config: &container.Config{Image: "busybox", Cmd: []string{"/bin/sh", "-c", script},
+			Env: []string{"PATH=/bin"}},
 		HostConfig: &container.HostConfig{Annotations: annotations, NetworkMode: "none", Binds: binds},
 	})
 	if err != nil {
@@ -162,7 +165,8 @@ func TestDocker(t *testing.T) {
 	for _, mode := range []string{"overlay", "bind"} {
 		annotations := maps.Clone(roots("env"))
 		annotations["nix-closure/mode"] = mode
-		id := d.create(t, annotations, "busybox ls -A /nix/store; busybox touch /nix/store/new; exit 7", storeDir+":"+storeDir)
+		id := d.create(t, annotations, "busybox ls -A /nix/store; busybox touch /nix/store/new; exit 7",
+			storeDir+":"+storeDir)
 		for range 2 {
 			status, stdout, stderr, err := d.run(t, id)
 			if err != nil || status != 7 || !strings.Contains(stderr, "Read-only file system") {
@@ -181,9 +185,13 @@ func TestDocker(t *testing.T) {
 		binds       []string
 		want        string
 	}{
-		"canary":  {map[string]string{"nix-closure/roots": "/nix/store/canary"}, nil, `annotation nix-closure/roots: "/nix/store/canary": `},
-		"missing": {map[string]string{"nix-closure/roots": "/nix/store/00000000000000000000000000000000-unknown"}, nil, "unknown is not valid: Nix has no such path registered"},
-		"a leak":  {roots("env"), []string{storeDir + ":/x"}, "mount of /nix/store on /x: shows /nix/store of the host, and with it more than the closure; take the mount out"},
+		"canary": {map[string]string{"nix-closure/roots": "/nix/store/canary"}, nil,
+			`annotation nix-closure/roots: "/nix/store/canary": `},
+		"missing": {map[string]string{"nix-closure/roots": "/nix/store/00000000000000000000000000000000-unknown"}, nil,
+			"unknown is not valid: Nix has no such path registered"},
+		"a leak": {roots("env"), []string{storeDir + ":/x"},
+			"mount of /nix/store on /x: shows /nix/store of the host, and with it more than the closure; take the " +
+				"mount out"},
 	} {
 		id := d.create(t, c.annotations, "echo it runs", c.binds...)
 		if _, stdout, _, err := d.run(t, id); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -193,7 +201,8 @@ func TestDocker(t *testing.T) {
 		nothingLeft(t)
 	}
 	id := d.create(t, nil, "busybox ls -A /nix/store", storeDir+":"+storeDir)
-	if _, stdout, _, err := d.run(t, id); err != nil || !slices.Contains(names(stdout), filepath.Base(store["foreign"])) {
+	if _, stdout, _, err := d.run(t, id); err != nil ||
+		!slices.Contains(names(stdout), filepath.Base(store["foreign"])) {
 		t.Errorf("without an annotation: %v %s", err, stdout)
 	}
 	d.remove(t, id)

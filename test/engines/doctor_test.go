@@ -115,7 +115,8 @@ func wrapperHandler(program, lines string) string {
 
 const (
 	isDefault  = "\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'nix-closure'\n"
-	passesBoth = "pod_annotations = ['nix-closure/*', '*.nix-closure/*']\ncontainer_annotations = ['nix-closure/*', '*.nix-closure/*']\n"
+	passesBoth = "pod_annotations = ['nix-closure/*', '*.nix-closure/*']\ncontainer_annotations = ['nix-closure/*', " +
+		"'*.nix-closure/*']\n"
 )
 
 // Each is found in a containerd that runs, with commands that mend it as they are
@@ -135,11 +136,14 @@ func TestDoctorContainerd(t *testing.T) {
 		advice                     bool // no command mends it
 	}{
 		{name: "no way", id: "containerd-no-way", severity: "open", starts: true},
-		{name: "not the default", config: wrapperHandler(program, passesBoth), id: "containerd-default", severity: "open", starts: true},
-		{name: "no annotations", config: isDefault + wrapperHandler(program, ""), id: "containerd-annotations", severity: "open", starts: true},
+		{name: "not the default", config: wrapperHandler(program, passesBoth), id: "containerd-default",
+			severity: "open", starts: true},
+		{name: "no annotations", config: isDefault + wrapperHandler(program, ""), id: "containerd-annotations",
+			severity: "open", starts: true},
 		{
 			name: "annotations of the pod only", id: "containerd-annotations", severity: "open",
-			config: isDefault + wrapperHandler(program, "pod_annotations = ['nix-closure/*']\ncontainer_annotations = ['nix-closure/*', '*.nix-closure/*']\n"),
+			config: isDefault + wrapperHandler(program,
+				"pod_annotations = ['nix-closure/*']\ncontainer_annotations = ['nix-closure/*', '*.nix-closure/*']\n"),
 		},
 		{
 			name: "a star does not match a slash", id: "containerd-annotations", severity: "open", starts: true,
@@ -149,7 +153,8 @@ func TestDoctorContainerd(t *testing.T) {
 			name: "no annotations of the container", id: "containerd-container-annotations", severity: "open",
 			config: isDefault + wrapperHandler(program, "pod_annotations = ['nix-closure/*', '*.nix-closure/*']\n"),
 		},
-		{name: "the wrapper is missing", config: isDefault + wrapperHandler("/gone/nix-closure-runtime", passesBoth), id: "program-missing", severity: "closed"},
+		{name: "the wrapper is missing", config: isDefault + wrapperHandler("/gone/nix-closure-runtime", passesBoth),
+			id: "program-missing", severity: "closed"},
 		{name: "the plugin is not required", plugin: true, id: "nri-not-required", severity: "open"},
 		{
 			name: "the plugin is required, and no validator", plugin: true, id: "nri-not-validated", severity: "open",
@@ -226,8 +231,10 @@ func TestDoctorStale(t *testing.T) {
 func TestInstallContainerd(t *testing.T) {
 	writeConfig(t, "runtime = \""+filepath.Join(*bin, "stack/runc")+"\"\n")
 	own := "\n# ours\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n" +
-		"runtime_type = 'io.containerd.runc.v2'\npod_annotations = ['example.org/*']\nprivileged_without_host_devices = true\n" +
-		"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nBinaryName = '" + filepath.Join(*bin, "stack/runc") + "'\nNoNewKeyring = true\n"
+		"runtime_type = 'io.containerd.runc.v2'\npod_annotations = " +
+		"['example.org/*']\nprivileged_without_host_devices = true\n" +
+		"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nBinaryName = '" +
+		filepath.Join(*bin, "stack/runc") + "'\nNoNewKeyring = true\n"
 	n := newNode(t, nodeOptions{})
 	text, err := os.ReadFile(n.dir + "/config.toml")
 	if err != nil {
@@ -245,7 +252,8 @@ func TestInstallContainerd(t *testing.T) {
 	if printed != diff || !strings.Contains(said, "systemctl restart containerd") {
 		t.Errorf("%s\n%s\n%s", diff, printed, said)
 	}
-	for _, want := range []string{"example.org/*", "privileged_without_host_devices = true", "NoNewKeyring = true", "default_runtime_name = 'nix-closure'"} {
+	for _, want := range []string{"example.org/*", "privileged_without_host_devices = true", "NoNewKeyring = true",
+		"default_runtime_name = 'nix-closure'"} {
 		if !strings.Contains(diff, want) {
 			t.Errorf("%s is not in\n%s", want, diff)
 		}
@@ -261,7 +269,8 @@ func TestInstallContainerd(t *testing.T) {
 		t.Errorf("%+v", findings)
 	}
 	p := n.run(t, "", podConfig(t, roots("env")))
-	if got, want := n.sees(t, p.start(t, "a", wholeStore)), closureOf(t, store["env"]); strings.Join(got, " ") != strings.Join(want, " ") {
+	if got, want := n.sees(t, p.start(t, "a", wholeStore)),
+		closureOf(t, store["env"]); strings.Join(got, " ") != strings.Join(want, " ") {
 		t.Errorf("%q\nwant %q", got, want)
 	}
 	p.remove(t)
@@ -282,7 +291,8 @@ func TestInstallContainerd(t *testing.T) {
 // what the daemon has in force, and not the file alone.
 func TestInstallDocker(t *testing.T) {
 	writeConfig(t, "runtime = \""+filepath.Join(*bin, "stack/runc")+"\"\n")
-	before := []byte("{ \"log-level\":\"warn\",\n   \"labels\" : [\"a=b\",  \"c=d\"],\n   \"runtimes\": {},\n   \"debug\": false\n}\n")
+	before := []byte("{ \"log-level\":\"warn\",\n   \"labels\" : [\"a=b\",  \"c=d\"],\n   \"runtimes\": {},\n   " +
+		"\"debug\": false\n}\n")
 	d := newDockerWith(t, before)
 	if err := os.Chmod(dockerConfig, 0o600); err != nil {
 		t.Fatal(err)
@@ -319,8 +329,10 @@ func TestInstallDocker(t *testing.T) {
 	if again, said := nixClosure(t, install...); again != "" || !strings.Contains(said, "nothing to change") {
 		t.Errorf("the second time: %s%s", again, said)
 	}
-	want := "{ \"log-level\":\"warn\",\n   \"labels\" : [\"a=b\",  \"c=d\"],\n   \"runtimes\": {\n    \"nix-closure\": {\"path\": \"" +
-		filepath.Join(*bin, "nix-closure-runtime") + "\"}\n  },\n   \"debug\": false,\n   \"default-runtime\": \"nix-closure\"\n}\n"
+	want := "{ \"log-level\":\"warn\",\n   \"labels\" : [\"a=b\",  \"c=d\"],\n   \"runtimes\": {\n    " +
+		"\"nix-closure\": {\"path\": \"" +
+		filepath.Join(*bin, "nix-closure-runtime") +
+		"\"}\n  },\n   \"debug\": false,\n   \"default-runtime\": \"nix-closure\"\n}\n"
 	if now, err := os.ReadFile(dockerConfig); err != nil || string(now) != want {
 		t.Errorf("%v: %s\nwant %s", err, now, want)
 	}

@@ -34,14 +34,20 @@ func TestExampleManifestsAreValid(t *testing.T) {
 	wrong := filepath.Join(t.TempDir(), "wrong.yaml")
 	for _, c := range []struct{ file, old, new, want string }{
 		{"pod", "runtimeClassName:", "runtimeClass:", `strict decoding error: unknown field "spec.runtimeClass"`},
-		{"pod-userns", "restartPolicy: Never", "restartPolicy: Sometimes", `Pod: spec.restartPolicy: Unsupported value: "Sometimes"`},
-		{"pod-userns", "hostUsers: false", "hostUsers: false\n  hostNetwork: true", "Pod: spec.hostNetwork: Forbidden: when `hostUsers` is false"},
-		{"pod", "web.nix-closure/roots", "web/nix-closure/roots", `Pod: metadata.annotations: Invalid value: "web/nix-closure/roots"`},
-		{"daemonset", "name: bin\n        hostPath", "name: programs\n        hostPath", `DaemonSet: spec.template.spec.containers[0].volumeMounts[0].name: Not found: "bin"`},
+		{"pod-userns", "restartPolicy: Never", "restartPolicy: Sometimes",
+			`Pod: spec.restartPolicy: Unsupported value: "Sometimes"`},
+		{"pod-userns", "hostUsers: false", "hostUsers: false\n  hostNetwork: true",
+			"Pod: spec.hostNetwork: Forbidden: when `hostUsers` is false"},
+		{"pod", "web.nix-closure/roots", "web/nix-closure/roots",
+			`Pod: metadata.annotations: Invalid value: "web/nix-closure/roots"`},
+		{"daemonset", "name: bin\n        hostPath", "name: programs\n        hostPath",
+			`DaemonSet: spec.template.spec.containers[0].volumeMounts[0].name: Not found: "bin"`},
 		{"daemonset", "maxUnavailable: 1", "maxUnavailable: 0", "DaemonSet: spec.updateStrategy.rollingUpdate"},
 		{"runtimeclass", "handler: nix-closure", "handler: nix_closure", "RuntimeClass: handler: Invalid value"},
-		{"policy", "size(variables.unknown)", "size(variables.unknow)", "ValidatingAdmissionPolicy: spec.validations[0].expression: Invalid value"},
-		{"policy", `["Deny"]`, `["Refuse"]`, "ValidatingAdmissionPolicyBinding: spec.validationActions[0]: Unsupported value"},
+		{"policy", "size(variables.unknown)", "size(variables.unknow)",
+			"ValidatingAdmissionPolicy: spec.validations[0].expression: Invalid value"},
+		{"policy", `["Deny"]`, `["Refuse"]`,
+			"ValidatingAdmissionPolicyBinding: spec.validationActions[0]: Unsupported value"},
 	} {
 		text := strings.ReplaceAll(example(t, "kubernetes/"+c.file+".yaml"), c.old, c.new)
 		if err := os.WriteFile(wrong, []byte(text), 0o644); err != nil {
@@ -64,7 +70,8 @@ func askPolicy(t *testing.T, pods []*core.Pod, args ...string) []string {
 		}
 		fmt.Fprintf(&manifests, "---\n%s\n", text)
 	}
-	ask := exec.Command(filepath.Join(*bin, "stack/manifests"), append([]string{"-policy", examples + "/kubernetes/policy.yaml"}, args...)...)
+	ask := exec.Command(filepath.Join(*bin, "stack/manifests"),
+		append([]string{"-policy", examples + "/kubernetes/policy.yaml"}, args...)...)
 	ask.Stdin = strings.NewReader(manifests.String())
 	out, err := ask.CombinedOutput()
 	said := strings.Split(strings.TrimSpace(string(out)), "\n")
@@ -117,7 +124,8 @@ func TestExamplePolicy(t *testing.T) {
 		{keys("nix-closure/roots"), class, ""},
 		{keys("web.nix-closure/roots"), class, ""},
 		{keys("setup.nix-closure/roots"), class, ""},
-		{keys("web.nix-closure/roots", "db.nix-closure/closure-info", "setup.nix-closure/mode", "nix-closure/listing"), class, ""},
+		{keys("web.nix-closure/roots", "db.nix-closure/closure-info", "setup.nix-closure/mode", "nix-closure/listing"),
+			class, ""},
 
 		{keys("wbe.nix-closure/roots"), class, noneOfIts},
 		{keys("nix-closure/roots", "wbe.nix-closure/mode"), class, noneOfIts},
@@ -130,7 +138,8 @@ func TestExamplePolicy(t *testing.T) {
 		{keys("web.nix-closure/roots", "tolerate-missing-plugins.noderesource.dev/container.web"), class, tolerates},
 
 		{keys("nix-closure/root"), unknown + "nix-closure/root;", unknown + "nix-closure/root;"},
-		{keys("nix-closure/roots", "web.nix-closure/mod"), unknown + "web.nix-closure/mod;", unknown + "web.nix-closure/mod;"},
+		{keys("nix-closure/roots", "web.nix-closure/mod"), unknown + "web.nix-closure/mod;",
+			unknown + "web.nix-closure/mod;"},
 		{keys("nix-closure/Roots"), unknown, unknown},
 		{keys("Nix-Closure/roots"), unknown, unknown},
 		{keys("nix-closures/roots"), unknown, unknown},
@@ -144,7 +153,8 @@ func TestExamplePolicy(t *testing.T) {
 		{keys("web/nix_closure"), unknown, unknown},
 		{keys("nix-closure"), unknown, unknown},
 	} {
-		questions = append(questions, question{pod("", q.annotations), q.without}, question{pod("nix-closure", q.annotations), q.with})
+		questions = append(questions, question{pod("", q.annotations), q.without},
+			question{pod("nix-closure", q.annotations), q.with})
 	}
 	questions = append(questions,
 		question{pod("kata", nil), ""},
@@ -175,7 +185,8 @@ func TestExamplePolicy(t *testing.T) {
 		t.Errorf("the policy does not know %s", known)
 	}
 	for key := range strings.SplitSeq(known, "|") {
-		questions = append(questions, question{pod("nix-closure", keys("nix-closure/"+key, "web.nix-closure/"+key)), ""})
+		questions = append(questions, question{pod("nix-closure", keys("nix-closure/"+key, "web.nix-closure/"+key)),
+			""})
 	}
 
 	// The examples themselves.
@@ -191,7 +202,8 @@ func TestExamplePolicy(t *testing.T) {
 		}
 		for i, said := range askPolicy(t, pods, args...) {
 			q := questions[i]
-			if q.want == "" && said != "allowed" || q.want != "" && (!strings.HasPrefix(said, "denied: ") || !strings.Contains(said, q.want)) {
+			if q.want == "" && said != "allowed" ||
+				q.want != "" && (!strings.HasPrefix(said, "denied: ") || !strings.Contains(said, q.want)) {
 				text, _ := json.Marshal(q.pod)
 				t.Errorf("%.500s\n%s\nwant %q", text, said, q.want)
 			}
@@ -205,6 +217,8 @@ func TestExamplePolicy(t *testing.T) {
 	ends.CreationTimestamp.Time = time.Now()
 	ends.DeletionTimestamp = &ends.CreationTimestamp
 	debugged := pod("nix-closure", keys("debug.nix-closure/roots"))
-	debugged.Spec.EphemeralContainers = []core.EphemeralContainer{{EphemeralContainerCommon: core.EphemeralContainerCommon{Name: "debug", Image: "image"}}}
+	debugged.Spec.EphemeralContainers = []core.EphemeralContainer{{
+		EphemeralContainerCommon: core.EphemeralContainerCommon{Name: "debug", Image: "image"},
+	}}
 	check([]question{{ends, ""}, {debugged, ""}, {pod("", keys("nix-closure/roots")), class}}, "-update")
 }

@@ -72,8 +72,9 @@ func objects(t *testing.T, text string) (all []any) {
 			"v1 Pod":                      &core.Pod{},
 			"apps/v1 DaemonSet":           &apps.DaemonSet{},
 			"node.k8s.io/v1 RuntimeClass": &class.RuntimeClass{},
-			"admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy":        &admission.ValidatingAdmissionPolicy{},
-			"admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding": &admission.ValidatingAdmissionPolicyBinding{},
+			"admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy": &admission.ValidatingAdmissionPolicy{},
+			"admissionregistration.k8s.io/v1 " +
+				"ValidatingAdmissionPolicyBinding": &admission.ValidatingAdmissionPolicyBinding{},
 		}[kind.APIVersion+" "+kind.Kind]
 		if err := yaml.UnmarshalStrict([]byte(text), o); err != nil {
 			t.Fatalf("%s %s: %v", kind.APIVersion, kind.Kind, err)
@@ -146,17 +147,20 @@ func TestExampleManifests(t *testing.T) {
 		}
 		for key := range pod.Annotations {
 			for _, patterns := range [][]string{handlerOptions.PodAnnotations, handlerOptions.ContainerAnnotations} {
-				if !slices.ContainsFunc(patterns, func(p string) bool { ok, err := path.Match(p, key); return ok && err == nil }) {
+				if !slices.ContainsFunc(patterns,
+					func(p string) bool { ok, err := path.Match(p, key); return ok && err == nil }) {
 					t.Errorf("%s: %q does not pass %s on", f, patterns, key)
 				}
 			}
 		}
 		for _, c := range pod.Spec.Containers {
-			annotations := map[string]string{"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.container-name": c.Name}
+			annotations := map[string]string{"io.kubernetes.cri.container-type": "container",
+				"io.kubernetes.cri.container-name": c.Name}
 			for key, value := range pod.Annotations {
 				annotations[key] = value
 			}
-			state, err := json.Marshal(map[string]any{"annotations": annotations, "root": map[string]string{"path": "rootfs"}})
+			state, err := json.Marshal(map[string]any{"annotations": annotations,
+				"root": map[string]string{"path": "rootfs"}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -184,7 +188,8 @@ func TestExampleJSON(t *testing.T) {
 	}
 	d := json.NewDecoder(strings.NewReader(example(t, "docker/daemon.json")))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&daemon); err != nil || daemon.Runtimes[daemon.DefaultRuntime].Path != installedIn+"/nix-closure-runtime" {
+	if err := d.Decode(&daemon); err != nil ||
+		daemon.Runtimes[daemon.DefaultRuntime].Path != installedIn+"/nix-closure-runtime" {
 		t.Errorf("daemon.json: %v %+v", err, daemon)
 	}
 
@@ -199,7 +204,8 @@ func TestExampleJSON(t *testing.T) {
 				continue
 			}
 			text := example(t, dir+"/"+e.Name())
-			if dir == "cri-o/hooks.d" && strings.Replace(text, `"cri-o"`, `"podman"`, 1) != example(t, "podman/"+e.Name()) {
+			if dir == "cri-o/hooks.d" &&
+				strings.Replace(text, `"cri-o"`, `"podman"`, 1) != example(t, "podman/"+e.Name()) {
 				t.Errorf("%s is another for CRI-O than for podman", e.Name())
 			}
 			var hook struct {
@@ -219,14 +225,16 @@ func TestExampleJSON(t *testing.T) {
 			stages[dir] = append(stages[dir], hook.Stages...)
 			for key, value := range hook.When.Annotations {
 				for _, pattern := range []string{key, value} {
-					if _, err := regexp.Compile(pattern); err != nil || !strings.HasPrefix(pattern, "^") || !strings.HasSuffix(pattern, "$") {
+					if _, err := regexp.Compile(pattern); err != nil || !strings.HasPrefix(pattern, "^") ||
+						!strings.HasSuffix(pattern, "$") {
 						t.Errorf("%s: %q is not anchored: %v", e.Name(), pattern, err)
 					}
 				}
 			}
 		}
 	}
-	const want = "map[cri-o/hooks.d:[createRuntime poststop] podman:[createRuntime poststop] podman/precreate:[precreate]]"
+	const want = "map[cri-o/hooks.d:[createRuntime poststop] podman:[createRuntime poststop] " +
+		"podman/precreate:[precreate]]"
 	if got := fmt.Sprint(stages); got != want {
 		t.Errorf("the hooks are for %s", got)
 	}
@@ -242,8 +250,10 @@ func TestExampleJSON(t *testing.T) {
 			} `toml:"runtime"`
 		} `toml:"crio"`
 	}
-	if err := toml.NewDecoder(strings.NewReader(example(t, "cri-o/10-nix-closure.conf"))).DisallowUnknownFields().Decode(&crio); err != nil ||
-		crio.Crio.Runtime.Runtimes["nix-closure"].Path != installedIn+"/nix-closure-runtime" || len(crio.Crio.Runtime.HooksDir) != 1 {
+	if err := toml.NewDecoder(strings.NewReader(example(t,
+		"cri-o/10-nix-closure.conf"))).DisallowUnknownFields().Decode(&crio); err != nil ||
+		crio.Crio.Runtime.Runtimes["nix-closure"].Path != installedIn+"/nix-closure-runtime" ||
+		len(crio.Crio.Runtime.HooksDir) != 1 {
 		t.Errorf("CRI-O's configuration: %v %+v", err, crio)
 	}
 }
@@ -277,7 +287,8 @@ imports = ["%s/*.toml"]
 		dump := exec.Command(filepath.Join(*bin, "stack/containerd"), "--config", config, "config", "dump")
 		dump.Stderr = &said
 		out, err := dump.Output()
-		if err != nil || strings.Contains(said.String(), "level=error") || strings.Contains(strings.ToLower(said.String()), "unknown") {
+		if err != nil || strings.Contains(said.String(), "level=error") ||
+			strings.Contains(strings.ToLower(said.String()), "unknown") {
 			t.Fatalf("version %d: %v %s", version, err, said.String())
 		}
 		var got struct{ Plugins map[string]map[string]any }
@@ -291,10 +302,13 @@ imports = ["%s/*.toml"]
 			{"io.containerd.cri.v1.runtime", "containerd default_runtime_name", "nix-closure"},
 			{"io.containerd.cri.v1.runtime", "containerd runtimes runc options BinaryName", "/usr/sbin/runc"},
 			{"io.containerd.cri.v1.runtime", "containerd runtimes nix-closure runtime_type", "io.containerd.runc.v2"},
-			{"io.containerd.cri.v1.runtime", "containerd runtimes nix-closure options BinaryName", installedIn + "/nix-closure-runtime"},
+			{"io.containerd.cri.v1.runtime", "containerd runtimes nix-closure options BinaryName",
+				installedIn + "/nix-closure-runtime"},
 			{"io.containerd.cri.v1.runtime", "containerd runtimes nix-closure options SystemdCgroup", true},
-			{"io.containerd.cri.v1.runtime", "containerd runtimes nix-closure pod_annotations", []any{"nix-closure/*", "*.nix-closure/*"}},
-			{"io.containerd.cri.v1.runtime", "containerd runtimes nix-closure container_annotations", []any{"nix-closure/*", "*.nix-closure/*"}},
+			{"io.containerd.cri.v1.runtime", "containerd runtimes nix-closure pod_annotations",
+				[]any{"nix-closure/*", "*.nix-closure/*"}},
+			{"io.containerd.cri.v1.runtime", "containerd runtimes nix-closure container_annotations",
+				[]any{"nix-closure/*", "*.nix-closure/*"}},
 			{nri, "socket_path", "/run/elsewhere.sock"},
 			{nri, "default_validator enable", true},
 			{nri, "default_validator required_plugins", []any{"nix-closure"}},
@@ -335,7 +349,8 @@ func TestExamplePaths(t *testing.T) {
 			return err
 		}
 		text, err := os.ReadFile(file)
-		for _, m := range regexp.MustCompile(`(/[a-z/-]*/bin)/(nix-closure[a-z-]*)`).FindAllStringSubmatch(string(text), -1) {
+		for _, m := range regexp.MustCompile(`(/[a-z/-]*/bin)/(nix-closure[a-z-]*)`).FindAllStringSubmatch(string(text),
+			-1) {
 			named++
 			if (m[1] != installedIn && m[1] != copiedTo) || !slices.Contains(programs, m[2]) {
 				t.Errorf("%s names %s, and make install installs %q in %s", file, m[0], programs, installedIn)
@@ -387,8 +402,11 @@ func checkUnit(t *testing.T, name, program string, others ...string) {
 		settings[key] = value
 	}
 	// systemd.exec(5): what implies a mount namespace of the service's own.
-	implies := regexp.MustCompile(`^(Private(Mounts|Tmp|Devices|IPC|PIDs|Users)|Protect(System|Home|Proc|Kernel.*|Control.*|Hostname|Clock)|ProcSubset|Mount.*|Root.*|DynamicUser|` +
-		`((ReadOnly|ReadWrite|Inaccessible|Exec|NoExec)Paths)|Bind.*|TemporaryFileSystem|Extension.*|(LoadC|SetC|ImportC)redential.*|(Runtime|State|Cache|Logs|Configuration)Directory.*)$`)
+	implies := regexp.MustCompile(`^(Private(Mounts|Tmp|Devices|IPC|PIDs|Users)|` +
+		`Protect(System|Home|Proc|Kernel.*|Control.*|Hostname|Clock)|` +
+		`ProcSubset|Mount.*|Root.*|DynamicUser|` +
+		`((ReadOnly|ReadWrite|Inaccessible|Exec|NoExec)Paths)|Bind.*|TemporaryFileSystem|Extension.*|` +
+		`(LoadC|SetC|ImportC)redential.*|(Runtime|State|Cache|Logs|Configuration)Directory.*)$`)
 	for key := range settings {
 		if implies.MatchString(key) {
 			t.Errorf("%s: %s= gives the program mounts of its own", name, key)
@@ -417,13 +435,15 @@ func checkUnit(t *testing.T, name, program string, others ...string) {
 
 // The plugin does its work with the capabilities that the unit leaves to it.
 func TestExampleUnitCapabilities(t *testing.T) {
-	kept := regexp.MustCompile(`(?m)^CapabilityBoundingSet=CAP_([A-Z_]+)$`).FindStringSubmatch(example(t, "systemd/nix-closure-nri.service"))
+	kept := regexp.MustCompile(`(?m)^CapabilityBoundingSet=CAP_([A-Z_]+)$`).FindStringSubmatch(example(t,
+		"systemd/nix-closure-nri.service"))
 	if kept == nil {
 		t.Fatal("the unit does not say which capability is left")
 	}
 	n := newNode(t, nodeOptions{})
 	p := &plugin{http: freeAddress(t), log: t.TempDir() + "/log"}
-	p.process = exec.Command("setpriv", "--bounding-set", "-all,+"+strings.ToLower(kept[1]), "--inh-caps", "-all", "--no-new-privs",
+	p.process = exec.Command("setpriv", "--bounding-set", "-all,+"+strings.ToLower(kept[1]), "--inh-caps", "-all",
+		"--no-new-privs",
 		filepath.Join(*bin, "nix-closure-nri"), "--socket", n.nriSocket(), "--http", p.http)
 	log, err := os.Create(p.log)
 	if err != nil {
@@ -458,14 +478,16 @@ func (n *node) with(t *testing.T, programs string, files ...string) {
 	n.stop(t)
 	dir := t.TempDir()
 	for _, f := range files {
-		text := strings.NewReplacer(installedIn, programs, "SystemdCgroup = true", "SystemdCgroup = false").Replace(example(t, "containerd/"+f))
+		text := strings.NewReplacer(installedIn, programs, "SystemdCgroup = true",
+			"SystemdCgroup = false").Replace(example(t, "containerd/"+f))
 		if err := os.WriteFile(filepath.Join(dir, f), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	config, err := os.ReadFile(n.dir + "/config.toml")
 	if err == nil {
-		config = regexp.MustCompile(`(?m)^imports = .*$`).ReplaceAll(config, fmt.Appendf(nil, "imports = [%q]", dir+"/*.toml"))
+		config = regexp.MustCompile(`(?m)^imports = .*$`).ReplaceAll(config,
+			fmt.Appendf(nil, "imports = [%q]", dir+"/*.toml"))
 		err = os.WriteFile(n.dir+"/config.toml", config, 0o644)
 	}
 	if err != nil {
@@ -599,7 +621,8 @@ func TestExampleDaemonSet(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = syscall.Unmount("/opt", syscall.MNT_DETACH) })
 	programs := t.TempDir()
-	for _, program := range []string{*bin + "/nix-closure", *bin + "/nix-closure-hook", *bin + "/nix-closure-nri", *bin + "/nix-closure-runtime", "/bin/busybox"} {
+	for _, program := range []string{*bin + "/nix-closure", *bin + "/nix-closure-hook", *bin + "/nix-closure-nri",
+		*bin + "/nix-closure-runtime", "/bin/busybox"} {
 		text, err := os.ReadFile(program)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(programs, filepath.Base(program)), text, 0o755)
@@ -636,8 +659,10 @@ func TestExampleDaemonSet(t *testing.T) {
 	}
 	var manifests string
 	err := n.inNetwork(func() error {
-		for _, command := range []string{"link set lo up", "link add node0 type bridge", "addr add 192.0.2.1/24 dev node0", "link set node0 up", "route add default dev node0"} {
-			if out, err := exec.Command("/bin/busybox", append([]string{"ip"}, strings.Fields(command)...)...).CombinedOutput(); err != nil {
+		for _, command := range []string{"link set lo up", "link add node0 type bridge",
+			"addr add 192.0.2.1/24 dev node0", "link set node0 up", "route add default dev node0"} {
+			if out, err := exec.Command("/bin/busybox",
+				append([]string{"ip"}, strings.Fields(command)...)...).CombinedOutput(); err != nil {
 				return fmt.Errorf("ip %s: %w %s", command, err, out)
 			}
 		}
@@ -648,7 +673,8 @@ func TestExampleDaemonSet(t *testing.T) {
 		t.Fatal(err)
 	}
 	var config struct{ Port int }
-	if err := yaml.Unmarshal([]byte(readFile(t, filepath.Join(machine.Dir(), "kubelet/config.yaml"))), &config); err != nil {
+	if err := yaml.Unmarshal([]byte(readFile(t, filepath.Join(machine.Dir(), "kubelet/config.yaml"))),
+		&config); err != nil {
 		t.Fatal(err)
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", config.Port)
@@ -673,7 +699,8 @@ func TestExampleDaemonSet(t *testing.T) {
 	}
 	canary := only[*core.Pod](t, example(t, "kubernetes/canary.yaml"))
 	canary.Namespace = "default"
-	for name, text := range map[string][]byte{"two": asStatic(t, *two, image), "canary": asStatic(t, *canary, exampleImage)} {
+	for name, text := range map[string][]byte{"two": asStatic(t, *two, image),
+		"canary": asStatic(t, *canary, exampleImage)} {
 		if err := os.WriteFile(manifests+"/"+name+".yaml", text, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -686,7 +713,8 @@ func TestExampleDaemonSet(t *testing.T) {
 		}
 		slices.Sort(want)
 		got, err := n.runtime.ListContainers(t.Context(), &cri.ListContainersRequest{Filter: &cri.ContainerFilter{
-			LabelSelector: map[string]string{"io.kubernetes.pod.name": two.Name + "-node", "io.kubernetes.container.name": name},
+			LabelSelector: map[string]string{"io.kubernetes.pod.name": two.Name + "-node",
+				"io.kubernetes.container.name": name},
 		}})
 		if err != nil || len(got.Containers) != 1 {
 			t.Fatalf("%s: %v %v", name, got, err)
@@ -697,7 +725,8 @@ func TestExampleDaemonSet(t *testing.T) {
 	}
 	n.until(t, address, canary.Name+"-node", func(s core.PodStatus) bool {
 		return len(s.ContainerStatuses) == 1 && s.ContainerStatuses[0].State.Waiting != nil &&
-			strings.Contains(s.ContainerStatuses[0].State.Waiting.Message, `annotation nix-closure/roots: "/nix/store/canary": `)
+			strings.Contains(s.ContainerStatuses[0].State.Waiting.Message,
+				`annotation nix-closure/roots: "/nix/store/canary": `)
 	})
 	for _, f := range []string{"two", "canary", "set"} {
 		if err := os.Remove(manifests + "/" + f + ".yaml"); err != nil {
@@ -743,7 +772,8 @@ func TestWrapperAndPlugin(t *testing.T) {
 		if got := n.sees(t, id); !slices.Equal(got, want) {
 			t.Errorf("%s: %q\nwant %q", why, got, want)
 		}
-		if mounts := n.exec(t, id, "/bin/busybox", "grep", "-c", " "+storeDir+" ", "/proc/self/mountinfo"); strings.TrimSpace(mounts) != "1" {
+		if mounts := n.exec(t, id, "/bin/busybox", "grep", "-c", " "+storeDir+" ",
+			"/proc/self/mountinfo"); strings.TrimSpace(mounts) != "1" {
 			t.Errorf("%s: %s mounts on the store", why, mounts)
 		}
 		p.remove(t)
@@ -755,7 +785,8 @@ func TestWrapperAndPlugin(t *testing.T) {
 
 	config := readFile(t, n.dir+"/config.toml")
 	fragments := regexp.MustCompile(`(?m)^imports = \["(.*)/\*\.toml"\]$`).FindStringSubmatch(config)[1]
-	forgotten := regexp.MustCompile(`(?m)^ *(pod|container)_annotations = .*$`).ReplaceAllString(readFile(t, fragments+"/nix-closure-runtime.toml"), "")
+	forgotten := regexp.MustCompile(`(?m)^ *(pod|container)_annotations = .*$`).ReplaceAllString(readFile(t,
+		fragments+"/nix-closure-runtime.toml"), "")
 	if err := os.WriteFile(fragments+"/nix-closure-runtime.toml", []byte(forgotten), 0o644); err != nil {
 		t.Fatal(err)
 	}

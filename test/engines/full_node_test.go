@@ -59,7 +59,8 @@ func (n *node) fill(t *testing.T, count int, handler string, annotations map[str
 		workers.Go(func() {
 			for i := range next {
 				began := time.Now()
-				got, err := n.runtime.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: configs[i], RuntimeHandler: handler})
+				got, err := n.runtime.RunPodSandbox(t.Context(),
+					&cri.RunPodSandboxRequest{Config: configs[i], RuntimeHandler: handler})
 				if err != nil {
 					t.Errorf("pod %d: %v", i, err)
 					continue
@@ -194,7 +195,8 @@ func compare(t *testing.T, n *node, annotations map[string]string) {
 		}
 	}
 	whole := load{starts: medians[ways[0].name]}.median()
-	fmt.Printf("%d pods of a closure of %d paths, %d at a time: median ms, times the store bound whole, KiB of slab a pod\n", fullNode, usualSize, atOnce)
+	fmt.Printf("%d pods of a closure of %d paths, %d at a time: median ms, times the store bound whole, KiB of slab "+
+		"a pod\n", fullNode, usualSize, atOnce)
 	for _, w := range ways {
 		median := load{starts: medians[w.name]}.median()
 		ratio := float64(median) / float64(whole)
@@ -204,6 +206,7 @@ func compare(t *testing.T, n *node, annotations map[string]string) {
 				verdict = "MISSED  "
 			}
 		}
-		fmt.Printf("%s %-18s %8.1f %6.2f %8d\n", verdict, w.name, median.Seconds()*1000, ratio, slices.Sorted(slices.Values(slabs[w.name]))[1]>>10)
+		fmt.Printf("%s %-18s %8.1f %6.2f %8d\n", verdict, w.name, median.Seconds()*1000, ratio,
+			slices.Sorted(slices.Values(slabs[w.name]))[1]>>10)
 	}
 }

@@ -32,7 +32,8 @@ func configureGVisor(t *testing.T, dir string) {
 		config: fmt.Sprintf("binary_name = %q\nroot = \"/run/runsc\"\n[runsc_config]\n"+
 			"platform = \"systrap\"\nnetwork = \"none\"\nignore-cgroups = \"true\"\n", stack+"/runsc"),
 		dir + "/uid_map": "0 0 1\n",
-		dir + "/" + shim: fmt.Sprintf("#!/bin/sh\nmount --bind %s/uid_map /proc/$$/uid_map && exec %s/%s \"$@\"\n", dir, stack, shim),
+		dir + "/" + shim: fmt.Sprintf("#!/bin/sh\nmount --bind %s/uid_map /proc/$$/uid_map && exec %s/%s \"$@\"\n", dir,
+			stack, shim),
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
 			t.Fatal(err)
@@ -51,7 +52,8 @@ func gvisorBundle(t *testing.T, annotations map[string]string, script string) (d
 	}
 	type object = map[string]any
 	hook := func(stage string) []object {
-		return []object{{"path": filepath.Join(*bin, "nix-closure-hook"), "args": []string{"nix-closure-hook", stage}, "env": []string{"LC_ALL=C"}}}
+		return []object{{"path": filepath.Join(*bin, "nix-closure-hook"), "args": []string{"nix-closure-hook", stage},
+			"env": []string{"LC_ALL=C"}}}
 	}
 	config, err := json.Marshal(object{
 		"ociVersion": "1.0.2",
@@ -62,7 +64,8 @@ func gvisorBundle(t *testing.T, annotations map[string]string, script string) (d
 		"root":        object{"path": "rootfs"},
 		"annotations": annotations,
 		"hooks":       object{"createContainer": hook("createContainer"), "poststop": hook("poststop")},
-		"linux":       object{"namespaces": []object{{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}}},
+		"linux": object{"namespaces": []object{{"type": "pid"}, {"type": "mount"}, {"type": "ipc"},
+			{"type": "uts"}, {"type": "network"}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +95,8 @@ func TestGVisor(t *testing.T) {
 		annotations := roots("env")
 		annotations["nix-closure/mode"] = mode
 		script := "busybox ls -A /nix/store; busybox touch /nix/store/new 2>/dev/null && echo written; " +
-			"busybox sha256sum " + store["bash"] + "/bin/bash | busybox cut -c-64; busybox ls -d " + store["foreign"] + " 2>/dev/null; true"
+			"busybox sha256sum " + store["bash"] + "/bin/bash | busybox cut -c-64; busybox ls -d " + store["foreign"] +
+			" 2>/dev/null; true"
 		var errs strings.Builder
 		cmd := runsc(t, gvisorBundle(t, annotations, script), "gvisor-"+mode)
 		cmd.Stderr = &errs
@@ -105,7 +109,8 @@ func TestGVisor(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := strings.Fields(string(out))
-		if all := append(slices.Clone(want), string(sum[:64])); !slices.Equal(names(string(out)), names(strings.Join(all, " "))) {
+		if all := append(slices.Clone(want), string(sum[:64])); !slices.Equal(names(string(out)),
+			names(strings.Join(all, " "))) {
 			t.Errorf("%s: %q\nwant %q", mode, got, all)
 		}
 		nothingLeft(t)
@@ -122,7 +127,8 @@ func TestGVisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.ContainsFunc(strings.Split(string(log), "\n"), func(l string) bool {
-		return strings.Contains(l, "container gvisor-overlay: making the view: an overlay cannot show the closure here: ") &&
+		return strings.Contains(l, "container gvisor-overlay: making the view: an overlay cannot show the "+
+			"closure here: ") &&
 			strings.Contains(l, "operation not permitted; ask for mode bind or auto")
 	}) {
 		t.Errorf("the log lacks the reason: %s", log)
@@ -135,7 +141,8 @@ func TestPodUnderGVisor(t *testing.T) {
 	n := newNode(t, nodeOptions{gvisor: true})
 	n.startPlugin(t, "--gvisor", "other,gvisor")
 	annotations := roots("env")
-	maps.Copy(annotations, map[string]string{"b.nix-closure/roots": store["tools"], "b.nix-closure/mode": "bind", "c.nix-closure/mode": "overlay", "d.nix-closure/writable": "true"})
+	maps.Copy(annotations, map[string]string{"b.nix-closure/roots": store["tools"], "b.nix-closure/mode": "bind",
+		"c.nix-closure/mode": "overlay", "d.nix-closure/writable": "true"})
 	p := n.run(t, "gvisor", podConfig(t, annotations))
 	for name, attribute := range map[string]string{"a": "env", "b": "tools"} {
 		id := p.start(t, name)
@@ -148,7 +155,8 @@ func TestPodUnderGVisor(t *testing.T) {
 	}
 	for _, name := range []string{"c", "d"} {
 		_, err := p.create(t.Context(), name)
-		const want = "container %s: nix-closure-nri: gVisor calls hooks in a user namespace, where the kernel makes no overlay that shows the closure; ask for mode bind or auto"
+		const want = "container %s: nix-closure-nri: gVisor calls hooks in a user namespace, where the kernel makes " +
+			"no overlay that shows the closure; ask for mode bind or auto"
 		if want := fmt.Sprintf(want, name); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("with an overlay: %v\nwant %s", err, want)
 		}

@@ -99,11 +99,13 @@ func TestKilled(t *testing.T) {
 	t.Logf("seed: %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	annotations, want := manyPaths(t)
-	n := newNode(t, nodeOptions{required: true, handlers: map[string]string{"nix-closure": filepath.Join(*bin, "nix-closure-runtime")}})
+	n := newNode(t, nodeOptions{required: true,
+		handlers: map[string]string{"nix-closure": filepath.Join(*bin, "nix-closure-runtime")}})
 	plugin := n.startPlugin(t)
 
 	// Each container says what it sees, in its log.
-	const says = "busybox echo saw $(busybox ls -A /nix/store | busybox sort | busybox sha256sum); exec busybox sleep 1000000"
+	const says = "busybox echo saw $(busybox ls -A /nix/store | busybox sort | busybox sha256sum); exec busybox " +
+		"sleep 1000000"
 	modes := []string{"overlay", "bind"}
 	var logs []string // in these modes, in turn
 	configs := make(chan *cri.PodSandboxConfig)
@@ -117,13 +119,17 @@ func TestKilled(t *testing.T) {
 				up.RUnlock()
 				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 				// Any of it may fail.
-				if got, err := runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: "nix-closure"}); err == nil {
+				if got, err := runtime.RunPodSandbox(ctx,
+					&cri.RunPodSandboxRequest{Config: config, RuntimeHandler: "nix-closure"}); err == nil {
 					created, err := runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
 						PodSandboxId: got.PodSandboxId, SandboxConfig: config,
 						Config: &cri.ContainerConfig{
-							Metadata: &cri.ContainerMetadata{Name: "a"}, Image: &cri.ImageSpec{Image: image}, LogPath: "a.log",
+							Metadata: &cri.ContainerMetadata{Name: "a"}, Image: &cri.ImageSpec{Image: image},
+							LogPath: "a.log",
 							Command: []string{"/bin/busybox", "sh", "-c", says},
-							Linux:   &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: config.Linux.SecurityContext.NamespaceOptions}},
+							Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+								NamespaceOptions: config.Linux.SecurityContext.NamespaceOptions,
+							}},
 						},
 					})
 					if err == nil {
@@ -227,7 +233,8 @@ func TestKilled(t *testing.T) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	awaitEnd(t, "containerd-shim-runc-v2", "busybox", "nix-closure-hook")
-	if out, err := exec.Command(filepath.Join(*bin, "nix-closure"), "gc", "--unused-for", "0s").CombinedOutput(); err != nil {
+	if out, err := exec.Command(filepath.Join(*bin, "nix-closure"), "gc", "--unused-for",
+		"0s").CombinedOutput(); err != nil {
 		t.Errorf("gc: %v %s", err, out)
 	}
 	left := leftovers(t)

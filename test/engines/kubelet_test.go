@@ -80,7 +80,8 @@ podLogsDir: %s/logs
 		t.Fatal(err)
 	}
 	defer log.Close()
-	kubelet := exec.Command(filepath.Join(*bin, "stack/kubelet"), "--config", dir+"/config.yaml", "--root-dir", dir+"/root", "--hostname-override", "node")
+	kubelet := exec.Command(filepath.Join(*bin, "stack/kubelet"), "--config", dir+"/config.yaml", "--root-dir",
+		dir+"/root", "--hostname-override", "node")
 	kubelet.Stdout, kubelet.Stderr = log, log
 	if err := kubelet.Start(); err != nil {
 		t.Fatal(err)
@@ -125,7 +126,8 @@ func (n *node) running(t *testing.T, pod string, except ...string) string {
 // default one.
 func TestKubelet(t *testing.T) {
 	t.Run("wrapper", func(t *testing.T) {
-		testKubelet(t, newNode(t, nodeOptions{handlers: map[string]string{"runc": filepath.Join(*bin, "nix-closure-runtime")}}))
+		testKubelet(t, newNode(t, nodeOptions{handlers: map[string]string{"runc": filepath.Join(*bin,
+			"nix-closure-runtime")}}))
 	})
 	t.Run("plugin", func(t *testing.T) {
 		n := newNode(t, nodeOptions{})

@@ -19,7 +19,8 @@ import (
 	"github.com/nix-closure/nix-closure/test/machine"
 )
 
-var bin = flag.String("bin", "", "absolute path of the directory with the programs, and in stack/ containerd and others")
+var bin = flag.String("bin", "", "absolute path of the directory with the programs, and in stack/ containerd "+
+	"and others")
 
 func TestMain(m *testing.M) {
 	flag.Parse()

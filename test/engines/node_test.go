@@ -111,7 +111,8 @@ state = %q
   socket_path = %q
   plugin_path = %q
   plugin_config_path = %q
-`, root, n.dir+"/state", n.socket(), image, n.dir+"/cni", o.configuration(), n.nriSocket(), n.dir+"/nri-plugins", n.dir+"/nri-conf")
+`, root, n.dir+"/state", n.socket(), image, n.dir+"/cni", o.configuration(), n.nriSocket(), n.dir+"/nri-plugins",
+		n.dir+"/nri-conf")
 	if o.required {
 		config += `  [plugins.'io.containerd.nri.v1.nri'.default_validator]
     enable = true

@@ -110,9 +110,12 @@ func TestNRIRefuses(t *testing.T) {
 		mount *cri.Mount
 		want  string
 	}{
-		{"the store", &cri.Mount{ContainerPath: "/x", HostPath: storeDir}, "mount of /nix/store on /x: shows /nix/store of the host, and with it more than the closure; take the mount out"},
+		{"the store", &cri.Mount{ContainerPath: "/x", HostPath: storeDir},
+			"mount of /nix/store on /x: shows /nix/store of the host, and with it more than the closure; take the " +
+				"mount out"},
 		{"the root", &cri.Mount{ContainerPath: "/host", HostPath: "/"}, "mount of / on /host: shows / of the host"},
-		{"the state", &cri.Mount{ContainerPath: "/x", HostPath: "/nix/var/nix/db"}, "mount of /nix/var/nix/db on /x: shows /nix/var/nix/db of the host"},
+		{"the state", &cri.Mount{ContainerPath: "/x", HostPath: "/nix/var/nix/db"},
+			"mount of /nix/var/nix/db on /x: shows /nix/var/nix/db of the host"},
 	} {
 		_, err := p.create(t.Context(), "a", c.mount)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -127,7 +130,8 @@ func TestNRIRefuses(t *testing.T) {
 	}
 	p.remove(t)
 	bad := n.run(t, "", podConfig(t, map[string]string{"nix-closure/root": store["env"]}))
-	if _, err := bad.create(t.Context(), "a"); err == nil || !strings.Contains(err.Error(), "annotation nix-closure/root: unknown; the keys are") {
+	if _, err := bad.create(t.Context(), "a"); err == nil ||
+		!strings.Contains(err.Error(), "annotation nix-closure/root: unknown; the keys are") {
 		t.Errorf("a typing mistake: %v", err)
 	}
 	nothingLeft(t)
@@ -148,7 +152,8 @@ func TestPluginRequired(t *testing.T) {
 	}
 	plugin.end(t, syscall.SIGKILL)
 	if got := n.sees(t, p.start(t, "b", wholeStore)); !slices.Contains(got, filepath.Base(store["foreign"])) {
-		t.Errorf("the first container after the plugin's end does not start without it any more; mend the documents: %q", got)
+		t.Errorf("the first container after the plugin's end does not start without it any more; mend the "+
+			"documents: %q", got)
 	}
 	for range 2 {
 		other := n.run(t, "", podConfig(t, roots("env")))
@@ -180,7 +185,8 @@ func TestPluginNotRequiredFailsOpen(t *testing.T) {
 	if _, metrics := plugin.get("/metrics"); !strings.Contains(metrics, "nix_closure_containers_without_closure 1\n") {
 		t.Errorf("metrics: %s", metrics)
 	}
-	if log := readFile(t, plugin.log); !strings.Contains(log, "runs without the closure that it asks for") || !strings.Contains(log, "id="+id) {
+	if log := readFile(t, plugin.log); !strings.Contains(log, "runs without the closure that it asks for") ||
+		!strings.Contains(log, "id="+id) {
 		t.Errorf("the log does not name it: %s", log)
 	}
 }

@@ -55,7 +55,8 @@ func (n *node) run(t *testing.T, handler string, config *cri.PodSandboxConfig) *
 // pid is the sandbox's process.
 func (p *pod) pid(t *testing.T) int {
 	t.Helper()
-	got, err := p.node.runtime.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
+	got, err := p.node.runtime.PodSandboxStatus(t.Context(),
+		&cri.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +101,8 @@ func (p *pod) create(ctx context.Context, name string, mounts ...*cri.Mount) (id
 }
 
 // createOf is create for a container of any image, with annotations of its own.
-func (p *pod) createOf(ctx context.Context, image, name string, own map[string]string, mounts ...*cri.Mount) (id string, _ error) {
+func (p *pod) createOf(ctx context.Context, image, name string, own map[string]string, mounts ...*cri.Mount) (id string,
+	_ error) {
 	config := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: name},
 		Image:    &cri.ImageSpec{Image: image},
@@ -109,9 +111,12 @@ func (p *pod) createOf(ctx context.Context, image, name string, own map[string]s
 		Mounts:   mounts,
 
 		Annotations: own,
-		Linux:       &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: p.config.GetLinux().GetSecurityContext().GetNamespaceOptions()}},
+		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+			NamespaceOptions: p.config.GetLinux().GetSecurityContext().GetNamespaceOptions(),
+		}},
 	}
-	got, err := p.node.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
+	got, err := p.node.runtime.CreateContainer(ctx,
+		&cri.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
 	if err != nil {
 		return "", err
 	}

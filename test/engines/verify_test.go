@@ -58,7 +58,8 @@ func checkVerified(t *testing.T, ids map[string]string) {
 func checkUnserved(t *testing.T, id string) {
 	t.Helper()
 	found, status := verify(t)
-	if status != 1 || len(found.Containers) != 1 || found.Containers[0].ID != id || found.Containers[0].State != "wrong" ||
+	if status != 1 || len(found.Containers) != 1 || found.Containers[0].ID != id ||
+		found.Containers[0].State != "wrong" ||
 		!strings.Contains(found.Containers[0].Wrong[0].What, "the hook was not called") ||
 		!strings.Contains(found.Containers[0].Wrong[1].What, "shows /nix/store of the host") {
 		t.Errorf("status %d, %+v", status, found)
@@ -135,7 +136,8 @@ func TestVerifyGVisor(t *testing.T) {
 	p := n.run(t, "gvisor", podConfig(t, roots("env")))
 	id := p.start(t, "a")
 	found, status := verify(t)
-	if status != 4 || len(found.Containers) != 1 || found.Containers[0].ID != id || found.Containers[0].State != "unknown" {
+	if status != 4 || len(found.Containers) != 1 || found.Containers[0].ID != id ||
+		found.Containers[0].State != "unknown" {
 		t.Errorf("status %d, %+v", status, found)
 	}
 }

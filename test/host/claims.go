@@ -72,7 +72,8 @@ func Claims(path string) []Claim {
 		{Name: "sandbox, both", Says: m{CRIType: "sandbox", CRIOType: "sandbox"}, Want: never},
 		{Name: "sandbox of another ID, containerd", Says: m{CRIType: "sandbox", CRIID: somebody}, Want: never},
 		{Name: "sandbox of another ID, CRI-O", Says: m{CRIOType: "sandbox", CRIOID: somebody}, Want: never},
-		{Name: "sandbox of no ID", Says: m{CRIType: "sandbox", CRIID: "", CRIOType: "sandbox", CRIOID: ""}, Want: never},
+		{Name: "sandbox of no ID", Says: m{CRIType: "sandbox", CRIID: "", CRIOType: "sandbox", CRIOID: ""},
+			Want: never},
 		{Name: "sandbox and container", Says: m{CRIType: "sandbox", CRIOType: "container"}, Want: never},
 		{Name: "container", Says: m{CRIType: "container", CRIOType: "container"}, Want: always},
 

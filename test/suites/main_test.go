@@ -157,7 +157,8 @@ prepared 4 0 S
 		t.Errorf("the table is\n%s\nwant\n%s", got, want)
 	}
 	for _, want := range []string{
-		"--- FAIL: TestFails/a/b (", ": the reason\n        in two lines\n", "--- FAIL: TestAlone (", ": another reason\n",
+		"--- FAIL: TestFails/a/b (", ": the reason\n        in two lines\n", "--- FAIL: TestAlone (",
+		": another reason\n",
 		"FAIL\texample.org/fails", "undefined: undefinedName", "FAIL\texample.org/notbuilt [build failed]",
 		"--- SKIP: TestSkips (", ": there is no moon\n", "TestSkips: skipped, and no test may be",
 		"panic: no towel", ": logged before\n", "setting up: no bowl\n", "prepared it\n",

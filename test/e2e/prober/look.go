@@ -66,7 +66,8 @@ func (s *search) lookAtAll() error {
 		fields := strings.Fields(line)
 		point := unescape(fields[4])
 		s.points = append(s.points, point)
-		if kind := fields[slices.Index(fields, "-")+1]; !slices.Contains(without, kind) && !slices.Contains(look, point) {
+		if kind := fields[slices.Index(fields, "-")+1]; !slices.Contains(without, kind) &&
+			!slices.Contains(look, point) {
 			look = append(look, point)
 		}
 	}

@@ -268,7 +268,8 @@ func ask(policy string, update bool) error {
 		if !ok {
 			return fmt.Errorf("%T is no pod", internal)
 		}
-		err = plugin.Validate(ctx, admission.NewAttributesRecord(p, old, schema.GroupVersionKind{Version: "v1", Kind: "Pod"},
+		err = plugin.Validate(ctx, admission.NewAttributesRecord(p, old,
+			schema.GroupVersionKind{Version: "v1", Kind: "Pod"},
 			metav1.NamespaceDefault, p.Name, schema.GroupVersionResource{Version: "v1", Resource: "pods"}, "",
 			operation, options, false, &user.DefaultInfo{Name: "somebody"}),
 			admission.NewObjectInterfacesFromScheme(legacyscheme.Scheme))
