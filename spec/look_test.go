@@ -434,6 +434,113 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
+// A redirect can lead above the store, too.
+func TestRedirectAboveTheStore(t *testing.T) {
+	h := newNixHost(t)
+	at := mountOverlay(t, "/", h.dir+"/at", "redirect_dir=on,lowerdir="+h.dir+"/host,upperdir="+
+		made(t, h.dir+"/upper")+",workdir="+made(t, h.dir+"/work"))
+	must(t, os.Rename(at+"/nix", at+"/music"), os.RemoveAll(at+"/music/var"))
+	if got, err := h.look(t).Classify("/", bind(at, "/x")); err != nil || got.Class != Leaks || got.Shows != h.store.Dir {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// Where the upper layer is on another file system and has no inode numbers of its own for
+// those of the lower ones (xino=off), times and sizes tell.
+func TestMadeUpInodes(t *testing.T) {
+	h := newNixHost(t)
+	memory := made(t, h.dir+"/memory")
+	must(t, syscall.Mount("tmpfs", memory, "tmpfs", 0, ""))
+	t.Cleanup(func() { _ = syscall.Unmount(memory, syscall.MNT_DETACH) })
+	at := mountOverlay(t, "/", h.dir+"/at", "xino=off,lowerdir="+h.store.Dir+",upperdir="+
+		made(t, memory+"/upper")+",workdir="+made(t, memory+"/work"))
+	withoutHandles(t, func() {
+		got, err := h.look(t).Classify("/", bind(at, "/x"))
+		if err != nil || got.Class != Leaks || got.Shows != h.store.Dir {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
+}
+
+// vanish mounts an overlay by names that are no more. upper and work are in one directory.
+func vanish(t *testing.T, at, lower, upper, work string) {
+	t.Helper()
+	alias := bindMount(t, lower, at+"-lower")
+	both := bindMount(t, filepath.Dir(upper), at+"-both")
+	mountOverlay(t, "/", at, "lowerdir="+alias+",upperdir="+both+"/"+filepath.Base(upper)+
+		",workdir="+both+"/"+filepath.Base(work))
+	must(t, syscall.Unmount(alias, 0), syscall.Unmount(both, 0), os.Remove(alias), os.Remove(both))
+}
+
+// A host whose state directory is on an overlay: each layer is guarded that has a part of
+// what shows, though another has the same names.
+func TestLayersWithTheSameNames(t *testing.T) {
+	h := newNixHost(t)
+	made(t, h.dir+"/rw/upper", h.dir+"/rw/work")
+	nix := made(t, h.dir+"/live/nix")
+	vanish(t, nix, h.dir+"/host/nix", h.dir+"/rw/upper", h.dir+"/rw/work")
+	must(t, os.RemoveAll(nix+"/var/nix/profiles"), os.MkdirAll(nix+"/var/nix/profiles/per-user/root", 0o755))
+	h.store.Dir, h.store.StateDir = nix+"/store", nix+"/var/nix"
+	for _, source := range []string{
+		h.dir + "/rw/upper/var/nix", h.dir + "/rw/upper/var/nix/profiles", h.dir + "/host/nix/var/nix/db",
+	} {
+		if got, err := h.look(t).Classify("/", bind(source, "/x")); err != nil || got.Class != Leaks {
+			t.Errorf("%s: %+v, %v", source, got, err)
+		}
+	}
+}
+
+// The file of the disk of a layer, where the kernel gives no handles.
+func TestLayerOnADisk(t *testing.T) {
+	h := newNixHost(t)
+	image := made(t, h.dir+"/images") + "/disk"
+	f, err := os.Create(image)
+	must(t, err)
+	must(t, f.Truncate(16<<20), f.Close())
+	run(t, "mkfs.ext4", "-q", image)
+	disk := made(t, h.dir+"/disk")
+	run(t, "mount", "-o", "loop", image, disk)
+	t.Cleanup(func() { _ = syscall.Unmount(disk, syscall.MNT_DETACH) })
+	run(t, "cp", "-a", h.store.Dir, disk+"/store")
+	live := mountOverlay(t, "/", h.dir+"/live/nix/store", "lowerdir="+disk+"/store,upperdir="+
+		made(t, h.dir+"/upper")+",workdir="+made(t, h.dir+"/work"))
+	h.store.Dir, h.store.StateDir = live, made(t, h.dir+"/live/nix/var/nix")
+	check := func() {
+		for _, source := range []string{image, h.dir + "/images"} {
+			if got, err := h.look(t).Classify("/", bind(source, "/x")); err != nil || got.Class != Leaks {
+				t.Errorf("%s: %+v, %v", source, got, err)
+			}
+		}
+	}
+	check()
+	withoutHandles(t, check)
+}
+
+// A host that is itself in a container: its root directory is an overlay by names that are
+// no more. The files of an overlay of that have no handles, so that one with a name that
+// others can change tells nothing.
+func TestHostInAContainer(t *testing.T) {
+	h := newNixHost(t)
+	made(t, h.dir+"/rw/upper", h.dir+"/rw/work")
+	live := made(t, h.dir+"/live")
+	vanish(t, live, h.dir+"/host", h.dir+"/rw/upper", h.dir+"/rw/work")
+	made(t, live+"/srv/data")
+	h.store.Dir, h.store.StateDir = live+"/nix/store", live+"/nix/var/nix"
+	for source, want := range map[string]int{live + "/srv": 0, live + "/srv/data": 0, h.path("a"): 1} {
+		got, err := h.look(t).Classify("/", bind(source, "/x"))
+		if err != nil || got.Class != NoneOfOurs || len(got.Asked) != want {
+			t.Errorf("%s: %+v, %v; want %d store paths asked for", source, got, err, want)
+		}
+	}
+	link := h.link(t, h.path("a"), "links/link")
+	at := mountOverlay(t, "/", h.dir+"/at", "lowerdir="+link+":"+h.dir+"/data")
+	must(t, os.Remove(link), os.Symlink(h.dir+"/data", link), os.Chmod(filepath.Dir(link), 0o777))
+	const want = "is named by a path that others than root can change"
+	if got, err := h.look(t).Classify("/", bind(at, "/x")); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // Looking leaves nothing open.
 func TestLookCloses(t *testing.T) {
 	h := newNixHost(t)
