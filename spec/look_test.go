@@ -440,7 +440,8 @@ func TestRedirectAboveTheStore(t *testing.T) {
 	at := mountOverlay(t, "/", h.dir+"/at", "redirect_dir=on,lowerdir="+h.dir+"/host,upperdir="+
 		made(t, h.dir+"/upper")+",workdir="+made(t, h.dir+"/work"))
 	must(t, os.Rename(at+"/nix", at+"/music"), os.RemoveAll(at+"/music/var"))
-	if got, err := h.look(t).Classify("/", bind(at, "/x")); err != nil || got.Class != Leaks || got.Shows != h.store.Dir {
+	if got, err := h.look(t).Classify("/", bind(at, "/x")); err != nil || got.Class != Leaks ||
+		got.Shows != h.store.Dir {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
