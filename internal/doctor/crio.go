@@ -20,10 +20,7 @@ func (e *exam) crio(ctx context.Context) {
 		return
 	}
 	if err != nil {
-		e.find(Finding{
-			ID: "crio-config", Severity: Closed, Engine: "cri-o", What: oneLine(err),
-			Consequence: "CRI-O does not start", Advice: "mend the file",
-		})
+		e.broken("crio-config", "cri-o", "CRI-O", err)
 		return
 	}
 	if c.PID != 0 {

@@ -23,10 +23,7 @@ func (e *exam) docker(ctx context.Context) {
 		return
 	}
 	if err != nil {
-		e.find(Finding{
-			ID: "docker-config", Severity: Closed, Engine: "docker", What: oneLine(err),
-			Consequence: "Docker does not start", Advice: "mend the file",
-		})
+		e.broken("docker-config", "docker", "Docker", err)
 		return
 	}
 	files := e.other()

@@ -136,6 +136,14 @@ func (e *exam) find(f Finding) {
 	}
 }
 
+// broken finds a configuration that its engine does not understand either.
+func (e *exam) broken(id, engine, name string, err error) {
+	e.find(Finding{
+		ID: id, Severity: Closed, Engine: engine, What: oneLine(err),
+		Consequence: name + " does not start", Advice: "mend the file",
+	})
+}
+
 func (e *exam) unknown(engine, what string, err error) {
 	advice := ""
 	if os.Geteuid() != 0 {

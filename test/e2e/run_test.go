@@ -390,7 +390,13 @@ func (p *talking) start(t *testing.T) {
 // expect waits until the program has written a text since the last call.
 func (p *talking) expect(t *testing.T, text string) {
 	t.Helper()
-	if err := p.out.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	p.until(t, text, 20*time.Second)
+}
+
+// until waits until the program has written a text, and returns what it wrote before.
+func (p *talking) until(t *testing.T, text string, timeout time.Duration) (before string) {
+	t.Helper()
+	if err := p.out.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 4096)
@@ -401,9 +407,10 @@ func (p *talking) expect(t *testing.T, text string) {
 			t.Fatalf("%v; it wrote %q, want %q", err, p.seen.String(), text)
 		}
 	}
-	_, after, _ := strings.Cut(p.seen.String(), text)
+	before, after, _ := strings.Cut(p.seen.String(), text)
 	p.seen.Reset()
 	p.seen.WriteString(after)
+	return before
 }
 
 func (p *talking) wait() int {

@@ -33,19 +33,18 @@ func TestVirtiofs(t *testing.T) {
 		dir := hostView(t, mode, "script")
 		socket := serveView(t, dir)
 		p := bootGuest(t, socket)
-		var seen []string
-		p.expectInto(t, "ready .\n", &seen)
+		seen := p.until(t, "ready .\n", olderTimeout)
 		later := addStorePath(t, "later-virtiofs-"+mode)
 		if _, err := p.in.WriteString(later + "\n"); err != nil {
 			t.Fatal(err)
 		}
-		p.expectInto(t, "end .\n", &seen)
+		seen += p.until(t, "end .\n", olderTimeout)
 		if status := p.wait(); status != 0 {
 			t.Errorf("QEMU ends with status %d", status)
 		}
 		values := map[string][]string{}
-		for _, line := range seen {
-			key, value, _ := strings.Cut(line, " ")
+		for line := range strings.Lines(seen) {
+			key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 			values[key] = append(values[key], value)
 		}
 		names := closureOf(t, store["script"])
@@ -167,24 +166,4 @@ func exampleHas(t *testing.T, line string) {
 	if text := string(read(t, "../../examples/virtiofs/README.md")); !strings.Contains(text, "    "+line+"\n") {
 		t.Errorf("examples/virtiofs has no line %s", line)
 	}
-}
-
-// expectInto is expect, and the lines before the text.
-func (p *talking) expectInto(t *testing.T, text string, lines *[]string) {
-	t.Helper()
-	if err := p.out.SetReadDeadline(time.Now().Add(olderTimeout)); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 4096)
-	for !strings.Contains(p.seen.String(), text) {
-		n, err := p.out.Read(buf)
-		p.seen.Write(buf[:n])
-		if err != nil && n == 0 {
-			t.Fatalf("%v; it wrote %q, want %q", err, p.seen.String(), text)
-		}
-	}
-	before, after, _ := strings.Cut(p.seen.String(), text)
-	*lines = append(*lines, strings.Split(strings.TrimSuffix(before, "\n"), "\n")...)
-	p.seen.Reset()
-	p.seen.WriteString(after)
 }
