@@ -11,6 +11,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 )
 
 // path returns the mount namespace of a process: a number, `self` or `thread-self`.
@@ -29,14 +31,9 @@ func Same(process, other string) (bool, error) {
 	return os.SameFile(a, b), nil
 }
 
-// Open opens the mount namespace of a process. Unlike os.Open, it does not register the file
-// with the poller.
+// Open opens the mount namespace of a process.
 func Open(process string) (*os.File, error) {
-	fd, err := unix.Open(path(process), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path(process), Err: err}
-	}
-	return os.NewFile(uintptr(fd), path(process)), nil
+	return nopoll.Open(path(process), unix.O_RDONLY, 0)
 }
 
 // Join puts the calling goroutine's thread into a mount namespace (setns(2)), and locks the
