@@ -33,6 +33,8 @@ type Host struct {
 	trees     []*tree
 	// opened and openedDeep tell which trees are open.
 	opened, openedDeep bool
+	// layersUnknown: the store is on an overlay with a layer that was not found.
+	layersUnknown bool
 	// layersAsked are store paths in which layers of overlays lie.
 	layersAsked []askedAt
 	handles     handleRoots

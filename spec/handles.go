@@ -224,7 +224,7 @@ const (
 
 // known tells whether it is known of the files whether they are in guarded directories.
 func (l *layerLook) known() bool {
-	return l.handles > 0 && l.unknown == 0 && !l.Host.handles.incomplete
+	return l.handles > 0 && l.unknown == 0 && !l.Host.handles.incomplete && !l.layersUnknown
 }
 
 func (l *layerLook) look(mounts Mounts) error {

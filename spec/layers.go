@@ -22,7 +22,6 @@ import (
 // the layers in which its files are. If the kernel gives no handles, every mount of the
 // host that shows the same counts as a layer.
 func (h *Host) guardLayers() error {
-	var unknown bool
 	// What is found can lead to more: a layer may itself be on an overlay.
 	for i := 0; i < len(h.guarded); i++ {
 		g := h.guarded[i]
@@ -35,9 +34,9 @@ func (h *Host) guardLayers() error {
 		if err != nil {
 			return fmt.Errorf("looking for the layers of %s: %w", g.name, err)
 		}
-		unknown = unknown || !all && g.store
+		h.layersUnknown = h.layersUnknown || !all && g.store
 	}
-	if unknown {
+	if h.layersUnknown {
 		h.lookAtMounts()
 	}
 	return nil

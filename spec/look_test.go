@@ -453,14 +453,21 @@ func TestMadeUpInodes(t *testing.T) {
 	memory := made(t, h.dir+"/memory")
 	must(t, syscall.Mount("tmpfs", memory, "tmpfs", 0, ""))
 	t.Cleanup(func() { _ = syscall.Unmount(memory, syscall.MNT_DETACH) })
-	at := mountOverlay(t, "/", h.dir+"/at", "xino=off,lowerdir="+h.store.Dir+",upperdir="+
-		made(t, memory+"/upper")+",workdir="+made(t, memory+"/work"))
-	withoutHandles(t, func() {
-		got, err := h.look(t).Classify("/", bind(at, "/x"))
-		if err != nil || got.Class != Leaks || got.Shows != h.store.Dir {
-			t.Errorf("%+v, %v", got, err)
-		}
-	})
+	users := h.store.StateDir + "/gcroots/per-user"
+	made(t, users+"/alice") // a directory of nothing but directories
+	for i, layer := range []string{h.store.Dir, users} {
+		at, dir := h.dir+"/at"+strconv.Itoa(i), memory+"/"+strconv.Itoa(i)
+		alias := bindMount(t, layer, at+"-alias")
+		mountOverlay(t, "/", at, "xino=off,lowerdir="+alias+",upperdir="+made(t, dir+"/upper")+",workdir="+
+			made(t, dir+"/work"))
+		must(t, syscall.Unmount(alias, 0))
+		withoutHandles(t, func() {
+			got, err := h.look(t).Classify("/", bind(at, "/x"))
+			if err != nil || got.Class != Leaks || got.Shows != layer {
+				t.Errorf("%+v, %v; want that it shows %s", got, err, layer)
+			}
+		})
+	}
 }
 
 // vanish mounts an overlay by names that are no more. upper and work are in one directory.
@@ -482,8 +489,11 @@ func TestLayersWithTheSameNames(t *testing.T) {
 	vanish(t, nix, h.dir+"/host/nix", h.dir+"/rw/upper", h.dir+"/rw/work")
 	must(t, os.RemoveAll(nix+"/var/nix/profiles"), os.MkdirAll(nix+"/var/nix/profiles/per-user/root", 0o755))
 	h.store.Dir, h.store.StateDir = nix+"/store", nix+"/var/nix"
+	// From elsewhere, so that no position is the one that the names had.
+	moved := bindMount(t, h.dir+"/rw/upper/var/nix", h.dir+"/moved")
 	for _, source := range []string{
-		h.dir + "/rw/upper/var/nix", h.dir + "/rw/upper/var/nix/profiles", h.dir + "/host/nix/var/nix/db",
+		h.dir + "/rw/upper/var/nix", h.dir + "/rw/upper/var/nix/profiles/per-user/root", h.dir + "/host/nix/var/nix/db",
+		moved,
 	} {
 		if got, err := h.look(t).Classify("/", bind(source, "/x")); err != nil || got.Class != Leaks {
 			t.Errorf("%s: %+v, %v", source, got, err)
@@ -538,6 +548,37 @@ func TestHostInAContainer(t *testing.T) {
 	must(t, os.Remove(link), os.Symlink(h.dir+"/data", link), os.Chmod(filepath.Dir(link), 0o777))
 	const want = "is named by a path that others than root can change"
 	if got, err := h.look(t).Classify("/", bind(at, "/x")); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// A layer of the host's own overlay is on a disk that is mounted nowhere any more. The host's
+// files are looked at as ever, and of another overlay by names that are no more, nothing is
+// known.
+func TestDeadLayers(t *testing.T) {
+	h := newNixHost(t)
+	image, disk := made(t, h.dir+"/images")+"/disk", made(t, h.dir+"/disk")
+	f, err := os.Create(image)
+	must(t, err)
+	must(t, f.Truncate(16<<20), f.Close())
+	run(t, "mkfs.ext4", "-q", image)
+	run(t, "mount", "-o", "loop", image, disk)
+	run(t, "cp", "-a", h.dir+"/host/nix", disk+"/nix")
+	made(t, disk+"/srv/data")
+	live := mountOverlay(t, "/", h.dir+"/live", "lowerdir="+disk+",upperdir="+
+		made(t, h.dir+"/upper")+",workdir="+made(t, h.dir+"/work"))
+	another := mountOverlay(t, "/", h.dir+"/another",
+		"lowerdir="+disk+"/nix/store/"+string(named("a"))+":"+h.dir+"/data")
+	must(t, syscall.Unmount(disk, syscall.MNT_DETACH), os.Remove(disk))
+	h.store.Dir, h.store.StateDir = live+"/nix/store", live+"/nix/var/nix"
+	for source, want := range map[string]int{live + "/srv": 0, h.path("a"): 1} {
+		got, err := h.look(t).Classify("/", bind(source, "/x"))
+		if err != nil || got.Class != NoneOfOurs || len(got.Asked) != want {
+			t.Errorf("%s: %+v, %v; want %d store paths asked for", source, got, err, want)
+		}
+	}
+	if got, err := h.look(t).Classify("/", bind(another, "/x")); err == nil ||
+		!strings.Contains(err.Error(), "leads nowhere") {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
