@@ -6,9 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/mntns"
 )
 
 // Tree is a view that is attached nowhere: whole, read-only, and one step away from any
@@ -20,23 +21,15 @@ type Tree struct{ root *os.File }
 // nobody sees a part of it, also where the directory that it will be attached to is
 // on a shared mount and the kernel copies it to other mount namespaces.
 func NewTree(v View, staging string) (*Tree, error) {
-	type result struct {
-		root *os.File
-		err  error
+	t := &Tree{}
+	err := mntns.OnOwnThread(func() (err error) {
+		t.root, err = stage(v, staging)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	made := make(chan result)
-	go func() {
-		// The thread is not unlocked: it ends with the goroutine, and the mount namespace
-		// with it.
-		runtime.LockOSThread()
-		root, err := stage(v, staging)
-		made <- result{root, err}
-	}()
-	r := <-made
-	if r.err != nil {
-		return nil, r.err
-	}
-	return &Tree{r.root}, nil
+	return t, nil
 }
 
 // stage attaches a view in a mount namespace of the calling thread's own, and returns a

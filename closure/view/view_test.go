@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/mntns"
 )
 
 var listed = Options{Listed: true}
@@ -270,35 +270,36 @@ func TestAttachInAnotherNamespace(t *testing.T) {
 		must(t, err)
 		defer func() { _ = v.Close() }()
 		target := h.target(t, "target").Name()
-		type result struct {
-			names []closure.BaseName
-			lines []string
-			err   error
-		}
-		done := make(chan result)
-		go func() {
-			runtime.LockOSThread() // and never unlock: the thread ends
-			var r result
-			defer func() { done <- r }()
-			if r.err = unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); r.err != nil {
-				return
-			}
-			var f *os.File
-			if f, r.err = os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0); r.err != nil {
-				return
+		var names []closure.BaseName
+		var lines []string
+		err = inOwnNamespace(func() error {
+			f, err := os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0)
+			if err != nil {
+				return err
 			}
 			defer f.Close()
-			if r.err = v.Attach(f); r.err == nil {
-				r.names, r.lines = list(t, target), tree(t, target, c.Names)
+			if err := v.Attach(f); err != nil {
+				return err
 			}
-		}()
-		r := <-done
-		if r.err != nil || !slices.Equal(r.names, c.Names) || !slices.Equal(r.lines, want) {
-			t.Errorf("%d names, %d files, %v", len(r.names), len(r.lines), r.err)
+			names, lines = list(t, target), tree(t, target, c.Names)
+			return nil
+		})
+		if err != nil || !slices.Equal(names, c.Names) || !slices.Equal(lines, want) {
+			t.Errorf("%d names, %d files, %v", len(names), len(lines), err)
 		}
 		if all := mountsAt(t, target); len(all) > 0 {
 			t.Errorf("in this namespace too: %v", all)
 		}
+	})
+}
+
+// inOwnNamespace calls f on a thread that is in a mount namespace of its own.
+func inOwnNamespace(f func() error) error {
+	return mntns.OnOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		return f()
 	})
 }
 
@@ -312,33 +313,23 @@ func TestBindOfAnotherStore(t *testing.T) {
 	defer func() { _ = v.Close() }()
 	target := h.target(t, "target").Name()
 	h.file(t, "../other/"+string(named("file")), "of another", 0o444)
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-				return err
-			}
-			if err := unix.Mount(h.dir+"/other", h.store.Dir, "", unix.MS_BIND, ""); err != nil {
-				return err
-			}
-			f, err := os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			if err := v.Attach(f); err == nil || !strings.Contains(err.Error(), h.store.Dir+" is another directory") {
-				return fmt.Errorf("attached: %v", err) //nolint:errorlint // may be nil
-			}
-			if mounts := mountsAt(t, target); len(mounts) > 0 {
-				return fmt.Errorf("there are %v", mounts)
-			}
-			return nil
-		}()
-	}()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	must(t, inOwnNamespace(func() error {
+		if err := unix.Mount(h.dir+"/other", h.store.Dir, "", unix.MS_BIND, ""); err != nil {
+			return err
+		}
+		f, err := os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := v.Attach(f); err == nil || !strings.Contains(err.Error(), h.store.Dir+" is another directory") {
+			return fmt.Errorf("attached: %v", err) //nolint:errorlint // may be nil
+		}
+		if mounts := mountsAt(t, target); len(mounts) > 0 {
+			return fmt.Errorf("there are %v", mounts)
+		}
+		return nil
+	}))
 }
 
 func TestNotListed(t *testing.T) {
@@ -354,27 +345,19 @@ func TestNotListed(t *testing.T) {
 			t.Errorf("with a list beside it: %v, %v", st.Mode(), err)
 		}
 		must(t, os.Chmod(h.dir, 0o755), os.Chmod(filepath.Dir(h.dir), 0o755))
-		done := make(chan error)
-		go func() {
-			runtime.LockOSThread() // and never unlock: the thread ends
+		must(t, mntns.OnOwnThread(func() error {
 			// Not through package syscall, which would change every thread.
 			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, 1000, 1000, 1000); errno != 0 {
-				done <- errno
-				return
+				return errno
 			}
 			if _, err := os.ReadFile(at + "/" + string(named("file"))); err != nil {
-				done <- err
-				return
+				return err
 			}
 			if _, err := os.ReadDir(at); !errors.Is(err, fs.ErrPermission) {
-				done <- fmt.Errorf("listed: %v", err) //nolint:errorlint // may be nil
-				return
+				return fmt.Errorf("listed: %v", err) //nolint:errorlint // may be nil
 			}
-			done <- nil
-		}()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+			return nil
+		}))
 	})
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -221,27 +220,20 @@ func TestWritableInAnotherNamespace(t *testing.T) {
 	must(t, err)
 	defer func() { _ = v.Close() }()
 	target := h.target(t, "target").Name()
-	done := make(chan error)
 	var names []closure.BaseName
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-				return err
-			}
-			f, err := os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			if err := v.Attach(f); err != nil {
-				return err
-			}
-			names = list(t, target)
-			return os.WriteFile(target+"/new", nil, 0o644)
-		}()
-	}()
-	if err := <-done; err != nil || !slices.Equal(names, c.Names) {
+	err = inOwnNamespace(func() error {
+		f, err := os.OpenFile(target, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := v.Attach(f); err != nil {
+			return err
+		}
+		names = list(t, target)
+		return os.WriteFile(target+"/new", nil, 0o644)
+	})
+	if err != nil || !slices.Equal(names, c.Names) {
 		t.Errorf("%q, %v", names, err)
 	}
 	if all := mountsAt(t, target); len(all) > 0 {

@@ -12,6 +12,7 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/hook/state"
+	"github.com/nix-closure/nix-closure/internal/mntns"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -83,7 +84,10 @@ func (v *Verifier) Verify(ctx context.Context, c Container) Result {
 	}
 	done := make(chan Result, 1)
 	go func() {
-		l.look(ctx)
+		_ = mntns.OnOwnThread(func() error {
+			l.look(ctx)
+			return nil
+		})
 		done <- l.result
 	}()
 	select {

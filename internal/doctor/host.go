@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 
@@ -17,6 +16,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/internal/mntns"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -163,22 +163,20 @@ func (e *exam) views(ctx context.Context) {
 		return // package store says so
 	}
 	one := closure.New(store, []closure.BaseName{base})
-	errs := make(chan [2]error, 1)
-	go func() {
-		// The thread has a mount namespace of its own from here on, and ends with this.
-		runtime.LockOSThread()
-		overlay, bind, err := e.tryViews(ctx, store, one)
-		errs <- [2]error{errors.Join(overlay, err), errors.Join(bind, err)}
-	}()
-	failed := <-errs
-	if err := failed[1]; err != nil {
+	var overlay, bind error
+	err = mntns.OnOwnThread(func() (err error) {
+		overlay, bind, err = e.tryViews(ctx, store, one)
+		return err
+	})
+	overlay, bind = errors.Join(overlay, err), errors.Join(bind, err)
+	if err := bind; err != nil {
 		e.find(Finding{
 			ID: "view-bind", Severity: Closed, What: "a view by bind mounts cannot be made: " + oneLine(err),
 			Consequence: "containers with mode bind do not start",
 			Advice:      "run this with CAP_SYS_ADMIN, outside of containers",
 		})
 	}
-	if err := failed[0]; err != nil && e.config.Mode != spec.ModeBind {
+	if err := overlay; err != nil && e.config.Mode != spec.ModeBind {
 		f := Finding{
 			ID: "view-overlay", Severity: Warning, What: "a view by an overlay cannot be made: " + oneLine(err),
 			Consequence: "views are made by a bind mount for each store path, which takes longer",
@@ -192,7 +190,7 @@ func (e *exam) views(ctx context.Context) {
 		}
 		e.find(f)
 	}
-	if failed[0] == nil && failed[1] == nil {
+	if overlay == nil && bind == nil {
 		e.fact("views", "overlay and bind can be made")
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/mntns"
 )
 
 var nixStore = closure.Store{Dir: "/nix/store", StateDir: "/nix/var/nix"}
@@ -496,16 +496,13 @@ func TestCheckInRootDirectory(t *testing.T) {
 	p := Policy{Store: nixStore, Rules: []Rule{{nil, []string{"/links/*"}}}}
 	check := func(because string) {
 		t.Helper()
-		done := make(chan error)
-		go func() {
-			runtime.LockOSThread() // and never unlocked: the thread ends
-			err := errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chroot(dir))
-			if err == nil {
-				err = p.Check("", []closure.BaseName{hello})
+		err := mntns.OnOwnThread(func() error {
+			if err := errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chroot(dir)); err != nil {
+				return err
 			}
-			done <- err
-		}()
-		if err := <-done; (err == nil) != (because == "") || err != nil && !strings.HasSuffix(err.Error(), because) {
+			return p.Check("", []closure.BaseName{hello})
+		})
+		if (err == nil) != (because == "") || err != nil && !strings.HasSuffix(err.Error(), because) {
 			t.Errorf("%v, want %q", err, because)
 		}
 	}

@@ -10,13 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/internal/mntns"
 	"github.com/nix-closure/nix-closure/test/machine"
 )
 
@@ -306,16 +306,12 @@ func (h *simulated) inHost(f func() error) (Err error) {
 
 // inOwnThread calls f on a thread that may change its namespaces, and ends with f.
 func inOwnThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	return mntns.OnOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- os.NewSyscallError("unshare", err)
-			return
+			return os.NewSyscallError("unshare", err)
 		}
-		done <- f()
-	}()
-	return <-done
+		return f()
+	})
 }
 
 // left is what containers left on the host that ends with none of them.

@@ -10,12 +10,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/mntns"
 )
 
 // planted is a container in which something is made wrong.
@@ -39,25 +40,17 @@ func plantable(t *testing.T, c container) planted {
 
 // inside calls f in the container's mount namespace, in a thread that ends with it.
 func (p planted) inside(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		done <- func() error {
-			namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", p.pid))
-			if err != nil {
-				return err
-			}
-			defer namespace.Close()
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return err
-			}
-			if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNS); err != nil {
-				return err
-			}
-			return f()
-		}()
-	}()
-	return <-done
+	return mntns.OnOwnThread(func() error {
+		namespace, err := mntns.Open(strconv.Itoa(p.pid))
+		if err != nil {
+			return err
+		}
+		defer namespace.Close()
+		if err := mntns.Join(namespace); err != nil {
+			return err
+		}
+		return f()
+	})
 }
 
 // show mounts a path of the host in the container. What is missing there is made.
