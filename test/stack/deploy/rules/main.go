@@ -9,7 +9,8 @@
 //	rules fires FILE SCRAPE...        the alerts of a rule file that fire after these scrapes, one
 //	                                  a minute, the last of them now: each is a file of metrics.
 //	                                  An alert that has to hold (for) fires if it holds in each
-//	                                  scrape of that time
+//	                                  scrape of that time. An error if its annotations name a
+//	                                  label that it does not have
 package main
 
 import (
@@ -21,6 +22,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -198,9 +200,28 @@ func printFiring(file string, scrapes []string) error {
 					return fmt.Errorf("%s: %w", r.Alert, err)
 				}
 				firing = firing && len(result) > 0
+				if err := checkTexts(r, result); err != nil {
+					return err
+				}
 			}
 			if firing {
 				fmt.Println(r.Alert)
+			}
+		}
+	}
+	return nil
+}
+
+var labelInText = regexp.MustCompile(`\$labels\.(\w+)`)
+
+// checkTexts fails if an annotation of an alert names a label that its series do not have.
+func checkTexts(r rulefmt.Rule, result promql.Vector) error {
+	for _, text := range r.Annotations {
+		for _, m := range labelInText.FindAllStringSubmatch(text, -1) {
+			for _, s := range result {
+				if !s.Metric.Has(m[1]) {
+					return fmt.Errorf("%s: no label %s: %s", r.Alert, m[1], s.Metric)
+				}
 			}
 		}
 	}
