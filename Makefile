@@ -81,9 +81,9 @@ SUITES = umask 022; mkdir -p bin; cd test && \
 stack:
 	@test/stack/build.sh bin/stack
 
-# examples/kubernetes/base, out of the chart beside it.
+# The plain manifests of examples/kubernetes, out of the chart beside them.
 manifests: stack
-	bin/stack/charts write examples/kubernetes/chart examples/kubernetes/base
+	bin/stack/charts write examples/kubernetes/chart examples/kubernetes
 
 # Every fuzz target, for FUZZTIME each. Go's fuzzer may fail at the end of the time
 # without a failing input (golang/go#75804), hence the second try: an input that

@@ -3,6 +3,7 @@
 package engines
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -65,30 +66,38 @@ func valid(t *testing.T, text string) {
 	}
 }
 
-// The manifests of base are those of the chart, byte for byte, and kustomize takes all of
+// The plain manifests are those of the chart, byte for byte, and kustomize takes all of
 // them.
 func TestExampleBase(t *testing.T) {
-	dir, base := t.TempDir(), examples+"/kubernetes/base"
-	charts(t, "write", chart, dir)
-	written, err := os.ReadDir(dir)
-	if err != nil || len(written) == 0 {
-		t.Fatal(written, err)
-	}
-	want := []string{"namespace.yaml"}
-	for _, e := range written {
-		want = append(want, e.Name())
-		if readFile(t, dir+"/"+e.Name()) != readFile(t, base+"/"+e.Name()) {
-			t.Errorf("base/%s is not what the chart has; run make manifests", e.Name())
+	const component = "components/device-plugin"
+	dir := t.TempDir()
+	for _, in := range []string{"base", component} {
+		if err := os.MkdirAll(filepath.Join(dir, in), 0o755); err != nil {
+			t.Fatal(err)
 		}
 	}
-	var kustomization struct{ Resources []string }
-	if err := yaml.Unmarshal([]byte(readFile(t, base+"/kustomization.yaml")), &kustomization); err != nil {
-		t.Fatal(err)
-	}
-	slices.Sort(want)
-	slices.Sort(kustomization.Resources)
-	if !slices.Equal(kustomization.Resources, want) {
-		t.Errorf("base has %q, want %q", kustomization.Resources, want)
+	charts(t, "write", chart, dir)
+	for in, want := range map[string][]string{"base": {"namespace.yaml"}, component: nil} {
+		written, err := os.ReadDir(filepath.Join(dir, in))
+		if err != nil || len(written) == 0 {
+			t.Fatal(written, err)
+		}
+		for _, e := range written {
+			name := filepath.Join(in, e.Name())
+			if want = append(want, e.Name()); readFile(t, filepath.Join(dir, name)) != example(t, "kubernetes/"+name) {
+				t.Errorf("%s is not what the chart has; run make manifests", name)
+			}
+		}
+		var kustomization struct{ Resources []string }
+		text := example(t, "kubernetes/"+in+"/kustomization.yaml")
+		if err := yaml.Unmarshal([]byte(text), &kustomization); err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(want)
+		slices.Sort(kustomization.Resources)
+		if !slices.Equal(kustomization.Resources, want) {
+			t.Errorf("%s has %q, want %q", in, kustomization.Resources, want)
+		}
 	}
 }
 
@@ -117,12 +126,37 @@ func TestExampleOverlays(t *testing.T) {
 			}
 		}
 		seen = append(seen, overlay)
+
+		// The same with the device plugin.
+		component := map[bool]string{true: "device-plugin-k0s", false: "device-plugin"}[name == "k0s"]
+		withPlugin := byName(t, charts(t, "kustomize", ownOverlay(t, name, component)))
+		rendered = byName(t, charts(t, "template", chart, "distribution="+name, "devicePlugin.enabled=true"))
+		rendered[namespace] = plain[namespace]
+		if len(withPlugin) != len(overlay)+1 || !reflect.DeepEqual(withPlugin, rendered) {
+			t.Errorf("%s: the component and the chart differ: %v", name, slices.Collect(maps.Keys(withPlugin)))
+		}
 		volumes := overlay["*v1.DaemonSet nix-closure"].(*apps.DaemonSet).Spec.Template.Spec.Volumes
 		if !slices.ContainsFunc(volumes,
 			func(v core.Volume) bool { return v.HostPath != nil && v.HostPath.Path == directory }) {
 			t.Errorf("%s: no volume %s: %v", name, directory, volumes)
 		}
 	}
+}
+
+// ownOverlay makes an overlay of an overlay and a component, as somebody may have one.
+func ownOverlay(t *testing.T, overlay, component string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(examples+"/kubernetes")); err != nil {
+		t.Fatal(err)
+	}
+	own := dir + "/own"
+	text := fmt.Sprintf("resources: [../overlays/%s]\ncomponents: [../components/%s]\n", overlay, component)
+	err := errors.Join(os.Mkdir(own, 0o755), os.WriteFile(own+"/kustomization.yaml", []byte(text), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return own
 }
 
 // variants are values with which somebody may install the chart.
@@ -138,6 +172,9 @@ var variants = [][]string{
 	{"image.digest=sha256:" + strings.Repeat("0", 64), "image.pullPolicy=Always", "imagePullSecrets[0].name=registry"},
 	{"policy.allowNoRuntimeClass=true", "policy.runtimeClasses={nix-closure,runc,gvisor}"},
 	{"nodeSelector.example\\.org/nix-store=null", "nodeSelector.example\\.org/has-nix=yes"},
+	{"devicePlugin.enabled=true"},
+	{"devicePlugin.enabled=true", "distribution=k0s", "plugin.enabled=false"},
+	{"devicePlugin.enabled=true", "kubelet.rootDir=/srv/kubelet", "devicePlugin.user=1234"},
 }
 
 // Helm has nothing to say of the chart, and an API server takes each of its manifests,
@@ -147,7 +184,11 @@ func TestExampleChart(t *testing.T) {
 		charts(t, append([]string{"lint", chart}, values...)...)
 		text := charts(t, append([]string{"template", chart}, values...)...)
 		valid(t, text)
-		if n := len(objects(t, text)); n != 4 {
+		want := 4
+		if slices.Contains(values, "devicePlugin.enabled=true") {
+			want++
+		}
+		if n := len(objects(t, text)); n != want {
 			t.Errorf("%q: %d objects", values, n)
 		}
 	}
@@ -186,6 +227,8 @@ func TestExampleChart(t *testing.T) {
 		"policy.runtimeClasses={}":                 "at '/policy/runtimeClasses/0': ",
 		"policy.runtimeClasses={a']}":              "at '/policy/runtimeClasses/0': ",
 		"policy.enabled=no":                        "at '/policy/enabled': got string, want boolean",
+		"devicePlugin.user=0":                      "at '/devicePlugin/user': minimum",
+		"kubelet.rootDir=var":                      "at '/kubelet/rootDir': ",
 		"global.image=other":                       "additional properties 'global' not allowed",
 	} {
 		for _, command := range []string{"lint", "template"} {
@@ -215,8 +258,14 @@ func TestExampleChart(t *testing.T) {
 func TestExampleChartPrivileges(t *testing.T) {
 	for _, values := range variants {
 		text := charts(t, append([]string{"template", chart}, values...)...)
-		for _, problem := range privileges(only[*apps.DaemonSet](t, text), values) {
-			t.Errorf("%q: %s", values, problem)
+		for name, o := range byName(t, text) {
+			set, ok := o.(*apps.DaemonSet)
+			if !ok {
+				continue
+			}
+			for _, problem := range privileges(set, values) {
+				t.Errorf("%q: %s: %s", values, name, problem)
+			}
 		}
 	}
 	// The control.
@@ -229,6 +278,7 @@ func TestExampleChartPrivileges(t *testing.T) {
 		func(p *core.PodSpec) { p.Containers[0].SecurityContext.Privileged = &yes },
 		func(p *core.PodSpec) { p.Containers[0].SecurityContext.ReadOnlyRootFilesystem = nil },
 		func(p *core.PodSpec) { p.InitContainers[0].SecurityContext.Capabilities.Drop = nil },
+		func(p *core.PodSpec) { p.Containers[0].VolumeMounts[0].ReadOnly = false },
 		func(p *core.PodSpec) {
 			c := p.Containers[0].SecurityContext.Capabilities
 			c.Add = append(c.Add, "DAC_READ_SEARCH")
@@ -247,28 +297,50 @@ func privileges(set *apps.DaemonSet, values []string) (problems []string) {
 	says := func(value string) bool { return slices.Contains(values, value) }
 	complain := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	pod := set.Spec.Template.Spec
-	hasPlugin := !says("plugin.enabled=false")
+	hasPlugin := set.Name == "nix-closure" && !says("plugin.enabled=false")
 	if pod.HostPID != hasPlugin || pod.HostNetwork != hasPlugin || pod.HostIPC {
 		complain("namespaces of the host: %v %v %v", pod.HostPID, pod.HostNetwork, pod.HostIPC)
 	}
 	if t := pod.AutomountServiceAccountToken; t == nil || *t {
 		complain("it has a token")
 	}
-	directories := slices.Collect(maps.Values(distributions))
-	directories = append(directories, copiedTo, "/etc/containerd/conf.d")
+	// Directories of the host, and whether a container that stays may write there.
+	directories := map[string]bool{copiedTo: false, "/etc/containerd/conf.d": false}
+	for _, dir := range distributions {
+		directories[dir] = false
+	}
+	if set.Name == "nix-closure-device-plugin" {
+		directories = map[string]bool{"/etc/cdi": false, "/etc/nix-closure": false, "/nix/var/nix/db": false}
+		for _, dir := range []string{"/var/lib/kubelet", "/var/lib/k0s/kubelet", "/srv/kubelet"} {
+			directories[dir+"/plugins_registry/nix-closure"] = true
+		}
+	}
+	writable := map[string]bool{}
 	for _, v := range pod.Volumes {
-		if v.HostPath == nil || !slices.Contains(directories, v.HostPath.Path) {
+		if v.HostPath == nil {
+			complain("volume %s", v.String())
+			continue
+		}
+		may, known := directories[v.HostPath.Path]
+		if writable[v.Name] = may; !known {
 			complain("volume %s", v.String())
 		}
 	}
-	for _, c := range append(slices.Clone(pod.InitContainers), pod.Containers...) {
-		var may []core.Capability
-		if c.Name == "plugin" {
-			may = []core.Capability{"SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"}
-			if says("plugin.readAllDirectories=true") {
-				may = append(may, "DAC_READ_SEARCH")
+	for _, c := range pod.Containers {
+		for _, m := range c.VolumeMounts {
+			if !m.ReadOnly && !writable[m.Name] {
+				complain("%s may write to %s", c.Name, m.Name)
 			}
 		}
+		if root := c.SecurityContext.RunAsUser; c.Name != "plugin" && (root == nil || *root == 0) {
+			complain("%s is root", c.Name)
+		}
+	}
+	may := map[string][]core.Capability{"plugin": {"SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"}, "sockets": {"CHOWN"}}
+	if says("plugin.readAllDirectories=true") {
+		may["plugin"] = append(may["plugin"], "DAC_READ_SEARCH")
+	}
+	for _, c := range append(slices.Clone(pod.InitContainers), pod.Containers...) {
 		no := func(b *bool) bool { return b != nil && !*b }
 		s := c.SecurityContext
 		switch {
@@ -276,11 +348,9 @@ func privileges(set *apps.DaemonSet, values []string) (problems []string) {
 			complain("%s: no security context", c.Name)
 		case s.Privileged != nil && *s.Privileged, !no(s.AllowPrivilegeEscalation), !*s.ReadOnlyRootFilesystem,
 			s.SeccompProfile.Type != core.SeccompProfileTypeRuntimeDefault,
-			!slices.Equal(s.Capabilities.Drop, []core.Capability{"ALL"}), !slices.Equal(s.Capabilities.Add, may):
+			!slices.Equal(s.Capabilities.Drop, []core.Capability{"ALL"}),
+			!slices.Equal(s.Capabilities.Add, may[c.Name]):
 			complain("%s: %s", c.Name, s.String())
-		}
-		if c.Name == "plugin" && !c.VolumeMounts[0].ReadOnly {
-			complain("the plugin may write the programs")
 		}
 	}
 	return problems

@@ -39,3 +39,11 @@ needs a template (config-v3.toml.tmpl) with the same lines.
 {{ ne .Values.distribution "k0s" }}
 {{- end -}}
 {{- end -}}
+
+{{- define "nix-closure.kubeletDir" -}}
+{{- if .Values.kubelet.rootDir -}}
+{{ .Values.kubelet.rootDir }}
+{{- else -}}
+{{ ternary "/var/lib/k0s/kubelet" "/var/lib/kubelet" (eq .Values.distribution "k0s") }}
+{{- end -}}
+{{- end -}}

@@ -6,7 +6,8 @@
 //	charts lint CHART [NAME=VALUE...]
 //	charts template CHART [NAME=VALUE...]   to standard output, as release nix-closure in
 //	                                        the namespace nix-closure
-//	charts write CHART DIRECTORY            the same, with a file for each template
+//	charts write CHART DIRECTORY            the same, into the files of the directory's base
+//	                                        and components
 //	charts kustomize DIRECTORY              to standard output
 package main
 
@@ -92,13 +93,21 @@ func template(dir string, values map[string]any) (string, error) {
 	return text.String(), err
 }
 
-// write writes the manifests of each template that has some into a file of its name.
+// write writes the manifests of each template into a file of its name, below a directory:
+// base has those that are on by default.
 func write(dir, to string) error {
-	files, err := render(dir, nil)
-	for file, text := range files {
-		base := filepath.Base(file)
-		text = fmt.Sprintf("# Written by make manifests: change ../chart/templates/%s.\n%s", base, text)
-		err = errors.Join(err, os.WriteFile(filepath.Join(to, base), []byte(text), 0o644))
+	base, err := render(dir, nil)
+	if err != nil {
+		return err
+	}
+	all, err := render(dir, map[string]any{"devicePlugin": map[string]any{"enabled": true}})
+	for file, text := range all {
+		name, in := filepath.Base(file), "base"
+		if base[file] == "" {
+			in = "components/device-plugin"
+		}
+		text = fmt.Sprintf("# Written by make manifests: change chart/templates/%s.\n%s", name, text)
+		err = errors.Join(err, os.WriteFile(filepath.Join(to, in, name), []byte(text), 0o644))
 	}
 	return err
 }
