@@ -373,7 +373,8 @@ func TestExamplePaths(t *testing.T) {
 	}
 	// The image has all that make cross builds, and so have the nodes.
 	for name, line := range map[string]string{
-		"Containerfile": "\nCOPY nix-closure* /nix-closure/\n", "base/daemonset.yaml": " for program in nix-closure*; do\n",
+		"Containerfile":       "\nCOPY nix-closure* /nix-closure/\n",
+		"base/daemonset.yaml": " for program in nix-closure*; do\n",
 	} {
 		if !strings.Contains(example(t, "kubernetes/"+name), line) {
 			t.Errorf("%s has no %q", name, line)

@@ -43,7 +43,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return errors.New("usage: charts lint|template|write|kustomize DIRECTORY [NAME=VALUE...]")
+		return errors.New("usage: charts lint|template|write|kustomize DIRECTORY, and more")
 	}
 	if len(args) == 3 && args[0] == "write" {
 		return write(args[1], args[2])

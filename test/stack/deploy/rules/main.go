@@ -50,7 +50,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return errors.New("usage: rules check|uses|fires FILE...")
+		return errors.New("usage: rules check|uses|fires FILE, and more files")
 	}
 	switch command, files := args[0], args[1:]; command {
 	case "check":
@@ -107,7 +107,7 @@ func collect(tree parser.Expr, uses map[string]bool) {
 		}
 		uses[selector.Name] = true
 		for _, m := range selector.LabelMatchers {
-			if m.Name != labels.MetricName {
+			if m.Name != prom.MetricNameLabel {
 				uses[selector.Name+" "+m.Name] = true
 			}
 		}
