@@ -17,8 +17,9 @@ imagePullPolicy: {{ . }}
 
 {{/*
 The drop-in directory of the node's containerd; empty: containerd's configuration is not
-written. k3s and RKE2 read *.toml there since March 2026; before that, their containerd
-needs a template (config-v3.toml.tmpl) with the same lines.
+written. k3s and RKE2 read *.toml there if `imports` in config.toml, which they write beside
+that directory, names it. Releases before 2026 need a template (config-v3.toml.tmpl) with
+the same lines.
 */}}
 {{- define "nix-closure.dropInDir" -}}
 {{- if .Values.containerd.dropInDir -}}
