@@ -47,7 +47,7 @@ func devices() []Device {
 // What is written is read as it was, by this package and by the CDI module.
 func TestWriteRead(t *testing.T) {
 	for _, extension := range []string{".json", ".yaml"} {
-		path := filepath.Join(t.TempDir(), "cdi", "nix-closure"+extension)
+		path := filepath.Join(t.TempDir(), "nix-closure"+extension)
 		f, err := readOrNew(path, store)
 		if err != nil {
 			t.Fatal(err)

@@ -48,6 +48,8 @@ type Device struct {
 	// Hook and Config are the paths of the hook's program and of the configuration that it
 	// is called with; Config is empty for the usual one.
 	Hook, Config string
+	// Engine is what the hook is called with; empty: a device is for every engine.
+	Engine spec.Engine
 	// Trouble says why this program cannot tell what the device gives: another program wrote
 	// it. Only the name is set then.
 	Trouble error
@@ -94,6 +96,9 @@ func (d Device) edits(store closure.Store) specs.Device {
 	args := []string{hookProgram}
 	if d.Config != "" {
 		args = append(args, "--config", d.Config)
+	}
+	if d.Engine != spec.UnknownEngine {
+		args = append(args, "--engine", string(d.Engine))
 	}
 	annotations := d.annotations(store)
 	for _, key := range slices.Sorted(maps.Keys(annotations)) {
@@ -148,7 +153,7 @@ func parseDevice(store closure.Store, device specs.Device) (d Device) {
 		d.Trouble = errors.New("it calls the hook with other arguments at createRuntime than at poststop")
 		return d
 	}
-	d.Hook, d.Config, d.Asked = create.program, create.config, create.asked
+	d.Hook, d.Config, d.Engine, d.Asked = create.program, create.config, create.engine, create.asked
 	d.Request, d.Trouble = spec.ParseAnnotations(store, spec.UnknownEngine, "", create.annotations)
 	if d.Request == nil && d.Trouble == nil {
 		d.Trouble = errors.New("it calls the hook without --annotation")
@@ -158,9 +163,10 @@ func parseDevice(store closure.Store, device specs.Device) (d Device) {
 
 // call is a call of the hook.
 type call struct {
-	program, config, engine, stage string
-	annotations                    map[string]string
-	asked                          []string
+	program, config, stage string
+	engine                 spec.Engine
+	annotations            map[string]string
+	asked                  []string
 }
 
 func (c call) sameButStage(other call) bool {
@@ -186,7 +192,11 @@ func parseCall(hook *specs.Hook) (call, error) {
 		case "--config":
 			c.config = value
 		case "--engine":
-			c.engine = value
+			engine, err := spec.ParseEngine(value)
+			if err != nil {
+				return c, fmt.Errorf("it calls the hook with --engine: %w", err)
+			}
+			c.engine = engine
 		case "--annotation":
 			key, value, ok := strings.Cut(value, "=")
 			if _, twice := c.annotations[key]; !ok || twice {

@@ -206,8 +206,9 @@ func (f *File) write() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.path, err)
 	}
-	if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil {
-		return err
+	// Engines read the file again whenever it is written.
+	if old, err := os.ReadFile(f.path); err == nil && bytes.Equal(old, text) {
+		return nil
 	}
 	return atomicfile.WriteReadable(f.path, text)
 }
