@@ -341,6 +341,64 @@ func TestCDICollector(t *testing.T) {
 	checkRoots(t, map[string][]string{})
 }
 
+// cdiExample is examples/cdi/nix-closure.json for a store path and a profile that leads
+// to it.
+func cdiExample(t *testing.T, root string) string {
+	return strings.ReplaceAll(string(read(t, "../../examples/cdi/nix-closure.json")), "/nix/store/…-hello-2.12", root)
+}
+
+// The example is what cdi generate writes, and its units' command follows a profile with
+// the capabilities that they leave.
+func TestCDIExamples(t *testing.T) {
+	install(t)
+	removeDevices(t)
+	const profile = "/nix/var/nix/profiles/hello"
+	root := buildProgram(t, "hello-2.12")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(profile), 0o755), os.Symlink(root, profile)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeAll(t, profile) })
+	program := "/usr/local/bin/nix-closure"
+	must(t, program, "cdi", "generate", "hello="+profile, "two="+root+":"+store["bash"])
+	want := strings.ReplaceAll(cdiExample(t, root), "/nix/store/…-bash-5.2", store["bash"])
+	if got := string(read(t, cdiFile)); got != want {
+		t.Errorf("it wrote\n%s\nwant\n%s", got, want)
+	}
+	newer := buildProgram(t, "hello-2.13")
+	if err := errors.Join(os.Remove(profile), os.Symlink(newer, profile)); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	unit := string(read(t, "../../examples/systemd/nix-closure-cdi.service"))
+	write(t, dir+"/nix-closure-cdi.service", []byte(unit))
+	write(t, dir+"/nix-closure-cdi.path", read(t, "../../examples/systemd/nix-closure-cdi.path"))
+	if out := must(t, "systemd-analyze", "verify", "--man=no", dir+"/nix-closure-cdi.path",
+		dir+"/nix-closure-cdi.service"); out != "" {
+		t.Error(out)
+	}
+	if path := string(read(t, dir+"/nix-closure-cdi.path")); !strings.Contains(path,
+		"PathChanged="+filepath.Dir(profile)+"\n") {
+		t.Error(path)
+	}
+	setting := func(key string) string {
+		_, rest, found := strings.Cut(unit, "\n"+key+"=")
+		if !found {
+			t.Fatalf("the unit has no %s", key)
+		}
+		value, _, _ := strings.Cut(rest, "\n")
+		return value
+	}
+	capabilities := "-all"
+	for _, name := range strings.Fields(setting("CapabilityBoundingSet")) {
+		capabilities += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	must(t, "setpriv", append([]string{"--bounding-set", capabilities, "--inh-caps", capabilities},
+		strings.Fields(setting("ExecStart"))...)...)
+	if d := listDevices(t); d[0].Roots[0] != newer || d[1].Roots[0] != root {
+		t.Errorf("%+v", d)
+	}
+}
+
 // deviceWays are how podman gives a container a device, by nothing but the file: an ordinary
 // user has no configuration at all.
 func deviceWays(t *testing.T) []way {
