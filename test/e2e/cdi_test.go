@@ -570,8 +570,10 @@ func TestDeviceAndMore(t *testing.T) {
 		"env": roots(store["env"]), "same": roots(store["env"]), "tools": roots(store["tools"]),
 		"both": roots(store["env"] + ":" + store["tools"]),
 	})
-	all := closureOf(t, store["env"])
-	all = append(all, closureOf(t, store["tools"])...)
+	mustOperator(t, "cdi", "generate", "--mode", "bind", "bind="+store["env"])
+	none, mode := emptyHooks(t), []string{"--annotation", "nix-closure/mode=bind"}
+	env := closureOf(t, store["env"])
+	all := slices.Concat(env, closureOf(t, store["tools"]))
 	slices.Sort(all)
 	both := slices.Compact(all)
 	asks := func(names ...string) (flags []string) {
@@ -585,24 +587,31 @@ func TestDeviceAndMore(t *testing.T) {
 		flags   []string
 		want    []string // nil: refused
 		refused string
+		hooks   string // directory of hook files; empty: those of this program
 	}{
-		{"one", asks("env"), closureOf(t, store["env"]), ""},
-		{"of two roots", asks("both"), both, ""},
-		{"and the same annotation", append(asks("env"), flags(roots(store["env"]))...), closureOf(t, store["env"]), ""},
-		{"and another annotation", append(asks("env"), flags(roots(store["tools"]))...), nil, "nix-closure/roots"},
+		{"one", asks("env"), env, "", ""},
+		{"of two roots", asks("both"), both, "", ""},
+		{"and the same annotation", append(asks("env"), flags(roots(store["env"]))...), env, "", ""},
+		{"and another annotation", append(asks("env"), flags(roots(store["tools"]))...), nil, "nix-closure/roots", ""},
 		{"and another closure-info", append(asks("env"), "--annotation",
-			"nix-closure/closure-info="+store["closureInfo"]), nil, "closure-info"},
-		{"and a mode", append(asks("env"), "--annotation", "nix-closure/mode=bind"), nil, "name at least one store path"},
-		{"and an unknown key", append(asks("env"), "--annotation", "nix-closure/rots=x"), nil, "unknown"},
-		{"twice", asks("env", "env"), closureOf(t, store["env"]), ""},
-		{"two of one closure", asks("env", "same"), closureOf(t, store["env"]), ""},
-		{"two closures", asks("env", "tools"), nil, "closure"},
-		{"two closures, in the other order", asks("tools", "env"), nil, "closure"},
+			"nix-closure/closure-info="+store["closureInfo"]), nil, "closure-info", ""},
+		{"and a mode", append(asks("env"), mode...), nil, "name at least one store path", ""},
+		{"and a mode, without hook files", append(asks("env"), mode...), env, "", none},
+		{"with a mode and another, without hook files", append(asks("bind"), "--annotation",
+			"nix-closure/mode=overlay"), nil, "nix-closure/mode", none},
+		{"and an unknown key", append(asks("env"), "--annotation", "nix-closure/rots=x"), nil, "unknown", ""},
+		{"and an unknown key, without hook files", append(asks("env"), "--annotation", "nix-closure/rots=x"), nil,
+			"unknown", none},
+		{"twice", asks("env", "env"), env, "", ""},
+		{"two of one closure", asks("env", "same"), env, "", ""},
+		{"two of one closure, in two modes", asks("env", "bind"), nil, "", none},
+		{"two closures", asks("env", "tools"), nil, "closure", ""},
+		{"two closures, in the other order", asks("tools", "env"), nil, "closure", ""},
 	} {
 		for _, runtime := range runtimes {
 			t.Run(c.name+"/"+runtime, func(t *testing.T) {
-				// With hook files: then both the engine's hook and the device's are called.
-				container := container{runtime: runtime, image: annotatedImage(t, nil),
+				// With hook files, both the engine's hook and the device's are called.
+				container := container{runtime: runtime, image: annotatedImage(t, nil), hooks: c.hooks,
 					flags: slices.Concat(c.flags, wholeStore)}
 				stdout, stderr, err := container.run("/bin/busybox", "ls", "-A", storeDir)
 				got := strings.Fields(stdout)
