@@ -105,28 +105,32 @@ func (l Links) link(names []BaseName) error {
 
 // Keep removes all links but these, and the directory if no link is left.
 func (l Links) Keep(names []BaseName) error {
-	entries, err := os.ReadDir(l.Dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	others, err := l.Others(names)
 	if err != nil {
 		return err
 	}
-	left := 0
-	for _, e := range entries {
-		if slices.Contains(names, BaseName(e.Name())) {
-			left++
-			continue
-		}
-		if err := os.Remove(l.Dir + "/" + e.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, name := range others {
+		if err := os.Remove(l.Dir + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	if left == 0 {
-		_ = os.Remove(l.Dir)
-		_ = os.Remove(filepath.Dir(l.Dir)) // unless it has others
-	}
+	_ = os.Remove(l.Dir)               // unless it has links
+	_ = os.Remove(filepath.Dir(l.Dir)) // unless it has other directories
 	return nil
+}
+
+// Others returns the names in the directory that are not these.
+func (l Links) Others(names []BaseName) (others []string, _ error) {
+	entries, err := os.ReadDir(l.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		if !slices.Contains(names, BaseName(e.Name())) {
+			others = append(others, e.Name())
+		}
+	}
+	return others, err
 }
 
 // Missing returns the names for which there is no link.

@@ -151,6 +151,56 @@ func checkProgram(path string) error {
 	return nil
 }
 
+// Sweep lets go of GC roots for devices that are gone: somebody removed them from a file, or
+// the file, by hand. It returns the files. What cannot be read or is being changed is left
+// alone.
+func Sweep(roots string, nix closure.NixStore, dryRun bool) (swept []string, _ error) {
+	entries, err := os.ReadDir(roots)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, entry := range entries {
+		path, err := url.PathUnescape(entry.Name())
+		if err != nil || !filepath.IsAbs(path) {
+			continue // is not of this program
+		}
+		links := closure.Links{Nix: nix, Dir: filepath.Join(roots, entry.Name())}
+		is, err := sweepFile(path, links, dryRun)
+		if errs = append(errs, err); is {
+			swept = append(swept, path)
+		}
+	}
+	return swept, errors.Join(errs...)
+}
+
+// sweepFile is Sweep for one file.
+func sweepFile(path string, links closure.Links, dryRun bool) (swept bool, _ error) {
+	if _, err := os.Stat(filepath.Dir(path)); err == nil && !dryRun {
+		release, err := tryLock(path)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		defer release()
+	}
+	devices, err := List(path, links.Nix.Store)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("keeping the GC roots for its devices: %w", err)
+	}
+	keep := pins(links.Nix.Store, devices)
+	more, err := links.Others(keep)
+	if err != nil || len(more) == 0 || dryRun {
+		return len(more) > 0, err
+	}
+	return true, links.Keep(keep)
+}
+
 // links are the GC roots for one file.
 func (e Editor) links(path string) closure.Links {
 	return closure.Links{Nix: e.Nix, Dir: e.Roots + "/" + url.PathEscape(path), Indirect: e.Indirect}
@@ -234,29 +284,38 @@ func realPath(path string) (string, error) {
 // on a file beside it, which goes with the last one who needs it, and which other users
 // cannot open.
 func lock(ctx context.Context, path string) (release func(), _ error) {
-	path = filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".lock")
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil && samefile.At(f, path) {
-			return func() {
-				_ = os.Remove(path)
-				_ = f.Close()
-			}, nil
-		}
-		_ = f.Close()
-		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, &os.PathError{Op: "flock", Path: path, Err: err}
+		release, err := tryLock(path)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return release, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("another process changes the file, and has the lock %s: %w", path, ctx.Err())
+			return nil, fmt.Errorf("another process changes the file, and has its lock: %w: %w", err, ctx.Err())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// tryLock is lock without waiting: it fails with EWOULDBLOCK.
+func tryLock(path string) (release func(), _ error) {
+	path = filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil && !samefile.At(f, path) {
+		err = unix.EWOULDBLOCK // another process had it, and has removed the file
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
+	}
+	return func() {
+		_ = os.Remove(path)
+		_ = f.Close()
+	}, nil
 }

@@ -335,6 +335,20 @@ func TestCDICollector(t *testing.T) {
 	if !deleted() {
 		t.Fatal("it is kept")
 	}
+	// What is removed by hand goes with the next sweep.
+	kept := addStorePath(t, "by-hand")
+	mustOperator(t, "cdi", "generate", "by-hand="+kept)
+	removeAll(t, cdiFile)
+	const swept = "GC roots " + cdiFile + "\n"
+	for _, dryRun := range []bool{true, false} {
+		if out := mustOperator(t, "gc", fmt.Sprintf("--dry-run=%v", dryRun)); !strings.Contains(out, swept) {
+			t.Errorf("gc says %q", out)
+		}
+	}
+	must(t, "nix-store", "--delete", kept)
+	if out := mustOperator(t, "gc"); strings.Contains(out, swept) {
+		t.Errorf("gc says %q", out)
+	}
 	if _, stderr, status := operator("/", "cdi", "generate", "collected="+root); status != 3 {
 		t.Errorf("%d %s", status, stderr)
 	}
