@@ -103,7 +103,8 @@ func TestForeign(t *testing.T) {
 		{`{"env":["A=b"]}`, "other edits"},
 		{`{"env":["A=b"],"hooks":[{"hookName":"createRuntime",` + path + `,"args":["x",` + roots +
 			`,"createRuntime"]}]}`, "other edits"},
-		{`{"hooks":[{"hookName":"poststop",` + path + `,"args":["x",` + roots + `,"poststop"]}]}`, "once at createRuntime"},
+		{`{"hooks":[{"hookName":"poststop",` + path + `,"args":["x",` + roots + `,"poststop"]}]}`,
+			"once at createRuntime"},
 		{`{"hooks":[{"hookName":"createRuntime",` + path + `,"args":["x","createRuntime"]}]}`, "without --annotation"},
 		{`{"hooks":[{"hookName":"createRuntime",` + path + `,"args":["x",` + roots + `,"poststop"]}]}`, "at the stage"},
 		{`{"hooks":[{"hookName":"createRuntime","path":"/bin/true","args":["x","createRuntime"]}]}`, "is not"},
@@ -113,8 +114,8 @@ func TestForeign(t *testing.T) {
 			`,"args":["x","--annotation","nix-closure/rots=/nix/store","createRuntime"]}]}`, "unknown"},
 	} {
 		file := filepath.Join(t.TempDir(), "nix-closure.json")
-		text := `{"cdiVersion":"0.5.0","kind":"nix-closure/closure","devices":[{"name":"a","containerEdits":` + c.edits +
-			`}]}`
+		text := `{"cdiVersion":"0.5.0","kind":"nix-closure/closure","devices":[{"name":"a","containerEdits":` +
+			c.edits + `}]}`
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

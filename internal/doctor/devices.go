@@ -24,8 +24,9 @@ func (e *exam) devices(ctx context.Context) {
 	const none = "containers with this device do not start"
 	if err != nil {
 		e.find(Finding{
-			ID: "cdi", Severity: Closed, What: oneLine(err), Consequence: "containers with a CDI device of it do not start",
-			Advice: "mend the file, or remove it and call `nix-closure cdi generate`",
+			ID: "cdi", Severity: Closed, What: oneLine(err),
+			Consequence: "containers with a CDI device of it do not start",
+			Advice:      "mend the file, or remove it and call `nix-closure cdi generate`",
 		})
 		return
 	}

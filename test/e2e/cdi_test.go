@@ -151,8 +151,9 @@ func TestCDIGenerate(t *testing.T) {
 	if status != 1 || !strings.Contains(stderr, "device web stays as it is") {
 		t.Errorf("%d %s", status, stderr)
 	}
+	follows := map[string]string{"web": tools, "other": tools, "moved": env}
 	for _, d := range listDevices(t) {
-		if want := map[string]string{"web": tools, "other": tools, "moved": env}[d.Name]; want != "" && d.Roots[0] != want {
+		if want := follows[d.Name]; want != "" && d.Roots[0] != want {
 			t.Errorf("%+v, want %s", d, want)
 		}
 	}
@@ -673,7 +674,8 @@ func TestDevicePolicy(t *testing.T) {
 		{"device and mount", []string{"--device", "nix-closure/closure=env", "-v", foreign + ":" + foreign}, foreign},
 		{"device with a closure-info and mount", []string{"--device", "nix-closure/closure=info",
 			"-v", foreign + ":" + foreign}, foreign},
-		{"device and mount elsewhere", []string{"--device", "nix-closure/closure=env", "-v", foreign + ":/data"}, foreign},
+		{"device and mount elsewhere", []string{"--device", "nix-closure/closure=env", "-v", foreign + ":/data"},
+			foreign},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for _, runtime := range runtimes {

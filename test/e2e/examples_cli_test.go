@@ -61,8 +61,10 @@ func TestRunExamples(t *testing.T) {
 		}
 		return here.Replace(line)
 	}
-	for _, command := range [][]string{{"view", "mount"}, {"view", "list"}, {"view", "umount"}, {"cdi", "generate"}, {"cdi", "list"},
-		{"cdi", "remove"}, {"run"}, {"confine"}} {
+	for _, command := range [][]string{
+		{"view", "mount"}, {"view", "list"}, {"view", "umount"},
+		{"cdi", "generate"}, {"cdi", "list"}, {"cdi", "remove"}, {"run"}, {"confine"},
+	} {
 		if command[0] == "run" {
 			mustCLI(t, "view", "umount", dir+"/mnt") // the directory is a volume of what follows
 		}
