@@ -24,7 +24,7 @@ FLAGS = -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
 .PHONY: all build hooks manual cross demo test unit e2e machine stack engines fuzz bench lint install uninstall clean \
-	nix-vendor-hash
+	nixhash
 
 all: build hooks manual
 
@@ -104,7 +104,7 @@ bench:
 	cd test && $(GO) test -count=1 -timeout 40m -v -run '^TestFullNode$$' ./engines -args -bin $(CURDIR)/bin -figures
 
 # The hash of the Go modules in nix/package.nix, after a change of go.mod or go.sum.
-nix-vendor-hash:
+nixhash:
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && $(GO) mod vendor -o "$$tmp/vendor" && \
 	hash=$$(nix --extra-experimental-features nix-command hash path "$$tmp/vendor") && \
 	sed -i "s|vendorHash = .*|vendorHash = \"$$hash\";|" nix/package.nix && echo "$$hash"

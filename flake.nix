@@ -20,8 +20,8 @@
     {
       inherit packages;
       overlays.default = import ./nix/overlay.nix;
-      nixosModules.default = ./nix/nixos.nix;
-      homeManagerModules.default = ./nix/home-manager.nix;
+      nixosModules.default.imports = [ ./nix/nixos.nix ];
+      homeManagerModules.default.imports = [ ./nix/home-manager.nix ];
       checks = forSystems (pkgs: {
         package = pkgs.callPackage ./nix/package.nix { };
         # Not run by the tests of this repository: it needs nixpkgs and KVM.

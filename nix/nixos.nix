@@ -59,9 +59,9 @@ let
     closure:
     lib.concatLists (
       lib.mapAttrsToList
-        (key: value: [
+        (name: value: [
           "--annotation"
-          "nix-closure/${key}=${value}"
+          "nix-closure/${name}=${value}"
         ])
         (
           {
@@ -380,7 +380,7 @@ in
               source = "${cfg.package}/share/${path}";
             });
         virtualisation.containers.containersConf.settings.engine = {
-          hooks_dir = [ "/etc/containers/oci/hooks.d" ];
+          hooks_dir = lib.mkAfter [ "/etc/containers/oci/hooks.d" ];
           runtime = mkIf cfg.podman.setAsDefault wrapper;
         };
       })

@@ -2,7 +2,7 @@
 
 # nix-closure for nixpkgs. It needs a nixpkgs whose Go is as new as go.mod says.
 #
-# After a change of go.mod or go.sum, make nix-vendor-hash writes the new vendorHash.
+# After a change of go.mod or go.sum, make nixhash writes the new vendorHash.
 {
   lib,
   buildGoModule,

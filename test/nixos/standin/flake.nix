@@ -5,7 +5,15 @@
   outputs =
     _:
     let
-      lib = import ./lib.nix;
+      # Its modules come from the flake that calls it.
+      lib = import ./lib.nix // {
+        nixosSystem =
+          { system, modules }:
+          lib.evalModules {
+            modules = [ ./nixos.nix ] ++ modules;
+            specialArgs.pkgs = import ./pkgs.nix { inherit lib system; };
+          };
+      };
       systems = [
         "x86_64-linux"
         "aarch64-linux"

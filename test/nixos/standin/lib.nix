@@ -72,6 +72,11 @@ let
   };
   mkForce = mkOverride 50;
   mkDefault = mkOverride 1000;
+  mkOrder = priority: content: {
+    _type = "order";
+    inherit priority content;
+  };
+  mkAfter = mkOrder 1500;
   mkOptionDefault = mkOverride 1500;
   literalExpression = text: {
     _type = "literalExpression";
@@ -88,6 +93,8 @@ let
       map (mapAttrs (_: mkIf value.condition)) (pushDown value.content)
     else if isA "override" value then
       map (mapAttrs (_: mkOverride value.priority)) (pushDown value.content)
+    else if isA "order" value then
+      map (mapAttrs (_: mkOrder value.priority)) (pushDown value.content)
     else if isA "merge" value then
       concatMap pushDown value.contents
     else
@@ -102,22 +109,25 @@ let
       concatMap discharge value.contents
     else if isA "override" value then
       map (inner: inner // { inherit (value) priority; }) (discharge value.content)
+    else if isA "order" value then
+      map (inner: inner // { order = value.priority; }) (discharge value.content)
     else
       [
         {
           priority = 100;
+          order = 1000;
           inherit value;
         }
       ];
 
-  # winners are the values of the strongest priority.
+  # winners are the values of the strongest priority, in order.
   winners =
     definitions:
     let
       values = concatMap discharge definitions;
       strongest = foldl' (least: d: if d.priority < least then d.priority else least) 9999 values;
     in
-    map (d: d.value) (filter (d: d.priority == strongest) values);
+    map (d: d.value) (builtins.sort (a: b: a.order < b.order) (filter (d: d.priority == strongest) values));
 
   # merged has the value of an option or of a part of one, unless it has no definition.
   merged =
@@ -274,14 +284,21 @@ let
     let
       read = if isPath module || isString module then import module else module;
       value = if isFunction read then read args else read;
-      isFull = value ? options || value ? config || value ? imports || value ? freeformType;
+      isFull = value ? options || value ? config;
     in
     concatMap (load args) (value.imports or [ ])
     ++ [
       {
         options = value.options or { };
         freeformType = value.freeformType or null;
-        config = if isFull then value.config or { } else value;
+        config =
+          if isFull then
+            value.config or { }
+          else
+            removeAttrs value [
+              "imports"
+              "freeformType"
+            ];
       }
     ];
 
@@ -335,16 +352,16 @@ let
           strange =
             map (name: place ++ [ name ]) strange ++ concatMap (name: branches.${name}.strange) names;
           # Of the topmost place only, where free forms are used.
-          rest = listToAttrs (
-            map (name: nameValuePair name (mkMerge (given name))) strange
-          );
+          rest = genAttrs strange (name: mkMerge (given name));
         };
 
       whole = tree path (map (module: module.options) loaded) (map (module: module.config) loaded);
       options = whole.options;
       config =
         whole.value
-        // optionalAttrs (freeForms != [ ]) (removeAttrs ((head freeForms).merge path [ whole.rest ]) (attrNames whole.value));
+        // optionalAttrs (freeForms != [ ]) (
+          removeAttrs ((head freeForms).merge path [ whole.rest ]) (attrNames whole.value)
+        );
     in
     {
       inherit options;
@@ -394,6 +411,7 @@ let
       mapAttrs
       mapAttrs'
       mapAttrsToList
+      mkAfter
       mkDefault
       mkForce
       mkIf
