@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cdi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"tags.cncf.io/container-device-interface/pkg/cdi"
+
+	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/samefile"
+)
+
+// Editor changes a file of devices. While a device is in the file, GC roots keep its roots.
+type Editor struct {
+	Path string
+	Nix  closure.NixStore
+	// Roots is a directory for the GC roots of all files. Indirect: see closure.GCRoots.
+	Roots    string
+	Indirect bool
+	// Valid fails if a device's closure is not valid.
+	Valid func(context.Context, Device) error
+}
+
+// lockTimeout bounds the wait for other processes that change the file.
+const lockTimeout = 30 * time.Second
+
+// Edit calls change with the file, and writes it. It leaves no moment in which the file has
+// a device that is not pinned: GC roots are added before, and removed after. Processes that
+// edit the same file wait for each other.
+func (e Editor) Edit(ctx context.Context, change func(*File) error) (Err error) {
+	path, err := realPath(e.Path)
+	if err != nil {
+		return err
+	}
+	release, err := lock(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer release()
+	f, err := readOrNew(path, e.Nix.Store)
+	if err != nil {
+		return err
+	}
+	before := f.Devices()
+	if err := change(f); err != nil {
+		return err
+	}
+	if err := f.checkOthers(); err != nil {
+		return err
+	}
+	links := e.links(path)
+	defer func() {
+		if Err != nil {
+			Err = errors.Join(Err, links.Keep(pins(e.Nix.Store, before)))
+		}
+	}()
+	after := f.Devices()
+	var changed, others []Device
+	for _, d := range after {
+		same := func(old Device) bool { return old.Name == d.Name && slices.Equal(old.pins(), d.pins()) }
+		if slices.ContainsFunc(before, same) {
+			others = append(others, d)
+		} else {
+			changed = append(changed, d)
+		}
+	}
+	err = links.Add(ctx, pins(e.Nix.Store, changed), func(ctx context.Context) error {
+		for _, d := range changed {
+			if err := e.Valid(ctx, d); err != nil {
+				return fmt.Errorf("device %s: %w", d.Name, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	// Somebody may have removed links. If they cannot be made again, because the store path
+	// is gone, that is no reason against a change of another device.
+	if missing := links.Missing(pins(e.Nix.Store, others)); len(missing) > 0 {
+		_ = links.Add(ctx, missing, func(context.Context) error { return nil })
+	}
+	if err := f.write(); err != nil {
+		return err
+	}
+	if err := links.Keep(pins(e.Nix.Store, after)); err != nil {
+		return fmt.Errorf("%s is written, but GC roots of before are still there: %w", path, err)
+	}
+	return nil
+}
+
+// Check says why no container can start with a device of the file, or why that may come to
+// be: the garbage collector may take its closure.
+func (e Editor) Check(ctx context.Context, d Device) error {
+	if d.Trouble != nil {
+		return d.Trouble
+	}
+	if err := checkProgram(d.Hook); err != nil {
+		return err
+	}
+	if err := e.Valid(ctx, d); err != nil {
+		return err
+	}
+	info, err := os.Lstat(e.Path)
+	if err != nil {
+		return err
+	}
+	// A file of NixOS is a link into the store, and keeps what it names by its own text. Of
+	// another user's file, that user's GC roots are not known.
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.Mode().IsRegular() || int(st.Uid) != os.Geteuid() {
+		return nil
+	}
+	path, err := realPath(e.Path)
+	if err != nil {
+		return err
+	}
+	if missing := e.links(path).Missing(d.pins()); len(missing) > 0 {
+		return fmt.Errorf("%s is no GC root, so the garbage collector may take it", e.Nix.Store.Path(missing[0]))
+	}
+	return nil
+}
+
+// checkProgram fails unless an engine can run a program.
+func checkProgram(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("the hook's program: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		return fmt.Errorf("the hook's program: %s is not an executable file", path)
+	}
+	return nil
+}
+
+// links are the GC roots for one file.
+func (e Editor) links(path string) closure.Links {
+	return closure.Links{Nix: e.Nix, Dir: e.Roots + "/" + url.PathEscape(path), Indirect: e.Indirect}
+}
+
+// RootsDir is the directory of the GC roots for the owner of Nix's state directory.
+func RootsDir(store closure.Store) string { return store.StateDir + "/gcroots/nix-closure-cdi" }
+
+// pins are the store paths that keep the closure of a device.
+func (d Device) pins() []closure.BaseName {
+	if d.Request == nil {
+		return nil
+	}
+	return d.Request.Asked()
+}
+
+// pins are the store paths that keep what the devices need: their closures, and the hook if
+// that is in the store.
+func pins(store closure.Store, devices []Device) []closure.BaseName {
+	var all []closure.BaseName
+	for _, d := range devices {
+		all = append(all, d.pins()...)
+		if program, err := store.Parse(d.Hook); err == nil {
+			all = append(all, program)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// checkOthers refuses a device that another file beside this one has too: engines then
+// know neither.
+func (f *File) checkOthers() error {
+	for _, extension := range []string{".json", ".yaml"} {
+		others, err := filepath.Glob(filepath.Dir(f.path) + "/*" + extension)
+		if err != nil {
+			return err
+		}
+		for _, other := range others {
+			if other == f.path {
+				continue
+			}
+			read, err := cdi.ReadSpec(other, 0)
+			if err != nil || read.Kind != Kind {
+				continue // engines do not read it, or it has no device of this kind
+			}
+			for _, d := range read.Devices {
+				if f.index(d.Name) >= 0 {
+					return fmt.Errorf("%s has a device %s too, and engines refuse a device that two files have; "+
+						"remove it there, or take another name", other, d.Name)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// realPath is the path of a file without links on the way to its directory, which is made
+// if it is not there.
+func realPath(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Dir(path)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return "", err
+		}
+		if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask is
+			return "", err
+		}
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, filepath.Base(path)), nil
+}
+
+// lock has this process be the only one that changes the file, until release. The lock is
+// on a file beside it, which goes with the last one who needs it, and which other users
+// cannot open.
+func lock(ctx context.Context, path string) (release func(), _ error) {
+	path = filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".lock")
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && samefile.At(f, path) {
+			return func() {
+				_ = os.Remove(path)
+				_ = f.Close()
+			}, nil
+		}
+		_ = f.Close()
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, &os.PathError{Op: "flock", Path: path, Err: err}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("another process changes the file, and has the lock %s: %w", path, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
