@@ -39,7 +39,7 @@ buildGoModule {
     ];
   };
 
-  vendorHash = "sha256-6vV7TE7CxLDlA8QNRIX5xMxVsSXsGv36f+CsxlF4UUc=";
+  vendorHash = "sha256-KDOx24SDiaAEnAmdUglxsvx7ovT6wdAvFmIhu+hGopg=";
 
   subPackages = [
     "cmd/nix-closure-hook"
