@@ -198,15 +198,9 @@ let
       mkdir -p "$out/bin"
       ln -s "$(PATH=$PATH:/usr/sbin command -v runc)" "$out/bin/runc"
     '';
-    hello = run "hello" { } ''
-      mkdir -p "$out/bin"
-      cp /bin/busybox "$out/bin/hello"
-    '';
-    coreutils = run "coreutils" { } ''
-      mkdir -p "$out/bin"
-      cp /bin/busybox "$out/bin/ls"
-    '';
-    containerd.version = "2.4.2";
+    # Programs without libraries, so that each is a closure.
+    hello = run "hello" { } "mkdir -p $out/bin; cp /bin/busybox $out/bin/ls";
+    coreutils = run "coreutils" { } "mkdir -p $out/bin; cp /bin/busybox $out/bin/ls";
   };
 in
 pkgs
