@@ -334,7 +334,7 @@ in
           }
           {
             # NixOS ignores settings then, and the handler would be missing.
-            assertion = cfg.containerd.enable -> config.virtualisation.containerd.configFile == null;
+            assertion = cfg.containerd.enable -> config.virtualisation.containerd.configFile or null == null;
             message = ''
               virtualisation.nix-closure.containerd.enable needs virtualisation.containerd.settings;
               virtualisation.containerd.configFile takes their place

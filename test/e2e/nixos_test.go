@@ -217,6 +217,71 @@ func TestNixOSPodman(t *testing.T) {
 	nothingLeft(t)
 }
 
+// checkUnits fails unless systemd understands the units of a directory, which are these.
+func checkUnits(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	files, err := filepath.Glob(dir + "/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, file := range files {
+		got = append(got, filepath.Base(file))
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("the units are %q; want %q", got, want)
+	}
+	if len(files) == 0 {
+		return
+	}
+	out, err := exec.Command("systemd-analyze", append([]string{"verify", "--man=no"}, files...)...).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze: %v %s", err, out)
+	}
+}
+
+// The plugin's unit is the package's, and the canary's service is started by its timer.
+func TestNixOSUnits(t *testing.T) {
+	s := buildNixOS(t, `{
+		virtualisation.podman.enable = true;
+		virtualisation.docker.enable = true;
+		virtualisation.nix-closure = {
+			enable = true;
+			nri.enable = true;
+			podman.enable = true;
+			docker.enable = true;
+			canary = { enable = true; interval = "15min"; };
+		};
+	}`)
+	units := s.files + "/systemd/system"
+	checkUnits(t, units, "nix-closure-canary.service", "nix-closure-canary.timer", "nix-closure-nri.service")
+	if at, err := os.Readlink(units + "/nix-closure-nri.service"); err != nil ||
+		at != s.pkg+"/lib/systemd/system/nix-closure-nri.service" {
+		t.Errorf("%s %v", at, err)
+	}
+	for file, want := range map[string]string{
+		units + "/nix-closure-canary.service": "ExecStart=" + s.canary + "\nType=oneshot\n",
+		units + "/nix-closure-canary.timer":   "[Install]\nWantedBy=timers.target\n",
+		s.canary:                              "for engine in 'podman' 'docker'; do",
+	} {
+		if text := must(t, "cat", file); !strings.Contains(text, want) {
+			t.Errorf("%s has no %q:\n%s", file, want, text)
+		}
+	}
+	if text := must(t, "cat", units+"/nix-closure-canary.timer"); !strings.Contains(text, "OnUnitActiveSec=15min\n") {
+		t.Errorf("%s", text)
+	}
+	var wanted []string
+	nixos.Evaluate(t, `(s.nixos { virtualisation.nix-closure = { enable = true; nri.enable = true; }; }).config`+
+		`.systemd.services.nix-closure-nri.wantedBy`, &wanted)
+	if !slices.Equal(wanted, []string{"multi-user.target"}) {
+		t.Errorf("the plugin is wanted by %q", wanted)
+	}
+	// The control: none is there that was not asked for.
+	s = buildNixOS(t, "{ virtualisation.nix-closure.enable = true; }")
+	checkUnits(t, s.files+"/systemd/system")
+}
+
 // The devices of the module are those that cdi generate writes, and cdi list reads them.
 func TestNixOSDevices(t *testing.T) {
 	for lines, flags := range map[string][]string{
@@ -361,8 +426,8 @@ func TestNixOSWrapper(t *testing.T) {
 		t.Errorf("the wrapper becomes %v", got)
 	}
 	for range 2 {
-		out, stderr, err := call("podman", append(append([]string{"run", "--rm"}, flags(roots(store["env"]))...), bareImage,
-			store["env"]+"/bin/ls", "-A", storeDir)...)
+		out, stderr, err := call("podman", "run", "--rm", "--annotation", "nix-closure/roots="+store["env"], bareImage,
+			store["env"]+"/bin/ls", "-A", storeDir)
 		if got := strings.Fields(out); err != nil || !slices.Equal(got, closureOf(t, store["env"])) {
 			t.Errorf("%v, the store has %q\n%s", err, got, stderr)
 		}
@@ -379,8 +444,8 @@ func TestHomeManager(t *testing.T) {
 	alice.withoutConf(t)
 	alice.loadImage(t, ordinaryImage(t))
 	home := func(module string) system {
-		return buildSystem(t, `s.home { imports = [ `+module+` ]; home.homeDirectory = "`+alice.home+`"; }`, "build.home",
-			"systemd.user.services.nix-closure-canary.Service.ExecStart")
+		return buildSystem(t, `s.home { imports = [ `+module+` ]; home.homeDirectory = "`+alice.home+`"; }`,
+			"build.home", "systemd.user.services.nix-closure-canary.Service.ExecStart")
 	}
 	s := home(`{ virtualisation.nix-closure = { enable = true; podman = {
 		enable = true; setAsDefault = true; hooksDirs = [ "` + podmansHooks + `" ];
@@ -408,6 +473,7 @@ func TestHomeManager(t *testing.T) {
 	if said, err := canary(); err == nil || !strings.Contains(said, "podman: the canary was not refused") {
 		t.Errorf("the canary's program finds nothing without the hook: %v %s", err, said)
 	}
+	checkUnits(t, s.files+"/.config/systemd/user", "nix-closure-canary.service", "nix-closure-canary.timer")
 	activate(t, s.files, alice.home)
 	checkFound(t, alice.call, func() []logLine { return alice.log(t) })
 	if said, err := canary(); err != nil || !strings.Contains(said, "[ok] podman: the canary is refused\n") {

@@ -123,10 +123,11 @@ func TestNixOSContainerd(t *testing.T) {
 	const cri, oldCRI = "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"
 	writeConfig(t, "runtime = \""+filepath.Join(*bin, "stack/runc")+"\"\n")
 	n := newNode(t, nodeOptions{})
+	options := map[string]any{"BinaryName": filepath.Join(*bin, "stack/runc"), "NoNewKeyring": true}
 	runc := map[string]any{
 		"runtime_type": "io.containerd.runc.v2", "pod_annotations": []any{"example.org/*"},
 		"privileged_without_host_devices": true,
-		"options":                         map[string]any{"BinaryName": filepath.Join(*bin, "stack/runc"), "NoNewKeyring": true},
+		"options":                         options,
 	}
 	handlers := map[string]any{"runtimes": map[string]any{"runc": runc}}
 	settings := readTOML(t, n.dir+"/config.toml")
@@ -180,7 +181,8 @@ func TestNixOSContainerd(t *testing.T) {
 			t.Errorf("version %s: the module's file has\n%v\nand install's\n%v", name, got, want)
 		}
 		if !reflect.DeepEqual(gotInForce, wantInForce) {
-			t.Errorf("version %s: with the module, containerd has\n%v\nand with install\n%v", name, gotInForce, wantInForce)
+			t.Errorf("version %s: with the module, containerd has\n%v\nand with install\n%v", name, gotInForce,
+				wantInForce)
 		}
 	}
 

@@ -44,6 +44,21 @@ in
     build.home = mkOption { type = types.package; };
   };
 
+  config.xdg.configFile =
+    let
+      units =
+        suffix:
+        lib.mapAttrs' (
+          name: sections:
+          lib.nameValuePair "systemd/user/${name}.${suffix}" {
+            source = pkgs.writeUnit "${name}.${suffix}" sections;
+          }
+        );
+    in
+    lib.mkMerge [
+      (units "service" config.systemd.user.services)
+      (units "timer" config.systemd.user.timers)
+    ];
   config.build.home = pkgs.runCommand "home" { } (
     lib.concatStringsSep "" (
       link ".config" config.xdg.configFile ++ link ".local/share" config.xdg.dataFile

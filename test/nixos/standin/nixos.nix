@@ -2,7 +2,8 @@
 
 # A stand-in for the options of NixOS that nix/nixos.nix defines, and for what NixOS makes
 # of them: system.build.etc is /etc, with the files that NixOS gives to Docker and
-# containerd by their command lines.
+# containerd by their command lines. Of a unit of a package, NixOS takes the file, and
+# makes the links that wantedBy asks for.
 {
   config,
   lib,
@@ -41,6 +42,22 @@ let
       }
     )
   );
+  units =
+    suffix: section: of:
+    lib.mapAttrs' (
+      name: unit:
+      lib.nameValuePair "systemd/system/${name}.${suffix}" {
+        source = pkgs.writeUnit "${name}.${suffix}" {
+          Unit = {
+            Description = unit.description;
+            After = unit.after;
+          };
+          ${section} = unit."${suffix}Config";
+          Install.WantedBy = unit.wantedBy;
+        };
+      }
+    ) (lib.filterAttrs (_: unit: unit."${suffix}Config" != { }) of);
+
   settings' =
     type:
     mkOption {
@@ -97,6 +114,8 @@ in
       plugins."io.containerd.grpc.v1.cri".cni.bin_dir = lib.mkDefault "/opt/cni/bin";
     };
     environment.etc = lib.mkMerge [
+      (units "service" "Service" config.systemd.services)
+      (units "timer" "Timer" config.systemd.timers)
       (lib.mkIf config.virtualisation.containers.enable {
         "containers/containers.conf".source =
           toml.generate "containers.conf" config.virtualisation.containers.containersConf.settings;
@@ -115,6 +134,12 @@ in
           mkdir -p "$(dirname "$out/${name}")"
           ln -s ${file.source} "$out/${name}"
         '') config.environment.etc
+      )
+      + lib.concatStringsSep "" (
+        map (package: ''
+          mkdir -p $out/systemd/system
+          ln -s ${package}/lib/systemd/system/* $out/systemd/system/
+        '') config.systemd.packages
       )
     );
   };

@@ -49,14 +49,36 @@ let
   inline =
     value:
     if builtins.isAttrs value && !lib.isDerivation value then
-      "{ ${lib.concatStringsSep ", " (lib.mapAttrsToList (name: of: "${builtins.toJSON name} = ${inline of}") value)} }"
+      let
+        pairs = lib.mapAttrsToList (name: of: "${builtins.toJSON name} = ${inline of}") value;
+      in
+      "{ ${lib.concatStringsSep ", " pairs} }"
     else if builtins.isList value then
       "[${lib.concatStringsSep ", " (map inline value)}]"
     else
       builtins.toJSON value;
 
+  # The text of a unit of systemd.
+  writeUnit =
+    name: sections:
+    let
+      section =
+        header: settings:
+        lib.optionals (settings != { }) (
+          [ "[${header}]" ]
+          ++ lib.concatLists (
+            lib.mapAttrsToList (
+              key: value: map (of: "${key}=${toString of}") (if builtins.isList value then value else [ value ])
+            ) settings
+          )
+        );
+    in
+    pkgs.writeText name (
+      lib.concatStringsSep "\n" (lib.concatLists (lib.mapAttrsToList section sections)) + "\n"
+    );
+
   pkgs = {
-    inherit lib system;
+    inherit lib system writeUnit;
 
     callPackage =
       path: overrides:
