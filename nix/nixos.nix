@@ -47,6 +47,7 @@ let
   text = key types.str;
   flag = key types.bool;
   count = key types.ints.positive;
+  size = key (types.either types.ints.positive types.str);
 
   written = lib.filterAttrs (_: value: value != null);
 
@@ -176,7 +177,7 @@ in
           state-dir = text "Nix's state directory.";
           runtime-dir = text "The directory of views, resolved closures and records.";
           runtime-inodes = count "How many files views and closures may take in `runtime-dir`.";
-          runtime-size = text "The same in bytes, like `64M`.";
+          runtime-size = size "The same in bytes, like `64M`.";
           log-file = text "The log, as JSON lines.";
           mode = key (types.enum [
             "auto"
@@ -185,7 +186,7 @@ in
           ]) "The mode of containers whose annotations name none.";
           nix-store = text "The absolute path of the program `nix-store`.";
           max-paths = count "The hook refuses larger closures.";
-          writable-size = text "How much one container may write into its store, like `512M`.";
+          writable-size = size "How much one container may write into its store, like `512M`.";
           substitute = flag "Whether the hook fetches a missing root from the host's substituters.";
           substitute-timeout = text "For how long it fetches, for one container, like `100s`.";
           shared-pid = flag ''

@@ -193,7 +193,7 @@ let
           mkdir source
           cp -r --no-preserve=mode ${src}/. source
           cd source
-          cp -r ${goModules} vendor
+          ln -s ${goModules} vendor
           mkdir -p "$out/bin"
           go build -ldflags ${lib.escapeShellArg (toString (ldflags ++ [ "-buildid=" ]))} -o "$out/bin/" \
             ${toString (map (package: "./${package}") subPackages)}
