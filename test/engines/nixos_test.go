@@ -21,9 +21,34 @@ import (
 // nixosWrapper is the path of the wrapper on NixOS.
 const nixosWrapper = "/run/current-system/sw/bin/nix-closure-runtime"
 
+// buildNixOS builds a NixOS system, whose nix-closure has the programs of *bin, and returns
+// its /etc and the canary's program, if there is one.
+func buildNixOS(t *testing.T, module, options string) (etc, canary string) {
+	t.Helper()
+	out := nixos.Build(t, fmt.Sprintf(`let
+		c = (s.nixos {
+			imports = [ %s ];
+			virtualisation.nix-closure = {
+				enable = true;
+				package = s.pkgs.runCommand "programs" { } "mkdir -p $out/bin; ln -s %s/nix-closure* $out/bin/";
+				%s
+			};
+		}).config;
+		in s.pkgs.runCommand "system" { } ''
+			mkdir $out
+			ln -s ${c.system.build.etc} $out/etc
+			ln -s ${c.systemd.services.nix-closure-canary.serviceConfig.ExecStart or "/none"} $out/canary
+		''`, module, *bin, options))
+	canary, err := os.Readlink(out + "/canary")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out + "/etc", canary
+}
+
 // nixosContainerd builds containerd's configuration of a NixOS system, and the canary's
-// program of that system. Its nix-closure are the programs of *bin.
-func nixosContainerd(t *testing.T, settings map[string]any, module string) (config, canary string) {
+// program.
+func nixosContainerd(t *testing.T, settings map[string]any, options string) (config, canary string) {
 	t.Helper()
 	text, err := json.Marshal(settings)
 	if err != nil {
@@ -33,34 +58,22 @@ func nixosContainerd(t *testing.T, settings map[string]any, module string) (conf
 	if err := os.WriteFile(file, text, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out := nixos.Build(t, fmt.Sprintf(`let
-		settings = builtins.fromJSON (builtins.readFile %s);
-		c = (s.nixos {
+	etc, canary := buildNixOS(t, fmt.Sprintf(`(
+		let settings = builtins.fromJSON (builtins.readFile %s); in {
 			virtualisation.containerd.enable = true;
 			virtualisation.containerd.settings = settings // {
 				version = s.lib.mkForce settings.version;
 				plugins = s.lib.mkForce settings.plugins;
 			};
-			virtualisation.nix-closure = {
-				enable = true;
-				package = s.pkgs.runCommand "programs" { } "mkdir -p $out/bin; ln -s %s/nix-closure* $out/bin/";
-				%s
-			};
-		}).config;
-		in s.pkgs.runCommand "system" { } ''
-			mkdir $out
-			ln -s ${c.environment.etc."standin/containerd.toml".source} $out/config
-			ln -s ${c.systemd.services.nix-closure-canary.serviceConfig.ExecStart or "/none"} $out/canary
-		''`, file, *bin, module))
-	config, err = filepath.EvalSymlinks(out + "/config")
-	if err != nil {
-		t.Fatal(err)
-	}
-	canary, err = os.Readlink(out + "/canary")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return config, canary
+		}
+	)`, file), options)
+	return etc + "/standin/containerd.toml", canary
+}
+
+// runCanary runs the canary's program.
+func runCanary(canary string) (said string, err error) {
+	out, err := exec.Command(canary).CombinedOutput()
+	return string(out), err
 }
 
 // readTOML decodes a file.
@@ -192,14 +205,10 @@ func TestNixOSContainerd(t *testing.T) {
 		defer p.remove(t)
 		return n.sees(t, p.start(t, "a", wholeStore))
 	}
-	runCanary := func() (said string, err error) {
-		out, err := exec.Command(canary).CombinedOutput()
-		return string(out), err
-	}
 	if !slices.Contains(sees(), filepath.Base(store["foreign"])) {
 		t.Error("a container has its closure before the module is in force")
 	}
-	if said, err := runCanary(); err == nil || !strings.Contains(said, "containerd: the canary was not refused") {
+	if said, err := runCanary(canary); err == nil || !strings.Contains(said, "containerd: the canary was not refused") {
 		t.Errorf("the canary's program finds nothing without the wrapper: %v %s", err, said)
 	}
 	text, err := os.ReadFile(served)
@@ -211,8 +220,40 @@ func TestNixOSContainerd(t *testing.T) {
 	if got, want := sees(), closureOf(t, store["env"]); !slices.Equal(got, want) {
 		t.Errorf("%q\nwant %q", got, want)
 	}
-	if said, err := runCanary(); err != nil || !strings.Contains(said, "[ok] containerd: the canary is refused") {
+	if said, err := runCanary(canary); err != nil || !strings.Contains(said, "[ok] containerd: the canary is refused") {
 		t.Errorf("the canary's program: %v %s", err, said)
 	}
 	nothingLeft(t)
+}
+
+// Docker has the wrapper, and the devices, by the file that NixOS gives it.
+func TestNixOSDocker(t *testing.T) {
+	writeConfig(t, "runtime = \""+filepath.Join(*bin, "stack/runc")+"\"\n")
+	etc, canary := buildNixOS(t, "{ virtualisation.docker.enable = true; }", `
+		docker = { enable = true; setAsDefault = true; };
+		canary.enable = true;
+		cdi.closures.tools.roots = [ "`+store["tools"]+`" ];`)
+	text, err := os.ReadFile(etc + "/standin/daemon.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link(t, filepath.Join(*bin, "nix-closure-runtime"), nixosWrapper)
+	link(t, etc+"/cdi/nix-closure.json", cdiFile)
+	d := newDockerWith(t, text)
+	for attribute, devices := range map[string][]string{"env": nil, "tools": {"nix-closure/closure=tools"}} {
+		var says map[string]string
+		if devices == nil {
+			says = roots(attribute)
+		}
+		sees, err := d.runOnce(t, "busybox", says, devices...)
+		if want := closureOf(t, store[attribute]); err != nil || !slices.Equal(sees, want) {
+			t.Errorf("%s: %v: it sees %q", attribute, err, sees)
+		}
+	}
+	if sees, err := d.runOnce(t, "busybox", nil); err != nil || !slices.Contains(sees, filepath.Base(store["foreign"])) {
+		t.Errorf("without both: %v: it sees %q", err, sees)
+	}
+	if said, err := runCanary(canary); err != nil || !strings.Contains(said, "[ok] docker: the canary is refused") {
+		t.Errorf("the canary's program: %v %s", err, said)
+	}
 }
