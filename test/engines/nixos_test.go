@@ -250,7 +250,8 @@ func TestNixOSDocker(t *testing.T) {
 			t.Errorf("%s: %v: it sees %q", attribute, err, sees)
 		}
 	}
-	if sees, err := d.runOnce(t, "busybox", nil); err != nil || !slices.Contains(sees, filepath.Base(store["foreign"])) {
+	sees, err := d.runOnce(t, "busybox", nil)
+	if err != nil || !slices.Contains(sees, filepath.Base(store["foreign"])) {
 		t.Errorf("without both: %v: it sees %q", err, sees)
 	}
 	if said, err := runCanary(canary); err != nil || !strings.Contains(said, "[ok] docker: the canary is refused") {
