@@ -109,6 +109,14 @@ func (e Editor) Check(ctx context.Context, d Device) error {
 	if err := checkProgram(d.Hook); err != nil {
 		return err
 	}
+	return e.CheckClosure(ctx, d)
+}
+
+// ErrUnpinned says that nothing keeps the closure of a device.
+var ErrUnpinned = errors.New("is no GC root, so the garbage collector may take it")
+
+// CheckClosure fails if the closure of a device is not valid, or with ErrUnpinned.
+func (e Editor) CheckClosure(ctx context.Context, d Device) error {
 	if err := e.Valid(ctx, d); err != nil {
 		return err
 	}
@@ -126,7 +134,7 @@ func (e Editor) Check(ctx context.Context, d Device) error {
 		return err
 	}
 	if missing := e.links(path).Missing(d.pins()); len(missing) > 0 {
-		return fmt.Errorf("%s is no GC root, so the garbage collector may take it", e.Nix.Store.Path(missing[0]))
+		return fmt.Errorf("%s %w", e.Nix.Store.Path(missing[0]), ErrUnpinned)
 	}
 	return nil
 }
