@@ -117,6 +117,10 @@ var documents = []document{
 	{name: "docs/architecture.md", inline: []command{
 		{text: "nix-closure gc", run: (*readmeHost).reads},
 	}},
+	{name: "nix/README.md", blocks: []command{
+		{text: "systemctl start nix-closure-canary", notRun: "needs systemd; TestNixOSPodman runs its program"},
+		{text: canaryCommand, run: (*readmeHost).canary},
+	}},
 }
 
 const (
