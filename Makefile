@@ -23,8 +23,8 @@ HOOKS := $(wildcard examples/podman/*.json)
 FLAGS = -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks manual cross demo test unit e2e machine stack engines fuzz bench lint install uninstall clean \
-	nixhash
+.PHONY: all build hooks manual cross demo test unit e2e machine stack manifests engines fuzz bench lint install uninstall \
+	clean nixhash
 
 all: build hooks manual
 
@@ -77,10 +77,14 @@ unit e2e engines machine:
 SUITES = umask 022; mkdir -p bin; cd test && \
 	GO='$(GO)' MAKE='$(MAKE)' GOTMPDIR=$(CURDIR)/bin $(GO) run ./suites -bin $(CURDIR)/bin
 
-# containerd, runc, gVisor, Docker, a kubelet and what judges manifests as an API
-# server does, in bin/stack/, for engines.
+# containerd, runc, gVisor, Docker, a kubelet, what judges manifests as an API server does,
+# and what renders the chart and judges rules, in bin/stack/, for engines.
 stack:
 	@test/stack/build.sh bin/stack
+
+# The plain manifests of examples/kubernetes, out of the chart beside them.
+manifests: stack
+	bin/stack/charts write examples/kubernetes/chart examples/kubernetes
 
 # Every fuzz target, for FUZZTIME each. Go's fuzzer may fail at the end of the time
 # without a failing input (golang/go#75804), hence the second try: an input that
