@@ -42,7 +42,7 @@ func composed(t *testing.T, text string) (printed map[string][]string, said stri
 // Docker compose gives each service of the example its closure, or does not start it.
 func TestExampleCompose(t *testing.T) {
 	newDocker(t)
-	writeDevices(t, map[string]map[string]string{"hello": roots("tools")})
+	generate(t, "hello", store["tools"])
 	text := strings.NewReplacer("/nix/store/…-hello-2.12:/nix/store/…-bash-5.2", store["env"],
 		"command: /nix/store/…-hello-2.12/bin/hello", "command: "+listStore,
 		// This machine has no network and no registry, and shows its store.
