@@ -18,7 +18,7 @@ SHAREDIR := $(PREFIX)/share
 # unless a containers.conf says so.
 HOOKSDIR ?= /usr/share/containers/oci/hooks.d
 
-PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri
+PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri nix-closure-device-plugin
 HOOKS := $(wildcard examples/podman/*.json)
 FLAGS = -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
