@@ -499,7 +499,7 @@ func TestExampleDevicePlugin(t *testing.T) {
 	}
 	k.has(t, map[string]int{"hello": units})
 	status := readFile(t, fmt.Sprintf("/proc/%d/status", n.pid(t, n.container(t, set.Name, "plugin"))))
-	for _, want := range []string{"Uid:\t65532\t65532\t65532\t65532\n", "CapEff:\t0000000000000000\n",
+	for _, want := range []string{"Uid:\t54321\t54321\t54321\t54321\n", "CapEff:\t0000000000000000\n",
 		"CapBnd:\t0000000000000000\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
 		if !strings.Contains(status, want) {
 			t.Errorf("the plugin's process lacks %q:\n%s", want, status)
