@@ -84,6 +84,11 @@ var documents = []document{
 			notRun: "TestExampleDefaultRuntime"},
 		{text: "systemctl restart containerd", notRun: noSystemd},
 		{text: "containerd config dump | grep -A12 'runtimes.nix-closure'", notRun: "there is no containerd"},
+		{text: "kubectl apply -f examples/kubernetes/base/namespace.yaml", notRun: noKubernetes},
+		{text: "helm install nix-closure examples/kubernetes/chart --namespace nix-closure --set distribution=k3s",
+			notRun: "there is no API server; TestExampleChart renders it"},
+		{text: "kubectl apply -k examples/kubernetes/overlays/k3s",
+			notRun: "there is no API server; TestExampleOverlays renders it"},
 		{text: "kubectl apply -f examples/kubernetes/canary.yaml", notRun: noKubernetes},
 		{text: "kubectl wait --for=jsonpath='{.status.phase}'=Succeeded --timeout=60s pod/nix-closure-canary",
 			notRun: noKubernetes},
@@ -116,6 +121,10 @@ var documents = []document{
 	}},
 	{name: "docs/architecture.md", inline: []command{
 		{text: "nix-closure gc", run: (*readmeHost).reads},
+	}},
+	{name: "nix/README.md", blocks: []command{
+		{text: "systemctl start nix-closure-canary", notRun: "needs systemd; TestNixOSPodman runs its program"},
+		{text: canaryCommand, run: (*readmeHost).canary},
 	}},
 }
 
