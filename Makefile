@@ -79,7 +79,7 @@ test:
 	@$(SUITES)
 
 # One suite, or: make machine.
-unit e2e engines machine:
+unit e2e engines machine packages:
 	@$(SUITES) $@
 
 # The suites themselves are built where there is room, though /tmp may be full.

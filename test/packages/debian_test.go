@@ -89,7 +89,8 @@ func newDebian(t *testing.T) *debian {
 		"/etc/containers/containers.conf": "[containers]\n" +
 			"default_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\nnetns = \"none\"\n" +
 			"[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n",
-		"/root/store.nix": string(read(t, "testdata/store.nix")),
+		"/etc/apt/apt.conf.d/yes": "APT::Get::Assume-Yes \"true\";\n",
+		"/root/store.nix":         string(read(t, "testdata/store.nix")),
 	} {
 		err := os.MkdirAll(filepath.Dir(d.dir+path), 0o755)
 		if err := errors.Join(err, os.WriteFile(d.dir+path, []byte(text), 0o644)); err != nil {
@@ -105,7 +106,7 @@ func newDebian(t *testing.T) *debian {
 func (d *debian) enter() {
 	d.t.Helper()
 	// The new root is the only one: runtimes pivot there once more, which a chroot forbids.
-	const script = `cd "$1" && pivot_root . . && umount -l . && cd / && echo inside && exec sleep 1000000`
+	const script = `cd "$1" && pivot_root . media && cd / && busybox umount -l /media && echo inside && exec sleep 1000000`
 	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", d.dir)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -185,6 +186,32 @@ func (d *debian) must(program string, args ...string) string {
 	return stdout
 }
 
+// typed is a command line of packaging/README.md, typed where the packages are, and all
+// that it printed. README has it as it is here.
+func (d *debian) typed(line string) (string, error) {
+	d.t.Helper()
+	if !strings.Contains(string(read(d.t, repository+"/packaging/README.md")), "\n    "+line+"\n") {
+		d.t.Errorf("packaging/README.md does not say: %s", line)
+	}
+	stdout, stderr, err := run(d.command("sh", "-c", "cd /mnt && "+strings.TrimPrefix(line, "sudo ")))
+	return stdout + stderr, err
+}
+
+// mustType is typed, which must succeed.
+func (d *debian) mustType(line string) {
+	d.t.Helper()
+	if out, err := d.typed(line); err != nil {
+		d.t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+}
+
+// apt is apt-get, and all that it and the package's scripts printed.
+func (d *debian) apt(args ...string) (string, error) {
+	d.t.Helper()
+	stdout, stderr, err := d.call("apt-get", args...)
+	return strings.ReplaceAll(stdout+stderr, "\r\n", "\n"), err // dpkg is on a terminal of apt's
+}
+
 // podman runs a container to its end.
 func (d *debian) podman(runtime, roots string, command ...string) (stdout, stderr string, err error) {
 	args := []string{"--runtime", runtime, "run", "--rm"}
@@ -242,30 +269,54 @@ func (d *debian) start() string {
 }
 
 // files are all files, with their owners and modes, and the contents of those in /etc.
-// Left out is what a package manager and podman write for any package and container.
+// Left out is what apt, rpm, Nix and podman write for any package and container.
 func (d *debian) files() []string {
 	d.t.Helper()
-	const list = `find / /run /nix -xdev \( -path /var/cache/apt -o -path /var/log/apt -o -path /var/lib/rpm \
-			-o -path /root/.local -o -path /run/crun -o -path /run/runc -o -path /run/libpod \
-			-o -path /run/containers -o -path /tmp \) -prune -o -printf '%p %y %m %U %G %l\n' &&
-		find /etc -type f -exec sha256sum {} +`
-	all := strings.Split(d.must("sh", "-c", list), "\n")
+	args := []string{"/", "/run", "/nix", "-xdev", "("}
+	for _, path := range []string{
+		"/var/cache/apt", "/var/lib/apt/lists", "/var/log/apt", "/var/log/dpkg.log", "/var/lib/rpm",
+		"/nix/var/nix/db", "/nix/var/nix/gc-socket", "/run/containers", "/run/crun", "/run/libpod", "/run/runc", "/tmp",
+	} {
+		args = append(args, "-path", path, "-o")
+	}
+	args = append(args, "-false", ")", "-prune", "-o", "-printf", `%p %y %m %U %G %l\n`)
+	all := strings.Split(d.must("find", args...)+d.must("find", "/etc", "-type", "f", "-exec", "sha256sum", "{}", "+"), "\n")
 	slices.Sort(all)
 	return slices.Compact(all)
 }
 
-// same fails if files are there that were not, or are not any more.
-func (d *debian) same(before []string) {
+// changed are the files that were made, changed or removed since then.
+func (d *debian) changed(since []string) (lines []string) {
 	d.t.Helper()
-	after := d.files()
-	for _, line := range after {
-		if _, ok := slices.BinarySearch(before, line); !ok {
-			d.t.Errorf("left: %s", line)
+	now := d.files()
+	for _, line := range now {
+		if _, ok := slices.BinarySearch(since, line); !ok {
+			lines = append(lines, "+"+line)
 		}
 	}
-	for _, line := range before {
-		if _, ok := slices.BinarySearch(after, line); !ok {
-			d.t.Errorf("gone: %s", line)
+	for _, line := range since {
+		if _, ok := slices.BinarySearch(now, line); !ok {
+			lines = append(lines, "-"+line)
+		}
+	}
+	return lines
+}
+
+// noTrace fails if a file was made, changed or removed since then.
+func (d *debian) noTrace(since []string) {
+	d.t.Helper()
+	for _, line := range d.changed(since) {
+		d.t.Errorf("a trace: %s", line)
+	}
+}
+
+// traces fails unless these paths are there that were not: it is the control of noTrace.
+func (d *debian) traces(since []string, paths ...string) {
+	d.t.Helper()
+	all := d.changed(since)
+	for _, path := range paths {
+		if !slices.ContainsFunc(all, func(line string) bool { return strings.HasPrefix(line, "+"+path+" ") }) {
+			d.t.Errorf("no trace of %s", path)
 		}
 	}
 }
