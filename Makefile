@@ -64,8 +64,8 @@ cross:
 COMMIT_TIME = $(or $(shell grep -x '[0-9]*' packaging/commit-time || \
 	git log -1 --format=%ct 2>/dev/null),315532800)
 dist:
-	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH='$(or $(SOURCE_DATE_EPOCH),$(COMMIT_TIME))' \
-		GO='$(GO)' MAKE='$(MAKE)' packaging/build.sh
+	@VERSION='$(VERSION)' PROGRAMS='$(PROGRAMS)' GO='$(GO)' MAKE='$(MAKE)' \
+		SOURCE_DATE_EPOCH='$(or $(SOURCE_DATE_EPOCH),$(COMMIT_TIME))' packaging/build.sh
 
 # Shows the main job: an ordinary image under podman, with its closure only.
 demo:

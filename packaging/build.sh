@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # Packages in bin/dist/: deb, rpm and tar.gz for each architecture, the SBOM of each
-# program, and SHA256SUMS. `make dist` calls it, with VERSION and SOURCE_DATE_EPOCH in the
-# environment. The same sources and the same Go make the same bytes, whoever builds them,
+# program, and SHA256SUMS. `make dist` calls it, with VERSION, PROGRAMS and SOURCE_DATE_EPOCH in
+# the environment. The same sources and the same Go make the same bytes, whoever builds them,
 # when and where.
 set -eu
 umask 022
@@ -20,7 +20,7 @@ top=$PWD
 go=${GO:-go}
 out=$top/bin/dist
 work=$out/work
-programs='nix-closure nix-closure-hook nix-closure-nri nix-closure-runtime'
+programs=${PROGRAMS:?}
 
 "${MAKE:-make}" --no-print-directory cross manual
 
@@ -96,6 +96,7 @@ for arch in amd64 arm64; do
 	stage "$dir/usr" /usr
 	install -m 0644 packaging/config.toml "$dir/etc/nix-closure/"
 	cp -r packaging/scripts "$dir/"
+	sed -i "s|@UNITS@|$(grep -l '^\[Install\]' examples/systemd/* | xargs -n 1 basename | xargs)|" "$dir"/scripts/*
 	mkdir "$dir/usr/bin"
 	for program in $programs; do
 		install -m 0755 "bin/linux-$arch/$program" "$dir/usr/bin/"

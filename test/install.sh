@@ -43,6 +43,7 @@ strace strace
 tmux tmux
 systemd-analyze systemd
 apparmor_parser apparmor
+git git
 lintian lintian
 rpm rpm
 mmdebstrap mmdebstrap

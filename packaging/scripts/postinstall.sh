@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # After the files were unpacked: dpkg's postinst, rpm's %post. No unit is enabled or
-# started. A plugin that runs is not restarted: without it, an engine that does not
-# require it starts containers without their closure.
+# started. A service that runs is not restarted: while the plugin is away, an engine that
+# does not require it starts containers without their closure.
 set -eu
 
-units='nix-closure-nri.service nix-closure-verify.timer'
+units='@UNITS@'
 
 case "${1-} ${2-}" in
 'configure '*)
@@ -22,8 +22,11 @@ esac
 
 if [ -d /run/systemd/system ]; then
 	systemctl --system daemon-reload >/dev/null || true
-	if systemctl --quiet is-active nix-closure-nri.service; then
-		echo 'nix-closure: nix-closure-nri.service still runs the program that was there when it started.' \
-			'Restart it when no container starts: systemctl restart nix-closure-nri' >&2
-	fi
+	for unit in $units; do
+		case $unit in *.service) ;; *) continue ;; esac
+		if systemctl --quiet is-active "$unit"; then
+			echo "nix-closure: $unit still runs the program that was there when it started." \
+				"Restart it when no container starts: systemctl restart $unit" >&2
+		fi
+	done
 fi

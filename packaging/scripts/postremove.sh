@@ -5,6 +5,8 @@
 # rpm, leave nothing of what the programs made at the usual places.
 set -eu
 
+units='@UNITS@'
+
 case ${1-} in
 remove | purge | 0) ;;
 *) exit 0 ;;
@@ -20,7 +22,7 @@ fi
 [ "$1" != remove ] || exit 0
 
 if command -v deb-systemd-helper >/dev/null; then
-	for unit in nix-closure-nri.service nix-closure-verify.timer; do
+	for unit in $units; do
 		deb-systemd-helper purge "$unit" >/dev/null || true
 		deb-systemd-helper unmask "$unit" >/dev/null || true
 	done

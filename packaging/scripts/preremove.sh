@@ -8,6 +8,8 @@
 # silently: podman starts a container again without the hook.
 set -eu
 
+units='@UNITS@'
+
 case ${1-} in
 remove | 0) ;;
 *) exit 0 ;;
@@ -51,9 +53,11 @@ fi
 nix-closure gc >/dev/null || true
 
 if [ -d /run/systemd/system ]; then
-	if command -v deb-systemd-invoke >/dev/null; then
-		deb-systemd-invoke stop nix-closure-verify.timer nix-closure-nri.service >/dev/null || true
-	else
-		systemctl --no-reload disable --now nix-closure-verify.timer nix-closure-nri.service >/dev/null || true
-	fi
+	for unit in $units; do
+		if command -v deb-systemd-invoke >/dev/null; then
+			deb-systemd-invoke stop "$unit" >/dev/null || true
+		else
+			systemctl --no-reload disable --now "$unit" >/dev/null || true
+		fi
+	done
 fi
