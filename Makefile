@@ -20,10 +20,12 @@ HOOKSDIR ?= /usr/share/containers/oci/hooks.d
 
 PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri
 HOOKS := $(wildcard examples/podman/*.json)
-FLAGS = -trimpath -buildvcs=false -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
+FLAGS = -trimpath -buildvcs=false \
+	-ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks manual cross dist demo test unit e2e packages machine stack engines fuzz bench lint install uninstall clean
+.PHONY: all build hooks manual cross dist demo test unit e2e packages machine stack engines fuzz bench lint
+.PHONY: install uninstall clean
 
 all: build hooks manual
 

@@ -65,7 +65,8 @@ func newDebian(t *testing.T) *debian {
 	mount := func(source, target, kind string, flags uintptr, data string) {
 		t.Helper()
 		target = d.dir + target
-		if err := errors.Join(os.MkdirAll(target, 0o755), syscall.Mount(source, target, kind, flags, data)); err != nil {
+		err := os.MkdirAll(target, 0o755)
+		if err := errors.Join(err, syscall.Mount(source, target, kind, flags, data)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -106,7 +107,8 @@ func newDebian(t *testing.T) *debian {
 func (d *debian) enter() {
 	d.t.Helper()
 	// The new root is the only one: runtimes pivot there once more, which a chroot forbids.
-	const script = `cd "$1" && pivot_root . media && cd / && busybox umount -l /media && echo inside && exec sleep 1000000`
+	const script = `cd "$1" && pivot_root . media && cd / && busybox umount -l /media &&
+		echo inside && exec sleep 1000000`
 	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", d.dir)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -280,7 +282,8 @@ func (d *debian) files() []string {
 		args = append(args, "-path", path, "-o")
 	}
 	args = append(args, "-false", ")", "-prune", "-o", "-printf", `%p %y %m %U %G %l\n`)
-	all := strings.Split(d.must("find", args...)+d.must("find", "/etc", "-type", "f", "-exec", "sha256sum", "{}", "+"), "\n")
+	text := d.must("find", args...) + d.must("find", "/etc", "-type", "f", "-exec", "sha256sum", "{}", "+")
+	all := strings.Split(text, "\n")
 	slices.Sort(all)
 	return slices.Compact(all)
 }

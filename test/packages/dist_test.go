@@ -49,7 +49,8 @@ func TestCommitTime(t *testing.T) {
 	must(t, "cp", repository+"/packaging/commit-time", dir+"/packaging")
 	git := func(args ...string) string {
 		t.Helper()
-		return must(t, "git", append([]string{"-C", dir, "-c", "user.name=a", "-c", "user.email=a@example.org"}, args...)...)
+		options := []string{"-C", dir, "-c", "user.name=a", "-c", "user.email=a@example.org"}
+		return must(t, "git", append(options, args...)...)
 	}
 	git("init", "--quiet")
 	git("add", ".")
@@ -120,7 +121,9 @@ func TestPrograms(t *testing.T) {
 		machine  elf.Machine
 	}{{"amd64", "x86_64", elf.EM_X86_64}, {"arm64", "aarch64", elf.EM_AARCH64}} {
 		first := map[string][]byte{}
-		for _, pattern := range []string{"*_" + arch.deb + ".deb", "*." + arch.rpm + ".rpm", "*-" + arch.deb + ".tar.gz"} {
+		for _, pattern := range []string{
+			"*_" + arch.deb + ".deb", "*." + arch.rpm + ".rpm", "*-" + arch.deb + ".tar.gz",
+		} {
 			dir := unpack(t, dist(t, pattern))
 			for _, program := range programs {
 				path := filepath.Join(dir, program)

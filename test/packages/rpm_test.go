@@ -23,11 +23,13 @@ func TestRPM(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 		for query, want := range map[string][]string{
-			"--configfiles":  {"/etc/nix-closure/config.toml"},
-			"--licensefiles": {"/usr/share/licenses/nix-closure/LICENSE", "/usr/share/licenses/nix-closure/third-party-licenses"},
-			"--requires":     nil,
-			"--recommends":   nil, // dnf would install it
-			"--suggests":     {"containerd", "nix", "podman"},
+			"--configfiles": {"/etc/nix-closure/config.toml"},
+			"--licensefiles": {
+				"/usr/share/licenses/nix-closure/LICENSE", "/usr/share/licenses/nix-closure/third-party-licenses",
+			},
+			"--requires":   nil,
+			"--recommends": nil, // dnf would install it
+			"--suggests":   {"containerd", "nix", "podman"},
 		} {
 			got := has(query)
 			if slices.Sort(got); !slices.Equal(got, want) {
@@ -35,8 +37,8 @@ func TestRPM(t *testing.T) {
 			}
 		}
 		files := has("-l")
-		deb := strings.Fields(must(t, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -t`, "sh", dist(t, "*_"+debArch+".deb")))
-		for _, file := range deb {
+		list := must(t, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -t`, "sh", dist(t, "*_"+debArch+".deb"))
+		for file := range strings.FieldsSeq(list) {
 			file = strings.TrimPrefix(file, ".")
 			switch {
 			case strings.HasSuffix(file, "/"): // also directories of other packages
