@@ -20,11 +20,12 @@ HOOKSDIR ?= /usr/share/containers/oci/hooks.d
 
 PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri nix-closure-device-plugin
 HOOKS := $(wildcard examples/podman/*.json)
-FLAGS = -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
+FLAGS = -trimpath -buildvcs=false \
+	-ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks manual cross demo test unit e2e machine stack manifests engines fuzz bench lint install uninstall \
-	clean nixhash
+.PHONY: all build hooks manual cross dist demo test unit e2e packages machine stack manifests engines fuzz bench lint
+.PHONY: install uninstall clean nixhash
 
 all: build hooks manual
 
@@ -40,13 +41,14 @@ hooks:
 		sed 's|/usr/local/bin|$(CURDIR)/bin|' $$f >bin/hooks.d/$$(basename $$f); \
 	done
 
-# Man pages and completions of nix-closure, in bin/share/ as they are installed. A man
-# page has the day of the build, or of SOURCE_DATE_EPOCH.
+# Man pages of all programs, and completions of nix-closure, in bin/share/ as they are
+# installed. A command's man page has the day of the build, or of SOURCE_DATE_EPOCH.
 MANUAL := man/man1 bash-completion/completions zsh/site-functions fish/vendor_completions.d
 manual: build
 	@rm -rf bin/share
 	@mkdir -p $(MANUAL:%=bin/share/%)
 	@CGO_ENABLED=0 $(GO) run $(FLAGS) -tags man ./cmd/nix-closure man bin/share/man/man1
+	@cp packaging/man/*.1 bin/share/man/man1
 	@bin/nix-closure completion bash >bin/share/bash-completion/completions/nix-closure
 	@bin/nix-closure completion zsh >bin/share/zsh/site-functions/_nix-closure
 	@bin/nix-closure completion fish >bin/share/fish/vendor_completions.d/nix-closure.fish
@@ -57,6 +59,15 @@ cross:
 		echo "building for linux/$$arch"; \
 		GOOS=linux GOARCH=$$arch $(BUILD) -o bin/linux-$$arch/ $(PROGRAMS:%=./cmd/%) || exit 1; \
 	done
+
+# Packages in bin/dist/: deb, rpm and tar.gz for each architecture, SBOMs and SHA256SUMS.
+# Their files have the time of the last commit, or of SOURCE_DATE_EPOCH; where git does not
+# say one, that of packaging/commit-time, as git archive writes it, or a fixed one.
+COMMIT_TIME = $(or $(shell grep -x '[0-9]*' packaging/commit-time || \
+	git log -1 --format=%ct 2>/dev/null),315532800)
+dist:
+	@VERSION='$(VERSION)' PROGRAMS='$(PROGRAMS)' GO='$(GO)' MAKE='$(MAKE)' \
+		SOURCE_DATE_EPOCH='$(or $(SOURCE_DATE_EPOCH),$(COMMIT_TIME))' packaging/build.sh
 
 # Shows the main job: an ordinary image under podman, with its closure only.
 demo:
@@ -70,7 +81,7 @@ test:
 	@$(SUITES)
 
 # One suite, or: make machine.
-unit e2e engines machine:
+unit e2e engines machine packages:
 	@$(SUITES) $@
 
 # The suites themselves are built where there is room, though /tmp may be full.
@@ -117,6 +128,7 @@ GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 lint:
 	$(GOLANGCI) run ./...
 	cd test && $(GOLANGCI) run ./...
+	shellcheck packaging/*.sh packaging/scripts/*.sh
 	shellcheck test/install.sh test/stack/build.sh test/store/*.sh test/e2e/testdata/*.sh .ci/run
 
 install: build manual

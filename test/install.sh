@@ -21,10 +21,16 @@ busybox busybox-static
 # An older kernel, for TestOlderKernel and TestVirtiofs to boot in QEMU: a kernel and
 # modules out of Debian's package. Installing the package would make this machine boot it.
 kernel=
+
+# A small Debian with podman and Nix, in which the packages are tested.
+debian=
+debian_packages=podman,runc,crun,conmon,nix-bin,busybox-static
+bin=$(realpath "$(dirname "$0")/..")/bin
 case ${1-} in
 demo) ;;
 test)
-	kernel=$(realpath "$(dirname "$0")/..")/bin/kernel
+	kernel=$bin/kernel
+	debian=$bin/debian/$debian_packages.tar
 	needed="$needed
 crun crun
 bwrap bubblewrap
@@ -38,6 +44,10 @@ strace strace
 tmux tmux
 systemd-analyze systemd
 apparmor_parser apparmor
+git git
+lintian lintian
+rpm rpm
+mmdebstrap mmdebstrap
 gcc gcc
 pkg-config pkg-config
 /usr/include/seccomp.h libseccomp-dev
@@ -64,17 +74,19 @@ if [ -d /usr/share/doc ] && ! [ -e /usr/share/doc/busybox-static ]; then
 fi
 missing_kernel=
 [ -z "$kernel" ] || [ -d "$kernel/virtiofs" ] || missing_kernel=" $kernel_package"
-[ -n "$missing$missing_kernel" ] || exit 0
+missing_debian=
+[ -z "$debian" ] || [ -e "$debian" ] || missing_debian=" debian"
+[ -n "$missing$missing_kernel$missing_debian" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then
-	echo "missing, and there is no apt to install it:$names$missing_kernel" >&2
+	echo "missing, and there is no apt to install it:$names$missing_kernel$missing_debian" >&2
 	exit 1
 fi
 if [ "$(id -u)" -ne 0 ]; then
-	echo "missing:$missing$missing_kernel; run $0 as root" >&2
+	echo "missing:$missing$missing_kernel$missing_debian; run $0 as root" >&2
 	exit 1
 fi
-echo "installing:$missing$missing_kernel" >&2
+echo "installing:$missing$missing_kernel$missing_debian" >&2
 
 log=$(mktemp)
 work=$(mktemp -d)
@@ -108,4 +120,19 @@ if [ -n "$missing_kernel" ]; then
 	# Only what is complete has this name.
 	rm -rf "$kernel"
 	mv "$kernel.new" "$kernel"
+fi
+if [ -n "$missing_debian" ]; then
+	# From where this machine's apt has its packages, and with its options.
+	# shellcheck disable=SC2016 # apt-get's variables
+	apt-get indextargets --format 'deb $(SITE) $(RELEASE) $(COMPONENT)' \
+		'Created-By: Packages' 'Origin: Debian' | sort -u >"$work/sources"
+	# shellcheck disable=SC2016
+	suite=$(apt-get indextargets --format '$(CODENAME)' 'Created-By: Packages' 'Origin: Debian' | head -n 1)
+	apt-config dump --format '%F "%v";%n' Acquire >"$work/apt.conf"
+	rm -rf "$bin/debian"
+	mkdir -p "$bin/debian"
+	unshare --mount mmdebstrap --mode=root --variant=apt --include="$debian_packages" \
+		--aptopt='APT::Install-Recommends "false"' --aptopt="$work/apt.conf" \
+		"$suite" "$work/debian.tar" - <"$work/sources"
+	mv "$work/debian.tar" "$debian"
 fi

@@ -51,6 +51,10 @@ func allSuites(bin string) []suite {
 		{"programs", []step{{prepare: []string{"./install.sh", "test"}}, target("all"), target("cross")}},
 		{"unit", []step{{dir: "..", args: []string{"./..."}}}},
 		{"machine", []step{{dir: ".", args: []string{"./machine", "./suites"}}}},
+		{"packages", []step{
+			target("dist"),
+			{dir: ".", args: []string{"./packages", "-args", "-bin", bin}},
+		}},
 		{"e2e", []step{
 			target("all"),
 			{dir: "e2e", args: []string{"-timeout=40m", ".", "-args", "-bin", bin}},
