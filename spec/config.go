@@ -96,12 +96,7 @@ type configText struct {
 	Root struct {
 		Path string `json:"path"`
 	} `json:"root"`
-	Mounts []struct {
-		Destination string   `json:"destination"`
-		Type        string   `json:"type"`
-		Source      string   `json:"source"`
-		Options     []string `json:"options"`
-	} `json:"mounts"`
+	Mounts      []mountText       `json:"mounts"`
 	Annotations map[string]string `json:"annotations"`
 	Process     struct {
 		User struct {
@@ -110,14 +105,11 @@ type configText struct {
 		} `json:"user"`
 	} `json:"process"`
 	Linux struct {
-		MountLabel        string   `json:"mountLabel"`
-		MaskedPaths       []string `json:"maskedPaths"`
-		RootfsPropagation string   `json:"rootfsPropagation"`
-		Namespaces        []struct {
-			Type string `json:"type"`
-			Path string `json:"path"`
-		} `json:"namespaces"`
-		Resources struct {
+		MountLabel        string          `json:"mountLabel"`
+		MaskedPaths       []string        `json:"maskedPaths"`
+		RootfsPropagation string          `json:"rootfsPropagation"`
+		Namespaces        []namespaceText `json:"namespaces"`
+		Resources         struct {
 			Memory struct {
 				Limit int64 `json:"limit"`
 			} `json:"memory"`
@@ -125,9 +117,24 @@ type configText struct {
 	} `json:"linux"`
 }
 
+type mountText struct {
+	Destination string   `json:"destination"`
+	Type        string   `json:"type"`
+	Source      string   `json:"source"`
+	Options     []string `json:"options"`
+}
+
+type namespaceText struct {
+	Type string `json:"type"`
+	Path string `json:"path"`
+}
+
 // ParseConfig parses the text of a config.json. It refuses a text that runtimes in Go and
 // in C would read differently: see topLevel.
 func ParseConfig(text []byte) (Config, error) {
+	if c, ok := parsePlainConfig(text); ok && c.Root.Path != "" {
+		return c.config(), nil
+	}
 	var c configText
 	err := json.Unmarshal(text, &c)
 	if err != nil || c.Root.Path == "" || oddCase(text) {

@@ -2,6 +2,13 @@
 
 // Nix-closure-hook is the OCI hook. It runs at every container's start, so it links no
 // database, command line framework or protocol.
+//
+// The runtime would otherwise read the limits of its cgroup before main, and name its
+// memory for /proc/PID/maps.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+//go:debug decoratemappings=0
 package main
 
 import (
@@ -12,6 +19,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/hook"
 	"github.com/nix-closure/nix-closure/internal/config"
+	_ "github.com/nix-closure/nix-closure/internal/roomystack"
 	"github.com/nix-closure/nix-closure/internal/version"
 	"github.com/nix-closure/nix-closure/spec"
 )
