@@ -160,7 +160,7 @@ func (r Record) ProcessRuns() (bool, error) {
 
 // IDs returns the IDs of containers that have a record.
 func (d *Dir) IDs() ([]string, error) {
-	all, err := names(d.containers)
+	all, err := d.containers.Names()
 	if err != nil {
 		return nil, err
 	}

@@ -8,12 +8,12 @@ import (
 	"io/fs"
 	"math"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 // Swept is what a sweep removed, or would remove.
@@ -148,7 +148,7 @@ func (s *sweeper) part(names []string) []string {
 }
 
 func (s *sweeper) records(ctx context.Context) error {
-	all, err := names(s.dir.containers)
+	all, err := s.dir.containers.Names()
 	if err != nil {
 		return err
 	}
@@ -240,7 +240,7 @@ func (s *sweeper) temporaryRecord(name string) error {
 // temporary removes a file that atomicfile.Write or another process began and did not
 // finish. A process that still writes the file holds a lock on it, and then the file
 // stays.
-func (s *sweeper) temporary(dir *os.Root, name string) error {
+func (s *sweeper) temporary(dir *owndir.Dir, name string) error {
 	if !strings.HasPrefix(name, ".") || !old(dir, name, s.unused) {
 		return nil
 	}
@@ -249,7 +249,7 @@ func (s *sweeper) temporary(dir *os.Root, name string) error {
 }
 
 // file removes a file, unless another process is writing it.
-func (s *sweeper) file(dir *os.Root, name string) (removed bool, _ error) {
+func (s *sweeper) file(dir *owndir.Dir, name string) (removed bool, _ error) {
 	if strings.HasPrefix(name, ".") {
 		release, ok := atomicfile.LockAbandoned(dir, name)
 		if !ok {
@@ -261,7 +261,7 @@ func (s *sweeper) file(dir *os.Root, name string) (removed bool, _ error) {
 	return err == nil, err
 }
 
-func (s *sweeper) remove(dir *os.Root, name string) error {
+func (s *sweeper) remove(dir *owndir.Dir, name string) error {
 	if s.dryRun {
 		return nil
 	}
@@ -276,15 +276,12 @@ func (s *sweeper) remove(dir *os.Root, name string) error {
 // somebody removed their record by hand.
 func (s *sweeper) gcRoots(ctx context.Context) error {
 	roots := s.dir.GCRoots()
-	dir, err := os.OpenRoot(roots.Dir)
+	dir := owndir.At(roots.Dir)
+	defer dir.Close()
+	all, err := dir.Names()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
-		return err
-	}
-	defer dir.Close()
-	all, err := names(dir)
-	if err != nil {
 		return err
 	}
 	ofNobody := func(id string) (bool, error) {
@@ -310,7 +307,7 @@ func (s *sweeper) gcRoots(ctx context.Context) error {
 // unknown removes name, which belongs to an ID, from a directory, if ofNobody says that
 // nobody owns it, before and after taking the lock of the ID.
 func (s *sweeper) unknown(
-	id string, ofNobody func(id string) (bool, error), dir *os.Root, name string,
+	id string, ofNobody func(id string) (bool, error), dir *owndir.Dir, name string,
 ) (removed bool, _ error) {
 	if yes, err := ofNobody(id); err != nil || !yes {
 		return false, err
