@@ -55,16 +55,18 @@ type pinner struct {
 // It fetches invalid paths first, if the configuration allows fetching.
 func (p pinner) pin(ctx context.Context) (closure.Resolution, error) {
 	res, err := p.pinValid(ctx)
+	if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
+		return res, err
+	}
 	fetching, cancel := context.WithTimeout(ctx, time.Duration(p.config.SubstituteTimeout))
 	defer cancel()
 	for range fetches {
-		if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
-			break
-		}
 		if err := p.fetch(fetching); err != nil {
 			return res, err
 		}
-		res, err = p.pinValid(ctx)
+		if res, err = p.pinValid(ctx); !errors.Is(err, closure.ErrNotValid) {
+			break
+		}
 	}
 	return res, err
 }

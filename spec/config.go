@@ -58,9 +58,12 @@ func ReadConfig(path string) (Config, error) {
 		return Config{}, err
 	}
 	defer f.Close()
-	text, err := ReadLimited(f, MaxConfig)
+	text, err := nopoll.Read(int(f.Fd()), path, MaxConfig)
 	if err != nil {
-		return Config{}, fmt.Errorf("%s: %w", path, err)
+		return Config{}, err
+	}
+	if len(text) > MaxConfig {
+		return Config{}, fmt.Errorf("%s: %w", path, tooLarge(MaxConfig))
 	}
 	c, err := ParseConfig(text)
 	if err != nil {
@@ -73,10 +76,12 @@ func ReadConfig(path string) (Config, error) {
 func ReadLimited(r io.Reader, max int) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(r, int64(max)+1))
 	if err == nil && len(text) > max {
-		err = fmt.Errorf("larger than %d MiB", max>>20)
+		err = tooLarge(max)
 	}
 	return text, err
 }
+
+func tooLarge(max int) error { return fmt.Errorf("larger than %d MiB", max>>20) }
 
 // ParseConfigAnnotations returns the annotations of a config.json, and looks at nothing
 // else in it.

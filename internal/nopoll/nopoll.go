@@ -75,6 +75,11 @@ func Names(path string) ([]string, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
+	return NamesIn(fd, path)
+}
+
+// NamesIn is Names of an open directory, from its begin if nothing was read of it.
+func NamesIn(fd int, path string) ([]string, error) {
 	var names []string
 	buffer := make([]byte, 8<<10)
 	for {
