@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,11 +27,9 @@ type pinned struct {
 
 // pin resolves the closure and protects it from Nix's garbage collector.
 func pin(ctx context.Context, c *claimed) (*pinned, error) {
-	p := pinner{
-		claimed: c,
-		memo:    closure.Memo{Dir: c.dir.Closures, Store: c.store},
-		roots:   c.dir.GCRoots(),
-		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
+	p := newPinner(c)
+	if c.reserved != nil {
+		return &pinned{c, p, *c.reserved}, nil
 	}
 	resolution, err := p.pin(ctx)
 	if err != nil {
@@ -46,6 +45,31 @@ type pinner struct {
 	memo  closure.Memo
 	roots closure.GCRoots
 	query closure.Query
+}
+
+func newPinner(c *claimed) pinner {
+	return pinner{
+		claimed: c,
+		memo:    closure.Memo{Dir: c.dir.Closures, Store: c.store},
+		roots:   c.dir.GCRoots(),
+		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
+	}
+}
+
+// remembered returns a closure that the memo has and that may be pinned, and holds Nix's
+// garbage collector off until held is closed. Its GC roots must be made before that. For
+// everything else, ok is false, and pin does the work or says what is wrong.
+func (p pinner) remembered() (_ closure.Resolution, held io.Closer, ok bool) {
+	lock, err := closure.HoldCollector(p.store)
+	if err != nil {
+		return closure.Resolution{}, nil, false
+	}
+	res, ok := p.memo.Remembered(p.query)
+	if ok && res.Paths <= p.config.MaxPaths && p.allowed(res.Pins) == nil {
+		return res, lock, true
+	}
+	lock.Close()
+	return closure.Resolution{}, nil, false
 }
 
 // pin resolves the closure and adds GC roots for it. If it returns without an error,
