@@ -52,7 +52,7 @@ func AddHooks(configPath, container, bundle, program string) error {
 	var hooks []spec.StageHook
 	for _, stage := range []string{"createRuntime", "poststop"} {
 		hooks = append(hooks, spec.StageHook{Stage: stage, Hook: specs.Hook{
-			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: []string{"LC_ALL=C"},
+			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: EntryEnv(),
 		}})
 	}
 	asked := Container{ID: container, Engine: engine, Bundle: absolute}
@@ -82,6 +82,11 @@ func EntryArgs(configPath string, engine spec.Engine, stage string) []string {
 	}
 	return append(args, stage)
 }
+
+// EntryEnv returns the environment of a hook entry. It must not be empty, because some
+// runtimes would pass the image's on. The hook reads no variable, and the Go runtime in it
+// this one: for one processor it starts fewer threads, which are a tenth of a hook's time.
+func EntryEnv() []string { return []string{"GOMAXPROCS=1"} }
 
 // HasAnnotations reports whether the config.json at file has an annotation of this
 // program. It fails if it cannot find out.

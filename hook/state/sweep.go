@@ -8,9 +8,12 @@ import (
 	"io/fs"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
 	"github.com/nix-closure/nix-closure/internal/owndir"
@@ -87,11 +90,52 @@ func (d *Dir) SweepBeforeStart(ctx context.Context) (Swept, error) {
 }
 
 // SweepAfterEnd is Sweep for a container's end, in bounded time. It checks some entries
-// of each directory, and others at the next end.
+// of each directory, and others at the next end. If a sweep found nothing more to do, the
+// next sweeps check the records only, for some minutes: all the rest becomes old by time,
+// and what it takes until then is space.
 func (d *Dir) SweepAfterEnd(ctx context.Context) (Swept, error) {
 	s := sweeper{dir: d, unused: UnusedFor, most: some}
+	if d.sweptLately() {
+		err := s.records(ctx)
+		return s.swept, err
+	}
 	err := s.sweep(ctx)
+	if err == nil && !s.more {
+		err = d.noteSwept()
+	}
 	return s.swept, err
+}
+
+// sweepEvery is how long a sweep that found nothing more to do counts. It is short beside
+// UnusedFor.
+const sweepEvery = 10 * time.Minute
+
+// sweptFile was last modified when a sweep at a container's end found nothing more to do.
+func (d *Dir) sweptFile() string { return d.path + "/swept" }
+
+func (d *Dir) sweptLately() bool {
+	var st unix.Stat_t
+	if err := unix.Lstat(d.sweptFile(), &st); err != nil {
+		return false
+	}
+	ago := time.Since(time.Unix(st.Mtim.Unix()))
+	return 0 <= ago && ago < sweepEvery
+}
+
+func (d *Dir) noteSwept() error {
+	path := d.sweptFile()
+	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
+	err := unix.UtimesNanoAt(unix.AT_FDCWD, path, now, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		var fd int
+		if fd, err = unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600); err == nil {
+			err = unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return &os.PathError{Op: "touch", Path: path, Err: err}
+	}
+	return nil
 }
 
 // sweeper removes what no container needs, while containers start and end.
@@ -116,7 +160,8 @@ type sweeper struct {
 	dir       *Dir
 	unused    time.Duration
 	dryRun    bool
-	most      int // entries to check per directory; 0: all
+	most      int  // entries to check per directory; 0: all
+	more      bool // something was left for the next sweep
 	swept     Swept
 	ended     []string // views and registrations of removed records
 	moved     int      // views that were renamed
@@ -143,6 +188,7 @@ func (s *sweeper) part(names []string) []string {
 	if s.most == 0 || len(names) <= s.most {
 		return names
 	}
+	s.more = true
 	start := rand.IntN(len(names))
 	return slices.Concat(names[start:], names[:start])[:s.most]
 }

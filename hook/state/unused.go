@@ -101,6 +101,7 @@ func (s *sweeper) views(ctx context.Context) error {
 			continue
 		}
 		if s.most > 0 && s.moved > 0 {
+			s.more = true
 			break // removing one view takes long; the next sweep removes the next
 		}
 		removed, err := s.view(name)
