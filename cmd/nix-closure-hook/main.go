@@ -2,13 +2,6 @@
 
 // Nix-closure-hook is the OCI hook. It runs at every container's start, so it links no
 // database, command line framework or protocol.
-//
-// The runtime would otherwise read the limits of its cgroup before main, and name its
-// memory for /proc/PID/maps.
-//
-//go:debug containermaxprocs=0
-//go:debug updatemaxprocs=0
-//go:debug decoratemappings=0
 package main
 
 import (
