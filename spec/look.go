@@ -102,7 +102,7 @@ func positionsOf(paths ...string) []string {
 // deepTrees are directories inside guarded ones with which a file system that is looked
 // into may begin.
 var deepTrees = struct{ store, state, log, runtime []string }{
-	store:   []string{".links"},
+	store: []string{".links"},
 	state: []string{
 		"db", "daemon-socket", "gcroots", "gcroots/auto", "gcroots/per-user", "profiles", "profiles/per-user",
 	},
