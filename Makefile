@@ -23,7 +23,7 @@ HOOKS := $(wildcard examples/podman/*.json)
 FLAGS = -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks manual cross demo test unit e2e machine stack engines fuzz bench lint install uninstall clean
+.PHONY: all build hooks manual cross demo test unit e2e machine stack engines fuzz bench profile lint install uninstall clean
 
 all: build hooks manual
 
@@ -101,6 +101,14 @@ bench:
 	cd test && $(GO) run ./bench -bin ../bin -csv ../bin/bench.csv
 	@$(MAKE) --no-print-directory stack
 	cd test && $(GO) test -count=1 -timeout 40m -v -run '^TestFullNode$$' ./engines -args -bin $(CURDIR)/bin -figures
+
+# What the hook does at a start and at an end: bin/bench-hook.csv, and docs/speed-hook.md.
+# BEFORE is a directory with an older nix-closure-hook and nix-closure, to compare with.
+profile:
+	@test/install.sh test
+	@$(MAKE) --no-print-directory build
+	cd test && $(GO) run ./bench/startcost -bin ../bin -csv ../bin/bench-hook.csv -page ../docs/speed-hook.md \
+		$(if $(BEFORE),-before $(abspath $(BEFORE)) -before-name '$(or $(BEFORE_NAME),before)')
 
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 lint:
