@@ -12,13 +12,12 @@ import (
 // waits: a timer takes a thread that waits too, and most ends of containers wait for
 // nothing.
 type deadline struct {
-	context.Context // what is neither asked nor waited for
-	at              time.Time
-	timer           func() context.Context
+	at    time.Time
+	timer func() context.Context
 }
 
 func withDeadline(at time.Time) context.Context {
-	return &deadline{context.Background(), at, sync.OnceValue(func() context.Context {
+	return &deadline{at, sync.OnceValue(func() context.Context {
 		ctx, cancel := context.WithDeadline(context.Background(), at)
 		context.AfterFunc(ctx, cancel) // the process ends soon after its end
 		return ctx
@@ -26,6 +25,8 @@ func withDeadline(at time.Time) context.Context {
 }
 
 func (d *deadline) Deadline() (time.Time, bool) { return d.at, true }
+
+func (d *deadline) Value(any) any { return nil }
 
 func (d *deadline) Done() <-chan struct{} { return d.timer().Done() }
 

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,7 +58,7 @@ func newPinner(c *claimed) pinner {
 // remembered returns a closure that the memo has and that may be pinned, and holds Nix's
 // garbage collector off until held is closed. Its GC roots must be made before that. For
 // everything else, ok is false, and pin does the work or says what is wrong.
-func (p pinner) remembered() (_ closure.Resolution, held io.Closer, ok bool) {
+func (p pinner) remembered() (_ closure.Resolution, held *os.File, ok bool) {
 	lock, err := closure.HoldCollector(p.store)
 	if err != nil {
 		return closure.Resolution{}, nil, false
