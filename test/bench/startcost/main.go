@@ -56,7 +56,7 @@ func run(bin, before, name, file, page string) error {
 	}
 	programs := []program{{name: "an empty program", argv: []string{h.empty}, env: "LC_ALL=C"}}
 	builds := []struct{ name, dir, env string }{{name, before, "LC_ALL=C"}, {"now", bin, "GOMAXPROCS=1"}}
-	for _, b := range builds {
+	for i, b := range builds {
 		if b.dir == "" {
 			continue
 		}
@@ -65,7 +65,7 @@ func run(bin, before, name, file, page string) error {
 			return err
 		}
 		config := dir + "/config.toml"
-		text := fmt.Sprintf("runtime-dir = %q\n", "/run/nix-closure-"+b.name)
+		text := fmt.Sprintf("runtime-dir = \"/run/nix-closure-%d\"\n", i)
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			return err
 		}
