@@ -21,8 +21,8 @@ var rules = []struct {
 	calls   *regexp.Regexp
 }{
 	{"Go's runtime: start, memory, threads, timers", regexp.MustCompile(`^(rt_\w+|sigaltstack|mmap|munmap|madvise|` +
-		`clone3?|futex|gettid|getpid|tgkill|nanosleep|sched_\w+|arch_prctl|prctl|prlimit64|epoll_\w+|exit_group|execve|` +
-		`eventfd2|restart_syscall)\(|<anon_inode:\[eventfd\]>`)},
+		`clone3?|futex|gettid|getpid|tgkill|nanosleep|sched_\w+|arch_prctl|prctl|prlimit64|epoll_\w+|exit_group|` +
+		`execve|eventfd2|restart_syscall)\(|<anon_inode:\[eventfd\]>`)},
 	{"the OCI state", regexp.MustCompile(`^read\(0<`)},
 	{"the configuration", regexp.MustCompile(`\.toml|"/run", |^geteuid`)},
 	{"config.json", regexp.MustCompile(`/config\.json|^umask`)},
@@ -34,10 +34,11 @@ var rules = []struct {
 	{"the use mark, and the layer", regexp.MustCompile(`/views/|^utimensat`)},
 	{"sweeping, and the runtime directory", regexp.MustCompile(`"?/run/nix-closure-\w+(/(containers|closures|views|` +
 		`registrations|swept|cache))?["/>]`)},
-	{"the overlay", regexp.MustCompile(`^(fsopen|fsconfig|fsmount|open_tree|move_mount|mount_setattr)\(|fscontext|</>`)},
+	{"the overlay", regexp.MustCompile(`^(fsopen|fsconfig|fsmount|open_tree|move_mount|mount_setattr)\(|` +
+		`fscontext|</>`)},
 	{"namespaces", regexp.MustCompile(`/ns/(mnt|user|pid)|^setns|^unshare|<mnt:`)},
-	{"the container's mounts, descriptors and target", regexp.MustCompile(`thread-self|/cmdline|/environ|/proc/\d+/fd|` +
-		`"/proc/\d+"|^openat2|/image|/layers|</proc/\d+>|^getppid`)},
+	{"the container's mounts, descriptors and target", regexp.MustCompile(`thread-self|/cmdline|/environ|` +
+		`/proc/\d+/fd|"/proc/\d+"|^openat2|/image|/layers|</proc/\d+>|^getppid`)},
 	{"the container's process", regexp.MustCompile(`/proc/\d+/stat`)},
 	{"what is guarded on the host", regexp.MustCompile(`mountinfo|"/nix|"/"|/sys/dev/block|/block/|"/tmp|/sys/`)},
 	{"other", regexp.MustCompile(``)},
