@@ -24,7 +24,7 @@ FLAGS = -trimpath -buildvcs=false \
 	-ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks manual cross dist demo test unit e2e packages machine stack manifests engines fuzz bench lint
+.PHONY: all build hooks manual cross dist demo test unit e2e packages machine stack manifests engines fuzz bench profile lint
 .PHONY: install uninstall clean nixhash
 
 all: build hooks manual
@@ -123,6 +123,14 @@ nixhash:
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && $(GO) mod vendor -o "$$tmp/vendor" && \
 	hash=$$(nix --extra-experimental-features nix-command hash path "$$tmp/vendor") && \
 	sed -i "s|vendorHash = .*|vendorHash = \"$$hash\";|" nix/package.nix && echo "$$hash"
+
+# What the hook does at a start and at an end: bin/bench-hook.csv, and docs/speed-hook.md.
+# BEFORE is a directory with an older nix-closure-hook and nix-closure, to compare with.
+profile:
+	@test/install.sh test
+	@$(MAKE) --no-print-directory build
+	cd test && $(GO) run ./bench/startcost -bin ../bin -csv ../bin/bench-hook.csv -page ../docs/speed-hook.md \
+		$(if $(BEFORE),-before $(abspath $(BEFORE)) -before-name '$(or $(BEFORE_NAME),before)')
 
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 lint:

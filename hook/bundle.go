@@ -52,7 +52,7 @@ func AddHooks(configPath, container, bundle, program string) error {
 	var hooks []spec.StageHook
 	for _, stage := range []string{"createRuntime", "poststop"} {
 		hooks = append(hooks, spec.StageHook{Stage: stage, Hook: specs.Hook{
-			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: []string{"LC_ALL=C"},
+			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: spec.HookEnv(),
 		}})
 	}
 	asked := Container{ID: container, Engine: engine, Bundle: absolute}

@@ -44,7 +44,7 @@ func (i installation) roots() string {
 // the stage's name and a colon before them.
 func (i installation) installed(annotations, mounts string, others ...string) string {
 	own := func(stage string) string {
-		entries := fmt.Sprintf(`{"path":%q,"args":["nix-closure-hook",%q],"env":["LC_ALL=C"]}`, i.program, stage)
+		entries := fmt.Sprintf(`{"path":%q,"args":["nix-closure-hook",%q],"env":["GOMAXPROCS=1"]}`, i.program, stage)
 		for _, o := range others {
 			if before, ok := strings.CutPrefix(o, stage+":"); ok {
 				entries = before + "," + entries

@@ -26,11 +26,9 @@ type pinned struct {
 
 // pin resolves the closure and protects it from Nix's garbage collector.
 func pin(ctx context.Context, c *claimed) (*pinned, error) {
-	p := pinner{
-		claimed: c,
-		memo:    closure.Memo{Dir: c.dir.Closures, Store: c.store},
-		roots:   c.dir.GCRoots(),
-		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
+	p := newPinner(c)
+	if c.reserved != nil {
+		return &pinned{c, p, *c.reserved}, nil
 	}
 	resolution, err := p.pin(ctx)
 	if err != nil {
@@ -48,6 +46,31 @@ type pinner struct {
 	query closure.Query
 }
 
+func newPinner(c *claimed) pinner {
+	return pinner{
+		claimed: c,
+		memo:    closure.Memo{Dir: c.dir.Closures, Store: c.store},
+		roots:   c.dir.GCRoots(),
+		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
+	}
+}
+
+// remembered returns a closure that the memo has and that may be pinned, and holds Nix's
+// garbage collector off until held is closed. Its GC roots must be made before that. For
+// everything else, ok is false, and pin does the work or says what is wrong.
+func (p pinner) remembered() (_ closure.Resolution, held *os.File, ok bool) {
+	lock, err := closure.HoldCollector(p.store)
+	if err != nil {
+		return closure.Resolution{}, nil, false
+	}
+	res, ok := p.memo.Remembered(p.query)
+	if ok && res.Paths <= p.config.MaxPaths && p.allowed(res.Pins) == nil {
+		return res, lock, true
+	}
+	lock.Close()
+	return closure.Resolution{}, nil, false
+}
+
 // pin resolves the closure and adds GC roots for it. If it returns without an error,
 // every path of the closure is valid and stays valid until the container's GC roots are
 // removed.
@@ -55,16 +78,18 @@ type pinner struct {
 // It fetches invalid paths first, if the configuration allows fetching.
 func (p pinner) pin(ctx context.Context) (closure.Resolution, error) {
 	res, err := p.pinValid(ctx)
+	if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
+		return res, err
+	}
 	fetching, cancel := context.WithTimeout(ctx, time.Duration(p.config.SubstituteTimeout))
 	defer cancel()
 	for range fetches {
-		if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
-			break
-		}
 		if err := p.fetch(fetching); err != nil {
 			return res, err
 		}
-		res, err = p.pinValid(ctx)
+		if res, err = p.pinValid(ctx); !errors.Is(err, closure.ErrNotValid) {
+			break
+		}
 	}
 	return res, err
 }

@@ -21,6 +21,11 @@ type StageHook struct {
 	specs.Hook
 }
 
+// HookEnv returns the environment of a hook entry. It must not be empty, because some
+// runtimes would pass the image's on. The hook reads no variable, and the Go runtime in it
+// this one: for one processor it starts fewer threads, which are a tenth of a hook's time.
+func HookEnv() []string { return []string{"GOMAXPROCS=1"} }
+
 // Rewrite returns the text of a config.json without the mounts at the positions in without,
 // and with these hooks. Each hook comes after the others of its stage, and replaces an
 // equal one.
