@@ -16,8 +16,8 @@ import (
 )
 
 // inFrontOfDaemon takes the place of Nix's daemon, which must run, for the length of a
-// test. first has the first connection, and Nix's daemon all that follow.
-func inFrontOfDaemon(t *testing.T, first func(c net.Conn)) {
+// test. other has the first connections, and Nix's daemon all that follow.
+func inFrontOfDaemon(t *testing.T, first int, other func(c net.Conn)) {
 	t.Helper()
 	const socket, behind = "/nix/var/nix/daemon-socket/socket", "/nix/var/nix/daemon-socket/behind"
 	if err := os.Rename(socket, behind); err != nil {
@@ -38,16 +38,18 @@ func inFrontOfDaemon(t *testing.T, first func(c net.Conn)) {
 			}
 			go func() {
 				defer c.Close()
-				if n == 0 {
-					first(c)
+				if n < first {
+					other(c)
 					return
 				}
 				daemon, err := net.Dial("unix", behind)
 				if err != nil {
 					return
 				}
-				defer daemon.Close()
-				go func() { _, _ = io.Copy(daemon, c) }()
+				go func() {
+					_, _ = io.Copy(daemon, c)
+					daemon.Close() // which ends the daemon's process for this connection
+				}()
 				_, _ = io.Copy(c, daemon)
 			}()
 		}
@@ -83,7 +85,7 @@ func TestDaemonDoesNot(t *testing.T) {
 	alice := user(t, "alice")
 	for _, c := range []struct {
 		name  string
-		first func(net.Conn)
+		other func(net.Conn)
 		why   string
 		takes time.Duration
 	}{
@@ -96,7 +98,7 @@ func TestDaemonDoesNot(t *testing.T) {
 		{"hangs", says(magic), "context deadline exceeded", 5 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			inFrontOfDaemon(t, c.first)
+			inFrontOfDaemon(t, 1, c.other)
 			before, began := len(alice.log(t)), time.Now()
 			id := alice.start(t, container{runtime: "crun", root: "env"})
 			if took := time.Since(began); took < c.takes || took > c.takes+10*time.Second {
@@ -128,8 +130,8 @@ func TestDaemonLies(t *testing.T) {
 	const last = 0x616c7473
 	// The version of protocol 1.34 is followed by the daemon's own, and the answers are:
 	// greeted, the path is known to the collector, it is not valid.
-	inFrontOfDaemon(t, says(magic, 1<<8|34, 0, last, last, 1, last, 0))
-	_, stderr, err := alice.run(container{runtime: "runc", root: "env"}, "true")
+	inFrontOfDaemon(t, 100, says(magic, 1<<8|34, 0, last, last, 1, last, 0))
+	_, stderr, err := alice.run(container{runtime: "runc", root: "env"}, store["env"]+"/bin/true")
 	if err == nil || !strings.Contains(stderr, "the store changed meanwhile") {
 		t.Errorf("%v\n%s", err, stderr)
 	}
