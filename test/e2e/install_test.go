@@ -58,6 +58,10 @@ func checkHookFile(t *testing.T, path, program string) []string {
 var manualFiles = []string{
 	"bash-completion/completions/nix-closure",
 	"fish/vendor_completions.d/nix-closure.fish",
+	"man/man1/nix-closure-cdi-generate.1",
+	"man/man1/nix-closure-cdi-list.1",
+	"man/man1/nix-closure-cdi-remove.1",
+	"man/man1/nix-closure-cdi.1",
 	"man/man1/nix-closure-confine.1",
 	"man/man1/nix-closure-diff.1",
 	"man/man1/nix-closure-doctor.1",
@@ -138,7 +142,8 @@ func TestInstall(t *testing.T) {
 		if !slices.Equal(stages, []string{"createRuntime", "poststop"}) {
 			t.Errorf("%q: the hook files are for %q", c.arguments, stages)
 		}
-		for _, program := range []string{"nix-closure-hook", "nix-closure", "nix-closure-runtime", "nix-closure-nri"} {
+		for _, program := range []string{"nix-closure-hook", "nix-closure", "nix-closure-runtime", "nix-closure-nri",
+			"nix-closure-device-plugin"} {
 			// Static: in an image or a rescue system it needs nothing.
 			f, err := elf.Open(dir + c.prefix + "/bin/" + program)
 			if err != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -96,27 +97,36 @@ func only[T any](t *testing.T, text string) T {
 	return *new(T)
 }
 
+// manifestFiles are the examples' plain manifests.
+func manifestFiles(t *testing.T) []string {
+	t.Helper()
+	pods, err := filepath.Glob(examples + "/kubernetes/*.yaml")
+	base, err2 := filepath.Glob(examples + "/kubernetes/base/*.yaml")
+	if err := errors.Join(err, err2); err != nil || len(pods) == 0 || len(base) == 0 {
+		t.Fatal(pods, base, err)
+	}
+	return slices.DeleteFunc(append(pods, base...), func(f string) bool {
+		return filepath.Base(f) == "kustomization.yaml"
+	})
+}
+
 // Every manifest is what the API server takes.
 func TestExampleManifests(t *testing.T) {
-	files, err := filepath.Glob(examples + "/kubernetes/*.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
 	count := map[string]int{}
-	for _, f := range files {
-		for _, o := range objects(t, example(t, "kubernetes/"+filepath.Base(f))) {
+	for _, f := range manifestFiles(t) {
+		for _, o := range objects(t, readFile(t, f)) {
 			count[fmt.Sprintf("%T", o)]++
 		}
 	}
-	want := map[string]int{"*v1.Namespace": 1, "*v1.DaemonSet": 1, "*v1.RuntimeClass": 1, "*v1.Pod": 3,
+	want := map[string]int{"*v1.Namespace": 1, "*v1.DaemonSet": 1, "*v1.RuntimeClass": 1, "*v1.Pod": 4,
 		"*v1.ValidatingAdmissionPolicy": 1, "*v1.ValidatingAdmissionPolicyBinding": 1}
 	for kind := range want {
 		if count[kind] != want[kind] {
 			t.Errorf("%d of %s, want %d", count[kind], kind, want[kind])
 		}
 	}
-	handler := only[*class.RuntimeClass](t, example(t, "kubernetes/runtimeclass.yaml"))
-	labels := only[*apps.DaemonSet](t, example(t, "kubernetes/daemonset.yaml")).Spec.Template.Spec.NodeSelector
+	handler := only[*class.RuntimeClass](t, example(t, "kubernetes/base/runtimeclass.yaml"))
+	labels := only[*apps.DaemonSet](t, example(t, "kubernetes/base/daemonset.yaml")).Spec.Template.Spec.NodeSelector
 	if got := handler.Scheduling.NodeSelector; fmt.Sprint(got) != fmt.Sprint(labels) || len(got) == 0 {
 		t.Errorf("pods go to %v, and the programs to %v", got, labels)
 	}
@@ -361,19 +371,13 @@ func TestExamplePaths(t *testing.T) {
 	if err != nil || named == 0 {
 		t.Fatalf("%d are named: %v", named, err)
 	}
-	line := func(name, pattern string) []string {
-		m := regexp.MustCompile("(?m)" + pattern).FindStringSubmatch(example(t, name))
-		if m == nil {
-			t.Fatalf("%s has no %s", name, pattern)
-		}
-		return names(m[1])
-	}
-	for _, got := range [][]string{
-		line("kubernetes/Containerfile", `^COPY (.*) /nix-closure/$`),
-		line("kubernetes/daemonset.yaml", `for program in (.*); do$`),
+	// The image has all that make cross builds, and so have the nodes.
+	for name, line := range map[string]string{
+		"Containerfile":       "\nCOPY nix-closure* /nix-closure/\n",
+		"base/daemonset.yaml": " for program in nix-closure*; do\n",
 	} {
-		if !slices.Equal(got, programs) {
-			t.Errorf("the image has %q, and make install installs %q", got, programs)
+		if !strings.Contains(example(t, "kubernetes/"+name), line) {
+			t.Errorf("%s has no %q", name, line)
 		}
 	}
 }
@@ -415,13 +419,19 @@ func checkUnit(t *testing.T, name, program string, others ...string) {
 	if !strings.HasPrefix(settings["ExecStart"], installedIn+"/"+program) {
 		t.Errorf("it starts %s", settings["ExecStart"])
 	}
+	verifyUnits(t, append([]string{name}, others...)...)
+}
+
+// verifyUnits has systemd verify units.
+func verifyUnits(t *testing.T, units ...string) {
+	t.Helper()
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Fatalf("%v: install systemd, or have test/install.sh do it", err)
 	}
 	// Of a program that there is.
 	dir := t.TempDir()
 	args := []string{"verify"}
-	for _, unit := range append([]string{name}, others...) {
+	for _, unit := range units {
 		text := strings.ReplaceAll(example(t, "systemd/"+unit), installedIn, *bin)
 		args = append(args, dir+"/"+unit)
 		if err := os.WriteFile(dir+"/"+unit, []byte(text), 0o644); err != nil {
@@ -544,11 +554,16 @@ func (n *node) inNetwork(f func() error) error {
 
 // statusOf asks a kubelet on the node, which may just be starting, for a pod's
 // status.
-func (n *node) statusOf(t *testing.T, address, pod string) (s core.PodStatus) {
+func (n *node) statusOf(t *testing.T, address, pod string) core.PodStatus {
 	t.Helper()
-	dial := func(context.Context, string, string) (c net.Conn, _ error) {
+	return podStatus(address, pod, func(context.Context, string, string) (c net.Conn, _ error) {
 		return c, n.inNetwork(func() (err error) { c, err = net.Dial("tcp", address); return err })
-	}
+	})
+}
+
+// podStatus asks a kubelet, which may just be starting, for a pod's status. dial connects
+// to it; nil: as usual.
+func podStatus(address, pod string, dial func(context.Context, string, string) (net.Conn, error)) (s core.PodStatus) {
 	client := http.Client{Transport: &http.Transport{
 		DialContext: dial, DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
@@ -611,18 +626,12 @@ func asStatic(t *testing.T, pod core.Pod, image string) []byte {
 	return text
 }
 
-// The DaemonSet installs the programs and runs the plugin on a node that requires
-// it, with the capabilities that it has there; the pods of the examples see their
-// closures, and the canary does not start.
-func TestExampleDaemonSet(t *testing.T) {
-	// The DaemonSet installs on the host.
-	if err := syscall.Mount("tmpfs", "/opt", "tmpfs", 0, "mode=0755"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount("/opt", syscall.MNT_DETACH) })
+// buildExampleImage builds the image of the examples, and returns an archive of it.
+func buildExampleImage(t *testing.T) string {
+	t.Helper()
 	programs := t.TempDir()
-	for _, program := range []string{*bin + "/nix-closure", *bin + "/nix-closure-hook", *bin + "/nix-closure-nri",
-		*bin + "/nix-closure-runtime", "/bin/busybox"} {
+	for _, program := range []string{*bin + "/nix-closure", *bin + "/nix-closure-device-plugin",
+		*bin + "/nix-closure-hook", *bin + "/nix-closure-nri", *bin + "/nix-closure-runtime", "/bin/busybox"} {
 		text, err := os.ReadFile(program)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(programs, filepath.Base(program)), text, 0o755)
@@ -640,6 +649,19 @@ func TestExampleDaemonSet(t *testing.T) {
 			t.Fatalf("podman %q: %v %s", command, err, out)
 		}
 	}
+	return archive
+}
+
+// The DaemonSet installs the programs and runs the plugin on a node that requires
+// it, with the capabilities that it has there; the pods of the examples see their
+// closures, and the canary does not start.
+func TestExampleDaemonSet(t *testing.T) {
+	// The DaemonSet installs on the host.
+	if err := syscall.Mount("tmpfs", "/opt", "tmpfs", 0, "mode=0755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount("/opt", syscall.MNT_DETACH) })
+	archive := buildExampleImage(t)
 
 	n := newNode(t, nodeOptions{})
 	n.with(t, copiedTo, "nix-closure-nri.toml")
@@ -657,7 +679,7 @@ func TestExampleDaemonSet(t *testing.T) {
 	if err := os.WriteFile("/etc/hosts", []byte(hosts+"192.0.2.1 node\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	var manifests string
+	var kubelet *kubelet
 	err := n.inNetwork(func() error {
 		for _, command := range []string{"link set lo up", "link add node0 type bridge",
 			"addr add 192.0.2.1/24 dev node0", "link set node0 up", "route add default dev node0"} {
@@ -666,20 +688,16 @@ func TestExampleDaemonSet(t *testing.T) {
 				return fmt.Errorf("ip %s: %w %s", command, err, out)
 			}
 		}
-		manifests = n.startKubelet(t)
+		kubelet = n.startKubelet(t)
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var config struct{ Port int }
-	if err := yaml.Unmarshal([]byte(readFile(t, filepath.Join(machine.Dir(), "kubelet/config.yaml"))),
-		&config); err != nil {
-		t.Fatal(err)
-	}
-	address := fmt.Sprintf("127.0.0.1:%d", config.Port)
+	manifests, address := kubelet.manifests, kubelet.address
 
-	set := only[*apps.DaemonSet](t, example(t, "kubernetes/daemonset.yaml"))
+	// With the handler: /etc is this machine's own, and k0s has cgroupfs as this kubelet does.
+	set := only[*apps.DaemonSet](t, charts(t, "kustomize", examples+"/kubernetes/overlays/k0s"))
 	template := core.Pod{ObjectMeta: set.Spec.Template.ObjectMeta, Spec: set.Spec.Template.Spec}
 	template.Name, template.Namespace = set.Name, set.Namespace
 	if err := os.WriteFile(manifests+"/set.yaml", asStatic(t, template, exampleImage), 0o644); err != nil {
@@ -733,6 +751,38 @@ func TestExampleDaemonSet(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	nothingLeft(t)
+	n.testHandler(t)
+}
+
+// testHandler tests the handler that the DaemonSet wrote where k0s' containerd reads it.
+// The plugin is gone, so that the pod has its closure by the wrapper.
+func (n *node) testHandler(t *testing.T) {
+	t.Helper()
+	const directory = "/etc/k0s/containerd.d"
+	if got := readFile(t, directory+"/nix-closure.toml"); !strings.HasSuffix(got, "SystemdCgroup = false\n") {
+		t.Errorf("the handler is\n%s", got)
+	}
+	if entries, err := os.ReadDir(directory); err != nil || len(entries) != 1 {
+		t.Errorf("%v %v", entries, err)
+	}
+	ask := &cri.RunPodSandboxRequest{Config: podConfig(t, roots("env")), RuntimeHandler: "nix-closure"}
+	if _, err := n.runtime.RunPodSandbox(t.Context(), ask); err == nil ||
+		!strings.Contains(err.Error(), `no runtime for "nix-closure" is configured`) {
+		t.Errorf("before containerd reads it: %v", err)
+	}
+	n.stop(t)
+	config := regexp.MustCompile(`(?m)^imports = .*$`).ReplaceAllString(readFile(t, n.dir+"/config.toml"),
+		fmt.Sprintf("imports = [%q]", directory+"/*.toml"))
+	if err := os.WriteFile(n.dir+"/config.toml", []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.start(t)
+	p := n.run(t, "nix-closure", podConfig(t, roots("env")))
+	if got, want := n.sees(t, p.start(t, "a", wholeStore)), closureOf(t, store["env"]); !slices.Equal(got, want) {
+		t.Errorf("by the handler: %q\nwant %q", got, want)
+	}
+	p.remove(t)
 	nothingLeft(t)
 }
 
