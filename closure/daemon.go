@@ -39,7 +39,7 @@ func (d Daemon) Root(ctx context.Context, names []BaseName, rootsDir string) err
 		err = c.root(d.Store, names, rootsDir)
 	}
 	if notValid := (*NotValidError)(nil); err != nil && !errors.As(err, &notValid) {
-		return fmt.Errorf("Nix's daemon at %s: %w", socket, err)
+		return fmt.Errorf("asking Nix's daemon at %s: %w", socket, err)
 	}
 	return err
 }

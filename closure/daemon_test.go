@@ -34,7 +34,7 @@ func theDaemon(t *testing.T, says []byte) *daemonConn {
 	return &daemonConn{fd: fds[0], deadline: time.Now().Add(time.Second)}
 }
 
-// numbers and texts, as the daemon sends them.
+// sent returns numbers and texts as the daemon sends them.
 func sent(parts ...any) (text []byte) {
 	for _, p := range parts {
 		switch p := p.(type) {
@@ -58,13 +58,17 @@ func TestDaemon(t *testing.T) {
 		name, says, err string
 	}{
 		{"made", greeted + string(sent(sendsLast, 1, sendsLast, 1, sendsLast, 1)), ""},
-		{"with messages", greeted + string(sent(sendsNext, "evaluating", sendsStartActivity, 1, 2, 3, "text", 2, 0, 7, 1,
-			"field", 0, sendsResult, 1, 2, 1, 1, "field", sendsStopActivity, 1, sendsLast, 1, sendsLast, 1, sendsLast, 1)), ""},
+		{"with messages", greeted + string(sent(sendsNext, "evaluating",
+			sendsStartActivity, 1, 2, 3, "text", 2, 0, 7, 1, "field", 0,
+			sendsResult, 1, 2, 1, 1, "field", sendsStopActivity, 1,
+			sendsLast, 1, sendsLast, 1, sendsLast, 1)), ""},
 		{"Nix 2.4", string(sent(daemonMagic, 1<<8|32, sendsLast, sendsLast, 1, sendsLast, 1, sendsLast, 1)), ""},
-		{"not valid", greeted + string(sent(sendsLast, 1, sendsLast, 0)), daemonStore + "/" + daemonPath + " is not valid"},
+		{"not valid", greeted + string(sent(sendsLast, 1, sendsLast, 0)),
+			daemonStore + "/" + daemonPath + " is not valid"},
 		{"refused", greeted + string(sent(sendsError, "Error", 0, "", "no\nsuch", 0, 0)), `it refuses: "no\nsuch"`},
 		{"not confirmed", greeted + string(sent(sendsLast, 0)), "operation 11 on "},
-		{"the root not confirmed", greeted + string(sent(sendsLast, 1, sendsLast, 1, sendsLast, 0)), "operation 12 on "},
+		{"the root not confirmed", greeted + string(sent(sendsLast, 1, sendsLast, 1, sendsLast, 0)),
+			"operation 12 on "},
 		{"no truth value", greeted + string(sent(sendsLast, 1, sendsLast, 2)), "answer 0x2 is neither 0 nor 1"},
 		{"nothing", "", "unexpected EOF"},
 		{"an end in between", greeted + string(sent(sendsLast)), "unexpected EOF"},
@@ -72,8 +76,10 @@ func TestDaemon(t *testing.T) {
 		{"too many messages", greeted + strings.Repeat(string(sent(sendsStopActivity, 1)), mostMessages+1),
 			"it sent more than 1000 messages"},
 		{"too many fields", greeted + string(sent(sendsResult, 1, 2, 1<<40)), "a message has 1099511627776 fields"},
-		{"a field of another kind", greeted + string(sent(sendsResult, 1, 2, 1, 2)), "field of kind 2 is not understood"},
-		{"a long text", greeted + string(sent(sendsNext, longestText+1)), "a text has 65537 bytes; at most 65536 are read"},
+		{"a field of another kind", greeted + string(sent(sendsResult, 1, 2, 1, 2)),
+			"field of kind 2 is not understood"},
+		{"a long text", greeted + string(sent(sendsNext, longestText+1)),
+			"a text has 65537 bytes; at most 65536 are read"},
 		{"no zeros", greeted + string(sent(sendsNext, 1)) + "xxxxxxxx", "a text is not filled up with zeros"},
 		{"a negative length", greeted + string(sent(sendsNext, -1)), "a text has 18446744073709551615 bytes"},
 	} {

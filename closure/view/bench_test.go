@@ -51,7 +51,9 @@ func BenchmarkBind(b *testing.B) {
 		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
 			b.Fatal(err)
 		}
-		v.Close()
+		if err := v.Close(); err != nil {
+			b.Fatal(err)
+		}
 		dir.Close()
 	}
 	b.ReportMetric(float64(thread)/float64(b.N)/paths/1000, "thread-µs/path")

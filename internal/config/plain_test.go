@@ -20,7 +20,8 @@ var plainTexts = map[string]bool{
 	"runtime = \"crun\"\nruntime = \"runc\"\n": false, "fuse = \"true\"\n": false, "fuse = True\n": false,
 	"\"runtime\" = \"crun\"\n": false, "runtime\n": false, "= \"crun\"\n": false, "runtime = \"crun\n": false,
 	"runtime = \"\n": false, "max-paths = 10\n": false, "runtime = \"crün\"\n": false, "\t\n": false,
-	"# \x01\n": false, "runtime = \"crun\"\r\n": false, "\ufeff": false, "[[allow]]\nroots = [\"/nix/store/*\"]\n": false,
+	"# \x01\n": false, "runtime = \"crun\"\r\n": false, "\ufeff": false,
+	"[[allow]]\nroots = [\"/nix/store/*\"]\n": false,
 	"RUNTIME = \"crun\"\n": false, "a.runtime = \"crun\"\n": false,
 }
 
