@@ -14,6 +14,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
 	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -94,7 +95,7 @@ func HasAnnotations(file string) (bool, error) {
 // reports that error.
 func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 	// O_NONBLOCK: do not wait for a writer if the file is a pipe.
-	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := nopoll.Open(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	for _, notThere := range []error{
 		os.ErrNotExist, os.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ENXIO,
 	} {

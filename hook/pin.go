@@ -178,7 +178,7 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 	if err := p.reserve(ctx, before.Digest, before.Pins); err != nil {
 		return before, err
 	}
-	if err := p.nix().Realise(ctx, before.Pins, p.indirect()); err != nil {
+	if err := p.realise(ctx, before.Pins); err != nil {
 		// If a path was collected after the first resolve, Nix says that it will not
 		// build it. The path may be valid again by now.
 		if _, now := p.resolve(ctx); errors.Is(now, closure.ErrNotValid) {
@@ -193,6 +193,19 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 		err = errChanged
 	}
 	return after, err
+}
+
+// realise has Nix protect the pins. For an ordinary user Nix's daemon does so at once; if
+// it does not, or for root, who need not have a daemon, nix-store does.
+func (p pinner) realise(ctx context.Context, pins []closure.BaseName) error {
+	if p.roots.Indirect {
+		err := closure.Daemon{Store: p.config.Store()}.Root(ctx, pins, p.indirect())
+		if err == nil || errors.Is(err, closure.ErrNotValid) {
+			return err
+		}
+		p.log.WithField("error", err.Error()).Warn("nix-store makes the GC roots instead of Nix's daemon")
+	}
+	return p.nix().Realise(ctx, pins, p.indirect())
 }
 
 // fetch fetches what the container asks for. It reserves the GC roots first, so that the

@@ -109,6 +109,13 @@ func Read(path string) (Config, error) {
 // Parse parses the text of a configuration. An unknown key is an error: a typing mistake
 // must not weaken anything.
 func Parse(text []byte) (Config, error) {
+	if c, ok := parsePlain(string(text)); ok {
+		return c, c.check()
+	}
+	return parseTOML(text)
+}
+
+func parseTOML(text []byte) (Config, error) {
 	c := Default()
 	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
 	var document struct {

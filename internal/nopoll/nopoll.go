@@ -12,7 +12,7 @@ import (
 )
 
 // Open is os.OpenFile for a file that never blocks for long: a regular file or a directory.
-// It does not need O_CLOEXEC.
+// It does not need O_CLOEXEC. O_NONBLOCK is for the opening alone.
 func Open(path string, flags int, mode uint32) (*os.File, error) {
 	fd, err := open(path, flags, mode)
 	if err != nil {
@@ -24,6 +24,12 @@ func Open(path string, flags int, mode uint32) (*os.File, error) {
 func open(path string, flags int, mode uint32) (int, error) {
 	for {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, mode)
+		if err == nil && flags&unix.O_NONBLOCK != 0 {
+			if err = unix.SetNonblock(fd, false); err != nil {
+				unix.Close(fd)
+				return -1, os.NewSyscallError("fcntl", err)
+			}
+		}
 		if err == nil {
 			return fd, nil
 		}
