@@ -23,7 +23,7 @@ HOOKS := $(wildcard examples/podman/*.json)
 FLAGS = -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks manual cross demo test unit e2e machine stack engines fuzz bench lint install uninstall clean
+.PHONY: all build hooks manual cross demo test unit e2e machine stack engines fuzz bench bench-quick bench-check speed-docs lint install uninstall clean
 
 all: build hooks manual
 
@@ -94,13 +94,27 @@ fuzz:
 		done; \
 	done
 
-# Medians and ratios of one run: a table, and bench.csv in bin/.
-bench:
+# What nix-closure costs beside every other way: a table on the terminal, and rows in
+# bin/bench.csv. bench takes less than 25 minutes, bench-quick less than 2.
+BENCH = cd test && $(GO) run ./bench
+bench: stack
 	@test/install.sh test
 	@$(MAKE) --no-print-directory all
-	cd test && $(GO) run ./bench -bin ../bin -csv ../bin/bench.csv
-	@$(MAKE) --no-print-directory stack
-	cd test && $(GO) test -count=1 -timeout 40m -v -run '^TestFullNode$$' ./engines -args -bin $(CURDIR)/bin -figures
+	@$(BENCH) -bin ../bin -csv ../bin/bench.csv
+
+bench-quick:
+	@test/install.sh test
+	@$(MAKE) --no-print-directory all
+	@$(BENCH) -bin ../bin -csv ../bin/bench-quick.csv -quick
+
+# Before a release: fails if a ratio of bin/bench.csv is more than a tenth greater than it
+# is in docs/speed.csv, or is missing.
+bench-check:
+	@$(BENCH) -check ../docs/speed.csv -csv ../bin/bench.csv
+
+# docs/speed.md, its rows and its charts, of the last make bench.
+speed-docs:
+	@$(BENCH) -page ../docs -csv ../bin/bench.csv
 
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 lint:

@@ -56,10 +56,9 @@ const executions = 50
 
 // filesDisk is a disk with the closures' store paths, and what walk is to do with them.
 type filesDisk struct {
-	device string
-	roots  string
-	dir    string
-	lists  map[string]string
+	image string // a file
+	roots string // of the closures
+	dir   string // of the lists
 }
 
 // measureFiles works with the files of a closure: through a view, and without.
@@ -204,7 +203,7 @@ func (b *bench) filesDisk() (*filesDisk, error) {
 	}
 	b.progress.show("copying the closures to a disk")
 	err = d.fill(filepath.Join(h.dir, "files-disk"), filepath.Join(h.dir, "files-mount"), strings.Fields(requisites))
-	if d.device != "" {
+	if err == nil {
 		b.disk = d
 	}
 	return d, err
@@ -268,23 +267,14 @@ func (d *filesDisk) fill(image, dir string, paths []string) error {
 	if _, err := output("mkfs.ext4", "-q", "-N", "100000", "-E", "lazy_itable_init=0", image); err != nil {
 		return err
 	}
-	device, err := output("losetup", "--find", "--show", image)
-	if err != nil {
-		return err
-	}
-	d.device = strings.TrimSpace(device)
-	if _, err := output("mount", d.device, dir); err != nil {
+	d.image = image
+	if _, err := output("mount", "-o", "loop", image, dir); err != nil {
 		return err
 	}
 	cmd := exec.Command("cp", append([]string{"--archive", "--target-directory", dir}, paths...)...)
 	_, err = timeCommand(cmd)
 	_, umountErr := output("umount", dir)
 	return errors.Join(err, umountErr)
-}
-
-func (d *filesDisk) free() error {
-	_, err := output("losetup", "--detach", d.device)
-	return err
 }
 
 // run runs a container whose host has the disk for its store, and returns how long each
@@ -297,7 +287,7 @@ func (d *filesDisk) run(r *containerRuntime, f *filesRun) ([]float64, error) {
 	}
 	r.count++
 	id := fmt.Sprintf("files-%d", r.count)
-	script := "mount -o ro,noatime " + d.device + " " + storeDir + " && " + before + `exec "$@"`
+	script := "mount -o loop,ro,noatime " + d.image + " " + storeDir + " && " + before + `exec "$@"`
 	cmd := unshared("/bin/sh", "-euc", script, "sh", r.path, "--root", r.root, "run", "--bundle", f.bundle, id)
 	var stderr limited
 	cmd.Stderr = &stderr

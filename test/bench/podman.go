@@ -52,6 +52,11 @@ func measurePodman(b *bench, budget time.Duration) error {
 	if err != nil {
 		return err
 	}
+	endDaemon, err := nixDaemon()
+	if err != nil {
+		return err
+	}
+	defer endDaemon()
 	root := &caller{what: podmanRoot, flags: []string{"--hooks-dir", hooks}, sizes: []int{100, 1000}}
 	var all []*subject
 	for _, make := range []func() (*caller, error){
@@ -126,29 +131,30 @@ func (b *bench) user(hooks string) (*caller, error) {
 		os.Chown(home, int(id), int(id))); err != nil {
 		return nil, err
 	}
-	if err := b.nixDaemon(); err != nil {
-		return nil, err
-	}
 	return &caller{what: podmanRootless, flags: []string{"--hooks-dir", hooks}, sizes: []int{100}, id: uint32(id), home: home,
 		env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + home, "USER=" + name, "XDG_RUNTIME_DIR=" + login}}, nil
 }
 
-// nixDaemon starts Nix's daemon, which makes the GC roots of ordinary users. It ends with
-// the machine.
-func (b *bench) nixDaemon() error {
+// nixDaemon starts Nix's daemon, which makes the GC roots of ordinary users.
+func nixDaemon() (end func(), _ error) {
+	const socket = "/nix/var/nix/daemon-socket/socket"
 	daemon := exec.Command("nix-daemon")
-	var stderr limited
-	daemon.Stderr = &stderr
 	if err := daemon.Start(); err != nil {
-		return err
+		return nil, err
+	}
+	end = func() {
+		_ = daemon.Process.Kill()
+		_ = daemon.Wait()
+		_ = os.Remove(socket)
 	}
 	for range 100 {
-		if _, err := os.Stat("/nix/var/nix/daemon-socket/socket"); err == nil {
-			return nil
+		if _, err := os.Stat(socket); err == nil {
+			return end, nil
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	return errors.New("nix-daemon makes no socket")
+	end()
+	return nil, errors.New("nix-daemon makes no socket")
 }
 
 // loadImage gives a user's podman an ordinary image.

@@ -64,9 +64,9 @@ func (b *bench) profileFiles() error {
 	if err := c.write(dir, "/bin/walk", "stat", "/lists/stat", "read", "/lists/read"); err != nil {
 		return err
 	}
-	script := fmt.Sprintf(`mount -o ro,noatime %s %s && xargs cat <%s/read >/dev/null
+	script := fmt.Sprintf(`mount -o loop,ro,noatime %s %s && xargs cat <%s/read >/dev/null
 		for i in 1 2 3 4 5; do "$0" --root %s run --bundle "$1" profile-files-$i >/dev/null; done`,
-		d.device, storeDir, d.dir, s.runtime.root)
+		d.image, storeDir, d.dir, s.runtime.root)
 	return b.profile(statAndRead+freshView+", overlay", "walk", usualPaths, unshared("/bin/sh", "-euc", script,
 		s.runtime.path, dir))
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -213,7 +214,8 @@ func (s *starter) subjects() ([]*subject, error) {
 				}
 			}
 		}
-		if s.runtime.name == b.runtimes[0] {
+		// A quick run has no time for it.
+		if s.runtime.name == b.runtimes[0] && (!b.quick || n < usualPaths) {
 			if x := s.bubblewrap(n, row(bubblewrap, n)); x != nil {
 				x.beside = timeFloor
 				all = append(all, x)
@@ -269,7 +271,7 @@ func (s *starter) bubblewrap(n int, row speed.Row) *subject {
 		b.absent(x, "missing: "+err.Error())
 		return nil
 	}
-	args := []string{"--unshare-pid", "--unshare-ipc", "--unshare-uts", "--proc", "/proc", "--dev", "/dev",
+	args := []string{"--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--proc", "/proc", "--dev", "/dev",
 		"--ro-bind", filepath.Join(b.host.image, "bin"), "/bin"}
 	for _, p := range b.host.store.Closure(n) {
 		args = append(args, "--ro-bind", p, p)
@@ -280,13 +282,15 @@ func (s *starter) bubblewrap(n int, row speed.Row) *subject {
 		b.failed(x.row, err)
 		return nil
 	}
-	command := func(program ...string) (*exec.Cmd, *os.File, error) {
+	command := func(ctx context.Context, program ...string) (*exec.Cmd, *os.File, error) {
 		f, err := os.Open(file)
-		cmd := exec.Command(program[0], slices.Concat([]string{"--args", "3", "--"}, program[1:])...)
+		cmd := exec.CommandContext(ctx, program[0], slices.Concat([]string{"--args", "3", "--"}, program[1:])...)
 		cmd.ExtraFiles = []*os.File{f}
 		return cmd, f, err
 	}
-	if cmd, f, err := command(program, "/bin/count"); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*tooSlow)
+	defer cancel()
+	if cmd, f, err := command(ctx, program, "/bin/count"); err != nil {
 		b.failed(x.row, err)
 		return nil
 	} else {
@@ -304,7 +308,7 @@ func (s *starter) bubblewrap(n int, row speed.Row) *subject {
 		}
 	}
 	x.run = func() (float64, error) {
-		cmd, f, err := command(program, "/bin/true")
+		cmd, f, err := command(context.Background(), program, "/bin/true")
 		if err != nil {
 			return 0, err
 		}

@@ -33,7 +33,7 @@ const (
 )
 
 // fullNodeTime is how long pods of one way are started.
-const fullNodeTime = 90 * time.Second
+const fullNodeTime = 60 * time.Second
 
 // way is how pods see the store.
 type way struct {

@@ -50,7 +50,7 @@ func allSuites(bin string) []suite {
 	return []suite{
 		{"programs", []step{{prepare: []string{"./install.sh", "test"}}, target("all"), target("cross")}},
 		{"unit", []step{{dir: "..", args: []string{"./..."}}}},
-		{"machine", []step{{dir: ".", args: []string{"./machine", "./suites"}}}},
+		{"machine", []step{{dir: ".", args: []string{"./machine", "./suites", "./speed", "./bench"}}}},
 		{"e2e", []step{
 			target("all"),
 			{dir: "e2e", args: []string{"-timeout=40m", ".", "-args", "-bin", bin}},
