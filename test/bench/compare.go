@@ -23,8 +23,8 @@ func compare(older, newer string, tolerance float64) error {
 	for _, text := range append(worse, gone...) {
 		fmt.Println(text)
 	}
-	fmt.Printf("%d ratios compared with %s: %d are more than %.0f %% greater, %d are missing\n", compared, older, len(worse),
-		tolerance*100, len(gone))
+	fmt.Printf("%d ratios compared with %s: %d are more than %.0f %% greater, %d are missing\n", compared, older,
+		len(worse), tolerance*100, len(gone))
 	if len(worse)+len(gone) > 0 {
 		return fmt.Errorf("%s is slower than %s, or has less", newer, older)
 	}

@@ -193,16 +193,21 @@ func (b *bench) filesDisk() (*filesDisk, error) {
 	if err := json.Unmarshal(text, &attributes); err != nil {
 		return nil, err
 	}
-	d := &filesDisk{roots: root + ":" + attributes["env"] + ":" + attributes["foreign"], dir: filepath.Join(h.dir, "lists")}
-	requisites, err := output("nix-store", "--query", "--requisites", root, attributes["env"], attributes["foreign"])
+	d := &filesDisk{
+		roots: root + ":" + attributes["env"] + ":" + attributes["foreign"],
+		dir:   filepath.Join(h.dir, "lists"),
+	}
+	text, err = exec.Command("nix-store", "--query", "--requisites", root, attributes["env"],
+		attributes["foreign"]).Output()
 	if err != nil {
 		return nil, err
 	}
-	if err := d.writeLists(b, root, strings.Fields(requisites)); err != nil {
+	requisites := strings.Fields(string(text))
+	if err := d.writeLists(root, requisites); err != nil {
 		return nil, err
 	}
 	b.progress.show("copying the closures to a disk")
-	err = d.fill(filepath.Join(h.dir, "files-disk"), filepath.Join(h.dir, "files-mount"), strings.Fields(requisites))
+	err = d.fill(filepath.Join(h.dir, "files-disk"), filepath.Join(h.dir, "files-mount"), requisites)
 	if err == nil {
 		b.disk = d
 	}
@@ -210,7 +215,7 @@ func (b *bench) filesDisk() (*filesDisk, error) {
 }
 
 // writeLists writes what walk is to do.
-func (d *filesDisk) writeLists(b *bench, root string, requisites []string) error {
+func (d *filesDisk) writeLists(root string, requisites []string) error {
 	closure, err := output("nix-store", "--query", "--requisites", root)
 	if err != nil {
 		return err
@@ -232,7 +237,6 @@ func (d *filesDisk) writeLists(b *bench, root string, requisites []string) error
 		if found, _ := filepath.Glob(p + "/bin/python3.*[0-9]"); len(found) > 0 {
 			python = found[0]
 		}
-		// busybox prints its usage.
 		if found, _ := filepath.Glob(p + "/bin/busybox"); len(found) > 0 {
 			static = found[0]
 		}

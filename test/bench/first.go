@@ -69,8 +69,10 @@ func measureFirst(b *bench, budget time.Duration) error {
 		}})
 	}
 	layer := filepath.Join(h.dir, "layer")
-	layered := bundle{root: h.image, mounts: []mount{{storeDir, "overlay", "overlay", []string{"ro", "lowerdir=" +
-		filepath.Join(layer, "store") + ":" + storeDir, "redirect_dir=follow", "metacopy=on"}}}}
+	lower := "lowerdir=" + filepath.Join(layer, "store") + ":" + storeDir
+	layered := bundle{root: h.image, mounts: []mount{
+		{storeDir, "overlay", "overlay", []string{"ro", lower, "redirect_dir=follow", "metacopy=on"}},
+	}}
 	copied := filepath.Join(h.dir, "copied")
 	copies := bundle{root: h.image, mounts: []mount{{storeDir, "none", copied + storeDir, []string{"rbind", "ro"}}}}
 	for _, w := range []struct {
@@ -81,8 +83,8 @@ func measureFirst(b *bench, budget time.Duration) error {
 	}{
 		{"a layer with an entry for each file", layered, layer, func() error { return layerOfFiles(layer, paths) }},
 		{"nix copy into an image", copies, copied, func() error {
-			_, err := output("nix", "--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--to", copied,
-				root)
+			_, err := output("nix", "--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--to",
+				copied, root)
 			return err
 		}},
 	} {

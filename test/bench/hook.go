@@ -50,7 +50,8 @@ func (s *starter) peaks(paths int) error {
 			}
 			return takePeak(peaksFile)
 		}
-		row := speed.Row{Group: "hook", What: peakMemory, Variant: mode, Paths: paths, Runtime: s.runtime.name, Unit: "MiB"}
+		row := speed.Row{Group: "hook", What: peakMemory, Variant: mode, Paths: paths, Runtime: s.runtime.name,
+			Unit: "MiB"}
 		first := row
 		first.Variant += ", first start"
 		all = append(all, &subject{row: row, run: run}, &subject{row: first, run: func() (float64, error) {
@@ -100,7 +101,8 @@ func (s *starter) verify(budget time.Duration) (Err error) {
 		}
 		defer func() { Err = errors.Join(Err, s.runtime.remove(id)) }()
 		all = append(all, &subject{
-			row: speed.Row{Group: "hook", What: verifyOne, Variant: mode, Paths: usualPaths, Runtime: s.runtime.name, Unit: "ms"},
+			row: speed.Row{Group: "hook", What: verifyOne, Variant: mode, Paths: usualPaths, Runtime: s.runtime.name,
+				Unit: "ms"},
 			run: func() (float64, error) {
 				return timeCommand(exec.Command(h.command(), slices.Concat(h.warm.args(), []string{"verify", id})...))
 			},

@@ -52,16 +52,16 @@ var groups = []group{
 const pods = "pods"
 
 type options struct {
-	bin, csv     string
-	with         string
-	check, page  string
-	quick        bool
-	inside       bool
-	groups       string
-	storeSize    int
-	tolerance    float64
-	sizes        []int
-	runs, fullOf int
+	bin, csv    string
+	with        string
+	check, page string
+	quick       bool
+	inside      bool
+	groups      string
+	storeSize   int
+	tolerance   float64
+	sizes       []int
+	runs        int
 }
 
 // bench is one run.
@@ -174,8 +174,8 @@ func (o *options) measureAll() error {
 	}
 	if o.wants(pods, false) {
 		file := o.csv + ".pods"
-		cmd := exec.Command("go", "test", "-count=1", "-timeout=20m", "-run=^TestPodSpeed$", "./engines", "-args", "-bin",
-			o.bin, "-speed", file)
+		cmd := exec.Command("go", "test", "-count=1", "-timeout=20m", "-run=^TestPodSpeed$", "./engines", "-args",
+			"-bin", o.bin, "-speed", file)
 		cmd.Env = append(os.Environ(), "PATH="+filepath.Join(o.bin, "stack")+":"+os.Getenv("PATH"))
 		part(pods, cmd, file)
 	}

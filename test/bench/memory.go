@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -113,8 +112,8 @@ func measureMemory(b *bench, _ time.Duration) (Err error) {
 	for i, what := range []string{slabEach, "page cache a container"} {
 		ground := all[0]
 		for _, r := range all {
-			row := speed.Row{Group: "memory", What: what, Variant: r.way.name, Paths: r.way.paths, Runtime: s.runtime.name,
-				Unit: "KiB"}
+			row := speed.Row{Group: "memory", What: what, Variant: r.way.name, Paths: r.way.paths,
+				Runtime: s.runtime.name, Unit: "KiB"}
 			values, of := r.slab, ground.slab
 			if i == 1 {
 				values, of = r.cache, nil
@@ -165,8 +164,8 @@ func (r *running) more(s *starter) error {
 			return err
 		}
 		r.ids = append(r.ids, id)
-		if out, err := exec.Command(s.runtime.path, "--root", s.runtime.root, "start", id).CombinedOutput(); err != nil {
-			return fmt.Errorf("start: %w: %s", err, out)
+		if _, err := output(s.runtime.path, "--root", s.runtime.root, "start", id); err != nil {
+			return err
 		}
 	}
 	if r.reads {

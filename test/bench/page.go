@@ -21,6 +21,7 @@ const (
 	fullNodeWorst = "110 pods, the worst percentile"
 	firstPod      = "first pod of a closure"
 	rival         = "nix-snapshotter"
+	rivalMade     = "nix-snapshotter, its image made too"
 )
 
 // The files of the page.
@@ -34,48 +35,64 @@ type section struct{ group, title, text string }
 // sections are the headings of the groups, and what the reader must know of them. Groups
 // that are not here come last, by their own name.
 var sections = []section{
-	{"start", "Start to exit", "A container of `crun run` or `runc run` whose program does nothing, from its creation to " +
-		"its removal. The floor is the same container with the whole store bind-mounted and an empty static Go program " +
-		"as its hook of both stages. *First start*: the host remembers nothing of the closure. *New image*: the image has " +
-		"no mount points for the mounts yet. bubblewrap makes the same namespaces, and takes its mounts from a file."},
-	{"podman", "podman run --rm", "An ordinary image, without a network. Rootless containers have bind views."},
-	{"pods", "Pods", "containerd, by the CRI: from the sandbox to the running process. nix-snapshotter and the ordinary " +
-		"image have the same closure of 1,000 paths with one file each. *First pod*: the host has the store paths, and " +
-		"nothing else of the closure; to load an image counts, to make it does not. *110 pods*: four at a time; each pod " +
-		"is compared with the pod of the same number; no more are started after 60 seconds. *The worst percentile*: the " +
-		"greatest quotient of one percentile of both."},
-	{"first", "First start of a closure", "1,000 paths with 15 files each. The layer with an entry for each file is made " +
-		"without any digest of contents, which composefs needs too. `nix copy` makes a store of its own, which is then " +
-		"bind-mounted. Both are made anew for each start."},
-	{"resolve", "Resolve a closure", "The command prints the closure. *Cold*: the runtime directory is empty."},
-	{"files", "Files", "15,000 files of 1,000 paths, and the programs of a small store, in a container. *Nothing cached*: " +
-		"the store's file system was mounted for this container alone, so the kernel has no name, inode or page of it; " +
-		"only the blocks of the disk image may be in the memory of the host below. *The view new*: each file was read " +
-		"before, past the view. *Warm*: the same program did the same before. `execute` is the time of one."},
-	{"memory", "Memory", "200 containers of each way at the same time, ten of each way in turn. A value is what ten more " +
-		"containers change in /proc/meminfo, divided by ten. It includes what the runtime and the kernel need for any " +
-		"container. Page cache has much noise, because everything on the machine changes it. *Each file read*: each " +
-		"container read every file of its closure; the kernel can reclaim most of that slab."},
-	{"remove", "Removal", "`delete --force` of a container that was created and not started."},
-	{"mountinfo", "Mounts inside", "A program in the container reads /proc/self/mountinfo."},
-	{"unannotated", "Containers without an annotation", "Processes by themselves. The wrapper stands before a runtime " +
-		"that does nothing. podman and CDI start no process for such containers. What pods pay is in the table of pods."},
+	{"start", "Start to exit",
+		`A container of crun run or runc run whose program does nothing, from its creation to its removal. The floor
+is the same container with the whole store bind-mounted and an empty static Go program as its hook of both
+stages. *First start*: the host remembers nothing of the closure. *New image*: the image has no mount points
+for the mounts yet. bubblewrap makes the same namespaces, and takes its mounts from a file.`},
+	{"podman", "podman run --rm",
+		`An ordinary image, without a network. Rootless containers have bind views.`},
+	{"pods", "Pods",
+		`containerd, by the CRI: from the sandbox to the running process. nix-snapshotter and the ordinary image
+have the same closure of 1,000 paths with one file each. *First pod*: the host has the store paths, and
+nothing else of the closure. To load an image counts; to make it counts only where that is said. *110 pods*:
+four at a time. Each pod is compared with the pod of the same number. No more are started after 60 seconds.
+*The worst percentile*: the greatest quotient of one percentile of both.`},
+	{"first", "First start of a closure",
+		`1,000 paths with 15 files each. The layer with an entry for each file is made without any digest of
+contents, which composefs needs too. nix copy makes a store of its own, which is then bind-mounted. Both are
+made anew for each start.`},
+	{"resolve", "Resolve a closure",
+		`The command prints the closure. *Cold*: the runtime directory is empty.`},
+	{"files", "Files",
+		`15,000 files of 1,000 paths, and the programs of a small store, in a container. *Nothing cached*: the
+store's file system was mounted for this container alone, so the kernel has no name, inode or page of it.
+Only the blocks of the disk image may be in the kernel's memory. *The view new*: each file was read before,
+past the view. *Warm*: the same program did the same before. The time to execute is that of one.`},
+	{"memory", "Memory",
+		`200 containers of each way at the same time, ten of each way in turn. A value is what ten more containers
+change in /proc/meminfo, divided by ten. It includes what the runtime and the kernel need for any container.
+Page cache has much noise, because everything on the machine changes it. *Each file read*: each container
+read every file of its closure; the kernel can reclaim most of that slab.`},
+	{"remove", "Removal",
+		`Deletion by force of a container that was created and not started.`},
+	{"mountinfo", "Mounts inside",
+		`A program in the container reads /proc/self/mountinfo.`},
+	{"unannotated", "Containers without an annotation",
+		`Processes by themselves. The wrapper stands before a runtime that does nothing. podman and CDI start no
+process for such containers. What pods pay is in the table of pods.`},
 	{"hook", "The hook's memory, and verify", ""},
-	{"profile", "Where the time goes", "Samples of `perf` (cpu-clock) in one program, by function, in percent."},
+	{"profile", "Where the time goes",
+		`Samples of perf (cpu-clock) in one program, by function, in percent.`},
 }
 
 const pageHead = `<!-- SPDX-License-Identifier: Apache-2.0 -->
 <!-- make speed-docs writes this page from speed.csv. Do not edit it. -->
 # Speed
 
-%s measured all figures of this page in one run; [speed.csv](speed.csv) has them, and what they are compared to. A cell has the median, the 10th and the 90th percentile in brackets, and the ratio to the floor. Each row has at least %d values, unless it says so. In each round every way has its turn, in another order. A ratio is the median of the ratios of pairs: each value is divided by the one that was taken directly before or after it, or in the same round. On other machines the ratios hold, but not the times.
-
 `
+
+const pageText = `A run of make bench measured all figures of this page. [speed.csv](speed.csv) has them,
+and what they are compared to. A cell has the median, the 10th and the 90th percentile in brackets, and
+the ratio to what is beside it. Each row has at least %d values, if the file does not say less. In each
+round every way has its turn, in another order. A ratio is the median of the ratios of pairs: each value is
+divided by the one that was taken directly before or after it, or in the same round. On other machines the
+ratios hold, but not the times.`
 
 // page writes the page.
 func page(r *speed.Results) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, pageHead, "`make bench`", fewest)
+	out.WriteString(pageHead + paragraph(fmt.Sprintf(pageText, fewest)) + "\n")
 	out.WriteString("| on | |\n|---|---|\n")
 	for _, f := range r.Facts {
 		fmt.Fprintf(&out, "| %s | %s |\n", escape(f.Name), escape(f.Value))
@@ -98,7 +115,7 @@ func page(r *speed.Results) string {
 	for _, s := range orderOf(r) {
 		fmt.Fprintf(&out, "\n## %s\n", s.title)
 		if s.text != "" {
-			out.WriteString("\n" + s.text + "\n")
+			out.WriteString("\n" + paragraph(s.text))
 		}
 		for _, c := range charts[s.group] {
 			if svg, err := c.svg(r); err == nil && svg != nil {
@@ -113,6 +130,9 @@ func page(r *speed.Results) string {
 	}
 	return out.String()
 }
+
+// paragraph is a text on one line.
+func paragraph(text string) string { return strings.ReplaceAll(text, "\n", " ") + "\n" }
 
 func unitIf(t target) string {
 	if t.missing != "" {

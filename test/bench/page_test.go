@@ -65,7 +65,9 @@ func TestPageIsStale(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc(r.Rows, func(row speed.Row) bool { return row.Group == "start" && row.Paths > 0 && row.N > 0 })
+	i := slices.IndexFunc(r.Rows, func(row speed.Row) bool {
+		return row.Group == "start" && row.Paths > 0 && row.N > 0
+	})
 	r.Rows[i].Median *= 2
 	if err := r.Write(filepath.Join(dir, rowsFile)); err != nil {
 		t.Fatal(err)
@@ -76,8 +78,9 @@ func TestPageIsStale(t *testing.T) {
 }
 
 // figure is a time, a size of memory or a ratio, as a text would have it that was measured.
-var figure = regexp.MustCompile(`\b[0-9][0-9.,]* ?(ms|µs|milliseconds|microseconds|KiB of (slab|memory)|% (faster|slower))` +
-	`\b|[0-9] ?×|\b[0-9.]+ (of the time|times as (fast|long|slow))`)
+var figure = regexp.MustCompile(`\b[0-9][0-9.,]* ?` +
+	`(ms|µs|milliseconds|microseconds|KiB of (slab|memory)|% (faster|slower))\b` +
+	`|[0-9] ?×|\b[0-9.]+ (of the time|times as (fast|long|slow))`)
 
 // notMeasured have such a figure that is no measurement: a limit, or an example.
 var notMeasured = map[string]string{

@@ -84,7 +84,8 @@ func measurePodman(b *bench, budget time.Duration) error {
 // installHooks puts the programs and podman's hook files where every user can use them.
 func (b *bench) installHooks() (hooks string, _ error) {
 	bin, hooks := filepath.Join(machine.Dir(), "local"), filepath.Join(machine.Dir(), "hooks.d")
-	if err := errors.Join(os.Chmod(machine.Dir(), 0o711), os.MkdirAll(bin, 0o755), os.MkdirAll(hooks, 0o755)); err != nil {
+	if err := errors.Join(os.Chmod(machine.Dir(), 0o711), os.MkdirAll(bin, 0o755),
+		os.MkdirAll(hooks, 0o755)); err != nil {
 		return "", err
 	}
 	for _, name := range []string{"nix-closure-hook", "nix-closure"} {
@@ -131,8 +132,10 @@ func (b *bench) user(hooks string) (*caller, error) {
 		os.Chown(home, int(id), int(id))); err != nil {
 		return nil, err
 	}
-	return &caller{what: podmanRootless, flags: []string{"--hooks-dir", hooks}, sizes: []int{100}, id: uint32(id), home: home,
-		env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + home, "USER=" + name, "XDG_RUNTIME_DIR=" + login}}, nil
+	return &caller{what: podmanRootless, flags: []string{"--hooks-dir", hooks}, sizes: []int{100}, id: uint32(id),
+		home: home,
+		env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + home, "USER=" + name,
+			"XDG_RUNTIME_DIR=" + login}}, nil
 }
 
 // nixDaemon starts Nix's daemon, which makes the GC roots of ordinary users.

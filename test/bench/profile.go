@@ -24,11 +24,12 @@ const (
 // measureProfile says where the time goes of what has a target that is hard to reach: the
 // functions with most samples.
 func measureProfile(b *bench, _ time.Duration) error {
-	if _, err := exec.LookPath("perf"); err != nil {
-		b.absent(&subject{row: speed.Row{Group: "profile", What: "all", Variant: "perf"}}, "missing: "+err.Error())
-		return nil
+	_, missing := exec.LookPath("perf")
+	if missing == nil {
+		return errors.Join(b.profileStart(), b.profileFiles())
 	}
-	return errors.Join(b.profileStart(), b.profileFiles())
+	b.absent(&subject{row: speed.Row{Group: "profile", What: "all", Variant: "perf"}}, "missing: "+missing.Error())
+	return nil
 }
 
 // profileStart looks at the hook, in starts of a closure that has a view already.
@@ -78,8 +79,8 @@ var sample = regexp.MustCompile(`^\s*([0-9.]+)%\s+\[(.)\] (\S+)`)
 func (b *bench) profile(what, program string, paths int, cmd *exec.Cmd) error {
 	b.progress.show("profile of %s", what)
 	data := filepath.Join(b.host.dir, "perf.data")
-	args := append([]string{"record", "--quiet", "--all-cpus", "--event", "cpu-clock", "--freq", "4000", "--output", data,
-		"--", cmd.Path}, cmd.Args[1:]...)
+	args := append([]string{"record", "--quiet", "--all-cpus", "--event", "cpu-clock", "--freq", "4000", "--output",
+		data, "--", cmd.Path}, cmd.Args[1:]...)
 	record := exec.Command("perf", args...)
 	record.SysProcAttr = cmd.SysProcAttr
 	if _, err := timeCommand(record); err != nil {
@@ -94,7 +95,8 @@ func (b *bench) profile(what, program string, paths int, cmd *exec.Cmd) error {
 	found := 0
 	for line := range strings.Lines(text) {
 		fields := sample.FindStringSubmatch(line)
-		if fields == nil || found == profileSymbols {
+		// An address is a function of a program without symbols.
+		if fields == nil || found == profileSymbols || strings.HasPrefix(fields[3], "0x") {
 			continue
 		}
 		percent, err := strconv.ParseFloat(fields[1], 64)

@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -91,7 +90,7 @@ func measureMountinfo(b *bench, budget time.Duration) error {
 	}
 	var all []*subject
 	for _, w := range ways {
-		dir := filepath.Join(s.dir("mountinfo "+w.name, w.paths, "walk"))
+		dir := s.dir("mountinfo "+w.name, w.paths, "walk")
 		if err := w.bundle.write(dir, "/bin/walk", "mountinfo", strconv.Itoa(readings)); err != nil {
 			return err
 		}

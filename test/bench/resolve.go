@@ -40,7 +40,8 @@ func measureResolve(b *bench, budget time.Duration) error {
 		ways := []*subject{
 			add("nix path-info --recursive", "nix", false, "--extra-experimental-features", "nix-command", "path-info",
 				"--recursive", root),
-			add("nix-closure resolve, cold", h.command(), true, slices.Concat(h.cold.args(), []string{"resolve", root})...),
+			add("nix-closure resolve, cold", h.command(), true,
+				slices.Concat(h.cold.args(), []string{"resolve", root})...),
 			add("nix-closure resolve, remembered", h.command(), false,
 				slices.Concat(h.warm.args(), []string{"resolve", root})...),
 		}

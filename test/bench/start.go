@@ -86,7 +86,8 @@ func (b *bench) newStarter(runtime string) (*starter, error) {
 	for _, v := range []startVariant{
 		{name: floor, bundle: bundle{mounts: allOfStore, hooks: bothStages(b.host.programs.empty)}},
 		{name: whole, bundle: bundle{mounts: allOfStore}},
-		{name: unannotated, bundle: bundle{mounts: allOfStore, hooks: bothStages(b.host.hook(), b.host.warm.args()...)}},
+		{name: unannotated, bundle: bundle{mounts: allOfStore,
+			hooks: bothStages(b.host.hook(), b.host.warm.args()...)}},
 	} {
 		v.bundle.root = b.host.image
 		if err := s.write(v); err != nil {
@@ -271,8 +272,8 @@ func (s *starter) bubblewrap(n int, row speed.Row) *subject {
 		b.absent(x, "missing: "+err.Error())
 		return nil
 	}
-	args := []string{"--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--proc", "/proc", "--dev", "/dev",
-		"--ro-bind", filepath.Join(b.host.image, "bin"), "/bin"}
+	args := []string{"--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--proc", "/proc",
+		"--dev", "/dev", "--ro-bind", filepath.Join(b.host.image, "bin"), "/bin"}
 	for _, p := range b.host.store.Closure(n) {
 		args = append(args, "--ro-bind", p, p)
 	}

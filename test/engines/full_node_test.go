@@ -55,7 +55,7 @@ func (n *node) fill(t *testing.T, count int, deadline time.Time, w way) load {
 	}
 	for i := range count {
 		if !deadline.IsZero() && time.Now().After(deadline) {
-			l.errs[i] = fmt.Errorf("%d pods did not start in time", count-i)
+			l.errs[i] = fmt.Errorf("%d were not asked for in time", count-i)
 			break
 		}
 		next <- i

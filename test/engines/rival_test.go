@@ -6,7 +6,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -90,24 +89,29 @@ func startRival(t *testing.T) {
 	t.Fatal("nix-snapshotter makes no socket")
 }
 
-// rivalArchive makes the image of a closure as nix-snapshotter's own tool does, from the
-// node's busybox, and returns its archive.
-func (n *node) rivalArchive(t *testing.T, paths []string) string {
+// rivalMaker makes the image of a closure as nix-snapshotter's own tool does.
+type rivalMaker struct {
+	archive string
+	args    []string // of the tool
+}
+
+// newRival makes an image of a closure, and of the node's busybox.
+func (n *node) newRival(t *testing.T, paths []string) *rivalMaker {
 	t.Helper()
 	dir := filepath.Join(machine.Dir(), "rival")
 	info := filepath.Join(dir, "closure-info")
 	if err := os.MkdirAll(info, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	write := func(name string, content []byte) string {
+	write := func(name, content string) string {
 		t.Helper()
 		file := filepath.Join(dir, name)
-		if err := os.WriteFile(file, content, 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return file
 	}
-	write("closure-info/store-paths", []byte(strings.Join(paths, "\n")+"\n"))
+	write("closure-info/store-paths", strings.Join(paths, "\n")+"\n")
 	added, err := exec.Command("nix-store", "--add", info).Output()
 	if err != nil {
 		t.Fatal(err)
@@ -121,18 +125,25 @@ func (n *node) rivalArchive(t *testing.T, paths []string) string {
 	if err := n.client.Export(ctx, base, exported.WithImage(n.client.ImageService(), image)); err != nil {
 		t.Fatal(err)
 	}
-	config, err := json.Marshal(map[string]any{"Cmd": []string{"/bin/busybox", "sleep", "1000000"}})
-	if err != nil {
+	m := &rivalMaker{archive: filepath.Join(dir, "image.tar")}
+	m.args = []string{
+		"build", "--from-image", base.Name(),
+		"--config", write("config.json", `{"Cmd":["/bin/busybox","sleep","1000000"]}`),
+		"--closure", strings.TrimSpace(string(added)) + "/store-paths", "--copy-to-root", write("copy.json", "[]"),
+		"--ref", rivalImage, m.archive,
+	}
+	if err := m.make(); err != nil {
 		t.Fatal(err)
 	}
-	out := filepath.Join(dir, "image.tar")
-	build := exec.Command(filepath.Join(*bin, "stack/nix2container"), "build", "--from-image", base.Name(), "--config",
-		write("config.json", config), "--closure", strings.TrimSpace(string(added))+"/store-paths", "--copy-to-root",
-		write("copy.json", []byte("[]")), "--ref", rivalImage, out)
+	return m
+}
+
+func (m *rivalMaker) make() error {
+	build := exec.Command(filepath.Join(*bin, "stack/nix2container"), m.args...)
 	if text, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", build, err, text)
+		return fmt.Errorf("%s: %w: %s", build, err, text)
 	}
-	return out
+	return nil
 }
 
 // loadRival gives the node nix-snapshotter's image, as its own tool does: the image is

@@ -29,7 +29,9 @@ const (
 	wholeWay = "store bound whole"
 	fullWay  = "an ordinary image that has the closure"
 	rivalWay = "nix-snapshotter"
-	onePod   = "one pod, start"
+	// rivalMadeWay has its image made where a pod is the first of a closure.
+	rivalMadeWay = rivalWay + ", its image made too"
+	onePod       = "one pod, start"
 )
 
 // fullNodeTime is how long pods of one way are started.
@@ -46,8 +48,9 @@ type way struct {
 	// forget removes what the node keeps of the closure, and load gives it what must be
 	// there before a pod. Nil: nothing.
 	forget, load func(context.Context) error
-	// unannotated: its pods are no subject of the full node.
-	unannotated bool
+	// single: its pods are no subject of the full node. firstOnly: nor of others, but for
+	// the first pod.
+	single, firstOnly bool
 }
 
 // podSpeed measures.
@@ -95,7 +98,7 @@ func (s *podSpeed) makeWays(annotations map[string]string) {
 	plugged := newNode(t, nodeOptions{})
 	plugged.startPlugin(t)
 	paths := many.Closure(usualSize)
-	rivals, full := n.rivalArchive(t, paths), fullArchive(t, paths)
+	rivals, full := n.newRival(t, paths), fullArchive(t, paths)
 	whole := []*cri.Mount{wholeStore}
 	forgetViews := func(context.Context) error {
 		return errors.Join(os.RemoveAll(runtimeDir+"/views"), os.RemoveAll(runtimeDir+"/closures"))
@@ -106,17 +109,22 @@ func (s *podSpeed) makeWays(annotations map[string]string) {
 		{name: "bind", handler: "nix-closure", annotations: inMode("bind"), node: n, forget: forgetViews},
 		{name: rivalWay, handler: "nix", image: rivalImage, node: n,
 			forget: func(ctx context.Context) error { return n.forgetImage(ctx, rivalImage) },
-			load:   func(ctx context.Context) error { return n.loadRival(ctx, rivals) }},
+			load:   func(ctx context.Context) error { return n.loadRival(ctx, rivals.archive) }},
+		{name: rivalMadeWay, handler: "nix", image: rivalImage, node: n, firstOnly: true,
+			forget: func(ctx context.Context) error { return n.forgetImage(ctx, rivalImage) },
+			load: func(ctx context.Context) error {
+				return errors.Join(rivals.make(), n.loadRival(ctx, rivals.archive))
+			}},
 		{name: fullWay, handler: "runc", image: fullImage, node: n,
 			forget: func(ctx context.Context) error { return n.forgetImage(ctx, fullImage) },
 			load:   func(ctx context.Context) error { return n.loadFull(ctx, full) }},
-		{name: "overlay, by the plugin", annotations: inMode("overlay"), node: plugged, unannotated: true},
+		{name: "overlay, by the plugin", annotations: inMode("overlay"), node: plugged, single: true},
 		{name: "store bound whole, no annotation, by the wrapper", handler: "nix-closure", mounts: whole, node: n,
-			unannotated: true},
-		{name: "store bound whole, no annotation, with the plugin", mounts: whole, node: plugged, unannotated: true},
+			single: true},
+		{name: "store bound whole, no annotation, with the plugin", mounts: whole, node: plugged, single: true},
 	}
 	for _, w := range s.ways {
-		if w.load == nil {
+		if w.load == nil || w.firstOnly {
 			continue
 		}
 		if err := w.load(t.Context()); err != nil {
@@ -151,6 +159,9 @@ func (s *podSpeed) check(want string) {
 	}
 	everything := fmt.Sprintf("%x", sha256.Sum256([]byte(text.String())))
 	for _, w := range s.ways {
+		if w.firstOnly {
+			continue
+		}
 		expected := want
 		if len(w.mounts) > 0 {
 			expected = everything
@@ -188,6 +199,9 @@ func (s *podSpeed) onePod() {
 		s.progress("one pod, round %d", round+1)
 		for _, i := range rand.Perm(len(s.ways)) {
 			w := s.ways[i]
+			if w.firstOnly {
+				continue
+			}
 			start, removal, err := s.start(w, nil)
 			if err != nil {
 				s.t.Errorf("%s: %v", w.name, err)
@@ -240,19 +254,24 @@ func (s *podSpeed) firstPod() {
 			values[w.name] = append(values[w.name], took)
 		}
 	}
-	rival := values[rivalWay]
 	for _, w := range s.ways {
 		if w.forget == nil {
 			continue
 		}
 		row := s.row(what, w.name)
-		if w.name == rivalWay {
-			s.add(row, rival, nil)
+		if strings.HasPrefix(w.name, rivalWay) {
+			s.add(row, values[w.name], nil)
 			continue
 		}
-		row.Of = rivalWay
-		n := min(len(values[w.name]), len(rival))
-		s.add(row, values[w.name][:n], rival[:n])
+		for i, of := range []string{rivalWay, rivalMadeWay} {
+			compared := row
+			compared.Of = of
+			if i > 0 {
+				compared.Note = "the same runs"
+			}
+			n := min(len(values[w.name]), len(values[of]))
+			s.add(compared, values[w.name][:n], values[of][:n])
+		}
 	}
 }
 
@@ -277,9 +296,11 @@ func (s *podSpeed) fullNode() {
 	starts, removals, slabs, caches := map[string][]float64{}, map[string][]float64{}, map[string][]float64{},
 		map[string][]float64{}
 	notes := map[string]string{}
-	for round := range 2 {
-		for _, w := range s.ways {
-			if w.unannotated || w.name == rivalWay && round > 0 || s.rounds == 1 && round > 0 {
+	for round := range 3 {
+		for i := range s.ways {
+			// In each round another way is the first.
+			w := s.ways[(i+round)%len(s.ways)]
+			if w.single || w.firstOnly || w.name == rivalWay && round > 0 || s.rounds == 1 && round > 0 {
 				continue
 			}
 			s.progress("%d pods, %s, round %d", s.pods, w.name, round+1)
@@ -293,7 +314,7 @@ func (s *podSpeed) fullNode() {
 					started++
 				}
 				if l.errs[i] != nil && notes[w.name] == "" {
-					notes[w.name] = fmt.Sprintf("pod %d: %v", i+1, l.errs[i])
+					notes[w.name] = l.errs[i].Error()
 				}
 			}
 			if started > 0 {
@@ -320,13 +341,15 @@ func (s *podSpeed) fullNode() {
 	s.addAll(fullNodeStart, starts)
 	s.addWorst(starts)
 	s.addAll("110 pods, removal of each", removals)
-	for what, values := range map[string]map[string][]float64{"110 pods, kernel memory (slab) of each": slabs,
-		"110 pods, page cache of each": caches} {
+	for _, kind := range []struct {
+		what   string
+		values map[string][]float64
+	}{{"110 pods, kernel memory (slab) of each", slabs}, {"110 pods, page cache of each", caches}} {
 		for _, w := range s.ways {
-			if len(values[w.name]) > 0 {
-				row := s.row(what, w.name)
+			if values := kind.values[w.name]; len(values) > 0 {
+				row := s.row(kind.what, w.name)
 				row.Unit = "KiB"
-				s.add(row, values[w.name], nil)
+				s.add(row, values, nil)
 			}
 		}
 	}

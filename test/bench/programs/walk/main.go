@@ -43,7 +43,8 @@ func run(what, list string) error {
 		files = strings.Fields(string(text))
 	}
 	do := map[string]func(string) error{
-		"stat": stat, "read": read, "exec": execute, "mountinfo": func(string) error { return read("/proc/self/mountinfo") },
+		"stat": stat, "read": read, "exec": execute,
+		"mountinfo": func(string) error { return read("/proc/self/mountinfo") },
 	}[what]
 	began := time.Now()
 	for _, f := range files {
