@@ -97,9 +97,9 @@ fuzz:
 # What nix-closure costs beside every other way: a table on the terminal, and rows in
 # bin/bench.csv. bench takes less than 25 minutes, bench-quick less than 2.
 BENCH = cd test && $(GO) run ./bench
-bench: stack
+bench:
 	@test/install.sh test
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory all stack
 	@$(BENCH) -bin ../bin -csv ../bin/bench.csv
 
 bench-quick:

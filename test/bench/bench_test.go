@@ -106,7 +106,7 @@ func TestTargets(t *testing.T) {
 	var out bytes.Buffer
 	printTables(&out, r)
 	printTargets(&out, r)
-	for _, text := range []string{"kernel: Linux", floor, "store paths"} {
+	for _, text := range []string{"kernel: Linux", floor, "1,000 paths"} {
 		if !strings.Contains(out.String(), text) {
 			t.Errorf("the terminal does not show %q", text)
 		}

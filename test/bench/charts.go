@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"image/color"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gonum.org/v1/plot"
@@ -164,6 +165,7 @@ func bars(group, what, unit string) func(*speed.Results) (*plot.Plot, error) {
 		p.Add(chart, numbers)
 		p.NominalY(names...)
 		p.X.Min, p.X.Max = 0, slices.Max(values)*1.12
+		p.X.Tick.Marker = evenTicks{}
 		return p, nil
 	}
 }
@@ -177,6 +179,19 @@ func (plainTicks) Ticks(low, high float64) (ticks []plot.Tick) {
 			if v := power * part; v >= low && v <= high {
 				ticks = append(ticks, plot.Tick{Value: v, Label: fmt.Sprintf("%.0f", v)})
 			}
+		}
+	}
+	return ticks
+}
+
+// evenTicks are plot's own, with short numbers.
+type evenTicks struct{}
+
+func (evenTicks) Ticks(low, high float64) []plot.Tick {
+	ticks := plot.DefaultTicks{}.Ticks(low, high)
+	for i, t := range ticks {
+		if t.Label != "" {
+			ticks[i].Label = strconv.FormatFloat(t.Value, 'f', -1, 64)
 		}
 	}
 	return ticks

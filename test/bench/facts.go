@@ -39,7 +39,7 @@ func facts(bin string) []speed.Fact {
 			// The version is the first word that begins with a digit or with v and a digit.
 			for _, f := range fields {
 				if v := strings.TrimPrefix(f, "v"); v != "" && v[0] >= '0' && v[0] <= '9' {
-					value = v
+					value = strings.TrimSuffix(v, "+unknown")
 					break
 				}
 			}
@@ -52,7 +52,21 @@ func facts(bin string) []speed.Fact {
 		snapshotter = snapshotterVersion(stack)
 	}
 	return append(all, speed.Fact{Name: "nix-snapshotter", Value: snapshotter},
-		speed.Fact{Name: "nix-closure built by", Value: runtime.Version()})
+		speed.Fact{Name: "nix-closure", Value: ownVersion(bin) + ", built by " + runtime.Version()})
+}
+
+// ownVersion is the program's, with the commit where there is one.
+func ownVersion(bin string) string {
+	out, err := exec.Command(filepath.Join(bin, "nix-closure"), "--version").Output()
+	if err != nil {
+		return "missing"
+	}
+	fields := strings.Fields(string(out))
+	version := fields[len(fields)-1]
+	if commit, err := exec.Command("git", "describe", "--always", "--dirty").Output(); err == nil {
+		version += " at " + strings.TrimSpace(string(commit))
+	}
+	return version
 }
 
 // snapshotterVersion is in the program, because Go's builds note it.

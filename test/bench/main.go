@@ -167,7 +167,7 @@ func (o *options) measureAll() error {
 		errs = append(errs, os.Remove(file))
 	}
 	// A signal of the terminal reaches the parts too: they end, and this reports.
-	signal.Ignore(os.Interrupt)
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 	if slices.ContainsFunc(groups, func(g group) bool { return o.wants(g.name, g.quick) }) {
 		file := o.csv + ".containers"
 		part("containers", exec.Command("/proc/self/exe", append(os.Args[1:], "-inside", "-csv", file)...), file)

@@ -48,6 +48,10 @@ func (c *caller) command(args ...string) *exec.Cmd {
 
 // measurePodman times podman run --rm, as root and as an ordinary user.
 func measurePodman(b *bench, budget time.Duration) error {
+	if _, missing := exec.LookPath("podman"); missing != nil {
+		b.absent(&subject{row: speed.Row{Group: "podman", What: "all", Variant: "podman"}}, "missing: "+missing.Error())
+		return b.measure(nil, 0)
+	}
 	hooks, err := b.installHooks()
 	if err != nil {
 		return err

@@ -54,6 +54,8 @@ type starter struct {
 	// previous one took.
 	before string
 	floor  string
+	// noBubblewrap says why bubblewrap is not tried with more paths.
+	noBubblewrap string
 }
 
 func (s *starter) dir(variant string, paths int, program string) string {
@@ -267,6 +269,10 @@ func (s *starter) bubblewrap(n int, row speed.Row) *subject {
 	row.Runtime = "bwrap"
 	row.Of = floor + ", " + s.runtime.name
 	x := &subject{row: row}
+	if s.noBubblewrap != "" {
+		b.absent(x, s.noBubblewrap)
+		return nil
+	}
 	program, err := exec.LookPath("bwrap")
 	if err != nil {
 		b.absent(x, "missing: "+err.Error())
@@ -304,7 +310,8 @@ func (s *starter) bubblewrap(n int, row speed.Row) *subject {
 			err = rightCount(string(out), n, n)
 		}
 		if err != nil {
-			b.absent(x, fmt.Sprintf("fails after %.0f s: %v %s", time.Since(began).Seconds(), err, stderr))
+			b.absent(x, fmt.Sprintf("ended after %.0f s: %v %s", time.Since(began).Seconds(), err, stderr))
+			s.noBubblewrap = fmt.Sprintf("not tried: it cannot with %d", n)
 			return nil
 		}
 	}

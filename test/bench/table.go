@@ -122,7 +122,7 @@ func printTables(out io.Writer, r *speed.Results) {
 		_, _ = fmt.Fprintf(out, "\n%s: %s, %s\n", t.group, t.what, unitOf(r, t))
 		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 		if len(t.sizes) > 1 || t.sizes[0] != 0 {
-			_, _ = fmt.Fprintf(w, "  store paths\t%s\t\n", strings.Join(t.header(), "\t"))
+			_, _ = fmt.Fprintf(w, "  \t%s\t\n", strings.Join(t.header(), "\t"))
 		}
 		for _, l := range t.lines {
 			_, _ = fmt.Fprintf(w, "  %s\t%s\t\n", l.name, strings.Join(l.cells, "\t"))
@@ -139,7 +139,7 @@ func (t *table) header() (names []string) {
 		if n == 0 {
 			names = append(names, "any")
 		} else {
-			names = append(names, thousands(n))
+			names = append(names, thousands(n)+" paths")
 		}
 	}
 	return names
