@@ -72,7 +72,7 @@ func TestRegressions(t *testing.T) {
 	row := func(variant string, ratio float64) speed.Row {
 		return speed.Row{Group: "start", Variant: variant, N: 15, Median: 1, Ratio: ratio, Of: floor}
 	}
-	old := &speed.Results{Rows: []speed.Row{row("a", 1.2), row("b", 1.2), row("c", 1.2), row("d", 0)}}
+	old := &speed.Results{Rows: []speed.Row{row("a", 1.2), row("b", 1.2), row("c", 1.2), row("d", 0), row(mounts, 1)}}
 	now := &speed.Results{Rows: []speed.Row{row("a", 1.31), row("b", 1.33)}}
 	compared, worse, gone := regressions(old, now, 0.1)
 	if compared != 2 || len(worse) != 1 || !strings.Contains(worse[0], "b / ") || len(gone) != 1 ||

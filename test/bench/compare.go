@@ -4,9 +4,14 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/nix-closure/nix-closure/test/speed"
 )
+
+// peers are the ways that are not nix-closure's: their ratios are no concern of a release.
+var peers = []string{whole, mounts, mountsNew, bubblewrap, volumes, layerEach, nixCopy, pathInfo, rival, rivalMade,
+	ordinaryImage}
 
 // compare says which ratios of a run are greater than those of an older run. Times are not
 // compared: another machine has others.
@@ -33,7 +38,8 @@ func compare(older, newer string, tolerance float64) error {
 
 func regressions(old, now *speed.Results, tolerance float64) (compared int, worse, gone []string) {
 	for _, before := range old.Rows {
-		if before.Ratio <= 0 {
+		// Few values say little.
+		if before.Ratio <= 0 || before.N < fewest || slices.Contains(peers, before.Variant) {
 			continue
 		}
 		after := now.Same(before)

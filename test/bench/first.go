@@ -18,6 +18,12 @@ import (
 	"github.com/nix-closure/nix-closure/test/speed"
 )
 
+// What other tools have to do.
+const (
+	layerEach = "a layer with an entry for each file"
+	nixCopy   = "nix copy into an image"
+)
+
 // filesEach is how many files a store path has in the closures whose files count: some
 // programs of Debian have fewer, and a package of nixpkgs more.
 const filesEach = 15
@@ -81,8 +87,8 @@ func measureFirst(b *bench, budget time.Duration) error {
 		dir     string
 		make    func() error
 	}{
-		{"a layer with an entry for each file", layered, layer, func() error { return layerOfFiles(layer, paths) }},
-		{"nix copy into an image", copies, copied, func() error {
+		{layerEach, layered, layer, func() error { return layerOfFiles(layer, paths) }},
+		{nixCopy, copies, copied, func() error {
 			_, err := output("nix", "--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--to",
 				copied, root)
 			return err

@@ -117,7 +117,7 @@ func parse() (*options, error) {
 	flag.BoolVar(&o.quick, "quick", false, "less than two minutes: fewer sizes, and only what needs no engine")
 	flag.StringVar(&o.groups, "groups", "", "measure these groups only: NAME,…")
 	flag.StringVar(&o.check, "check", "", "compare the ratios with those of this file")
-	flag.Float64Var(&o.tolerance, "tolerance", 0.1, "how much greater a ratio may be, as a part of the old one")
+	flag.Float64Var(&o.tolerance, "tolerance", 0.15, "how much greater a ratio may be, as a part of the old one")
 	flag.StringVar(&o.page, "page", "", "write the page and the charts into this directory")
 	flag.IntVar(&o.runs, "runs", 40, "most values of a row; those that are slow have 15")
 	flag.BoolVar(&o.inside, "inside", false, "measure in a machine; for the program itself")

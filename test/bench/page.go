@@ -22,6 +22,7 @@ const (
 	firstPod      = "first pod of a closure"
 	rival         = "nix-snapshotter"
 	rivalMade     = "nix-snapshotter, its image made too"
+	ordinaryImage = "an ordinary image that has the closure"
 )
 
 // The files of the page.
@@ -41,7 +42,8 @@ is the same container with the whole store bind-mounted and an empty static Go p
 stages. *First start*: the host remembers nothing of the closure. *New image*: the image has no mount points
 for the mounts yet. bubblewrap makes the same namespaces, and takes its mounts from a file.`},
 	{"podman", "podman run --rm",
-		`An ordinary image, without a network. Rootless containers have bind views.`},
+		`An ordinary image, without a network. What has the store bound whole has no hooks, but for the row
+without an annotation. Rootless containers have bind views.`},
 	{"pods", "Pods",
 		`containerd, by the CRI: from the sandbox to the running process. nix-snapshotter and the ordinary image
 have the same closure of 1,000 paths with one file each. *First pod*: the host has the store paths, and

@@ -28,9 +28,7 @@ const (
 
 // caller is a user who calls podman.
 type caller struct {
-	what string
-	// flags come before podman's subcommand.
-	flags []string
+	what  string
 	sizes []int
 	env   []string
 	id    uint32
@@ -38,7 +36,7 @@ type caller struct {
 }
 
 func (c *caller) command(args ...string) *exec.Cmd {
-	cmd := exec.Command("podman", slices.Concat(c.flags, args)...)
+	cmd := exec.Command("podman", args...)
 	if c.id != 0 {
 		cmd.Dir, cmd.Env = c.home, c.env
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.id, Gid: c.id}}
@@ -61,12 +59,12 @@ func measurePodman(b *bench, budget time.Duration) error {
 		return err
 	}
 	defer endDaemon()
-	root := &caller{what: podmanRoot, flags: []string{"--hooks-dir", hooks}, sizes: []int{100, 1000}}
+	root := &caller{what: podmanRoot, sizes: []int{100, 1000}}
 	var all []*subject
 	for _, make := range []func() (*caller, error){
 		func() (*caller, error) { return root, b.loadImage(root) },
 		func() (*caller, error) {
-			user, err := b.user(hooks)
+			user, err := b.user()
 			if err != nil {
 				return nil, err
 			}
@@ -79,7 +77,7 @@ func measurePodman(b *bench, budget time.Duration) error {
 			continue
 		}
 		for _, runtime := range b.runtimes {
-			all = append(all, b.podmanSubjects(c, runtime)...)
+			all = append(all, b.podmanSubjects(c, runtime, hooks)...)
 		}
 	}
 	return b.measure(all, budget)
@@ -115,7 +113,7 @@ func (b *bench) installHooks() (hooks string, _ error) {
 }
 
 // user makes an ordinary user.
-func (b *bench) user(hooks string) (*caller, error) {
+func (b *bench) user() (*caller, error) {
 	// The host's users are in this machine too.
 	name := fmt.Sprintf("bench%d", os.Getpid())
 	home := filepath.Join(machine.Dir(), "home", name)
@@ -136,8 +134,7 @@ func (b *bench) user(hooks string) (*caller, error) {
 		os.Chown(home, int(id), int(id))); err != nil {
 		return nil, err
 	}
-	return &caller{what: podmanRootless, flags: []string{"--hooks-dir", hooks}, sizes: []int{100}, id: uint32(id),
-		home: home,
+	return &caller{what: podmanRootless, sizes: []int{100}, id: uint32(id), home: home,
 		env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + home, "USER=" + name,
 			"XDG_RUNTIME_DIR=" + login}}, nil
 }
@@ -177,11 +174,15 @@ func (b *bench) loadImage(c *caller) error {
 	return err
 }
 
-func (b *bench) podmanSubjects(c *caller, runtime string) []*subject {
+func (b *bench) podmanSubjects(c *caller, runtime, hooks string) []*subject {
+	// Only what has the store bound whole has no hooks.
 	run := func(program string, flags []string) *exec.Cmd {
-		return c.command(slices.Concat([]string{"--runtime", runtime, "run", "--rm"}, flags, []string{podmanImage,
-			"/bin/" + program})...)
+		return c.command(slices.Concat([]string{"--runtime", runtime}, flags,
+			[]string{podmanImage, "/bin/" + program})...)
 	}
+	plain := []string{"run", "--rm"}
+	hooked := []string{"--hooks-dir", hooks, "run", "--rm"}
+	allOfStore := []string{"--volume", storeDir + ":" + storeDir + ":ro"}
 	timed := func(flags []string) func() (float64, error) {
 		return func() (float64, error) {
 			if err := b.stopped(); err != nil {
@@ -193,14 +194,16 @@ func (b *bench) podmanSubjects(c *caller, runtime string) []*subject {
 	row := func(variant string, paths int) speed.Row {
 		return speed.Row{Group: "podman", What: c.what, Variant: variant, Paths: paths, Runtime: runtime, Unit: "ms"}
 	}
-	ground := &subject{row: row(whole, 0), run: timed([]string{"--volume", storeDir + ":" + storeDir + ":ro"})}
-	all := []*subject{ground}
+	ground := &subject{row: row(whole, 0), run: timed(slices.Concat(plain, allOfStore))}
+	all := []*subject{ground, {row: row(unannotated, 0), run: timed(slices.Concat(hooked, allOfStore)),
+		beside: ground.run}}
+	all[1].row.Of = whole
 	for _, n := range c.sizes {
 		annotations := func(mode string) []string {
-			return []string{"--annotation", "nix-closure/roots=" + b.host.store.Root(n), "--annotation",
-				"nix-closure/mode=" + mode}
+			return slices.Concat(hooked, []string{"--annotation", "nix-closure/roots=" + b.host.store.Root(n),
+				"--annotation", "nix-closure/mode=" + mode})
 		}
-		var each []string
+		each := slices.Clone(plain)
 		for _, p := range b.host.store.Closure(n) {
 			each = append(each, "--volume", p+":"+p+":ro")
 		}

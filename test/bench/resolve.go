@@ -10,7 +10,10 @@ import (
 	"github.com/nix-closure/nix-closure/test/speed"
 )
 
-const nixStoreRequisites = "nix-store --query --requisites"
+const (
+	nixStoreRequisites = "nix-store --query --requisites"
+	pathInfo           = "nix path-info --recursive"
+)
 
 // measureResolve prints closures in each way.
 func measureResolve(b *bench, budget time.Duration) error {
@@ -38,7 +41,7 @@ func measureResolve(b *bench, budget time.Duration) error {
 		}
 		requisites := add(nixStoreRequisites, "nix-store", false, "--query", "--requisites", root)
 		ways := []*subject{
-			add("nix path-info --recursive", "nix", false, "--extra-experimental-features", "nix-command", "path-info",
+			add(pathInfo, "nix", false, "--extra-experimental-features", "nix-command", "path-info",
 				"--recursive", root),
 			add("nix-closure resolve, cold", h.command(), true,
 				slices.Concat(h.cold.args(), []string{"resolve", root})...),

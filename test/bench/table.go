@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -50,7 +51,10 @@ func tables(r *speed.Results) (all []*table) {
 	for _, t := range all {
 		slices.Sort(t.sizes)
 	}
-	for _, row := range r.Rows {
+	// The lines that have a number come first.
+	rows := slices.Clone(r.Rows)
+	slices.SortStableFunc(rows, func(a, b speed.Row) int { return cmp.Compare(min(b.N, 1), min(a.N, 1)) })
+	for _, row := range rows {
 		t := find(row)
 		if row.N == 0 {
 			t.absent = append(t.absent, rowName(row)+sizeOf(row)+": "+row.Note)
