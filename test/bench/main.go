@@ -35,8 +35,8 @@ import (
 
 // groups are in the order in which they are measured.
 var groups = []group{
-	{name: "start", quick: true, budget: 330 * time.Second, measure: measureStart},
-	{name: "podman", budget: 100 * time.Second, measure: measurePodman},
+	{name: "start", quick: true, budget: 270 * time.Second, measure: measureStart},
+	{name: "podman", budget: 90 * time.Second, measure: measurePodman},
 	{name: "first", budget: 60 * time.Second, measure: measureFirst},
 	{name: "resolve", quick: true, budget: 40 * time.Second, measure: measureResolve},
 	{name: "files", budget: 60 * time.Second, measure: measureFiles},
