@@ -40,6 +40,8 @@ func TestMeasure(t *testing.T) {
 			return 1, nil
 		}},
 	}
+	subjects = append(subjects, &subject{row: speed.Row{Variant: "thrice", Of: "floor"}, run: drifting(3),
+		of: subjects[0]})
 	subjects[1].others = []other{{"the floor of the round", subjects[0]}}
 	if err := b.measure(subjects, 0); err != nil {
 		t.Fatal(err)
@@ -52,6 +54,9 @@ func TestMeasure(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	if r := byOf["twice/the floor of the round"]; r.Ratio < 1.95 || r.Ratio > 2.05 {
+		t.Errorf("%+v", r)
+	}
+	if r := byOf["thrice/floor"]; r.Ratio < 2.9 || r.Ratio > 3.1 {
 		t.Errorf("%+v", r)
 	}
 	if r := byOf["broken/"]; r.N != 0 || r.Note != "failed: no more" || len(failures(b.results)) != 1 {

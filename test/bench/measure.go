@@ -27,6 +27,9 @@ type subject struct {
 	run func() (float64, error)
 	// beside is what each run is divided by, and runs directly before or after it.
 	beside func() (float64, error)
+	// of has the values that each value is divided by, if nothing runs beside it: those of
+	// the same round.
+	of *subject
 	// others are compared in rows of their own, with the value of the same round.
 	others []other
 
@@ -110,6 +113,10 @@ func (b *bench) measure(subjects []*subject, budget time.Duration) error {
 	for _, s := range subjects {
 		if gone[s] {
 			continue
+		}
+		if s.of != nil && !gone[s.of] {
+			n := min(len(s.values), len(s.of.values))
+			s.values, s.besides = s.values[:n], s.of.values[:n]
 		}
 		b.results.Rows = append(b.results.Rows, s.row.Summary(s.values, s.besides))
 		for _, o := range s.others {

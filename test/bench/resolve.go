@@ -49,7 +49,7 @@ func measureResolve(b *bench, budget time.Duration) error {
 				slices.Concat(h.warm.args(), []string{"resolve", root})...),
 		}
 		for _, w := range ways {
-			w.row.Of, w.beside = nixStoreRequisites, requisites.run
+			w.row.Of, w.of = nixStoreRequisites, requisites
 		}
 	}
 	return b.measure(all, budget)
