@@ -23,7 +23,8 @@ HOOKS := $(wildcard examples/podman/*.json)
 FLAGS = -trimpath -ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks manual cross demo test unit e2e machine stack engines fuzz bench bench-quick bench-check speed-docs lint install uninstall clean
+.PHONY: all build hooks manual cross demo test unit e2e machine stack manifests engines fuzz bench bench-quick \
+	bench-check speed-docs lint install uninstall clean nixhash
 
 all: build hooks manual
 
@@ -76,10 +77,14 @@ unit e2e engines machine:
 SUITES = umask 022; mkdir -p bin; cd test && \
 	GO='$(GO)' MAKE='$(MAKE)' GOTMPDIR=$(CURDIR)/bin $(GO) run ./suites -bin $(CURDIR)/bin
 
-# containerd, runc, gVisor, Docker, a kubelet and what judges manifests as an API
-# server does, in bin/stack/, for engines.
+# containerd, runc, gVisor, Docker, a kubelet, what judges manifests as an API server does,
+# and what renders the chart and judges rules, in bin/stack/, for engines.
 stack:
 	@test/stack/build.sh bin/stack
+
+# The plain manifests of examples/kubernetes, out of the chart beside them.
+manifests: stack
+	bin/stack/charts write examples/kubernetes/chart examples/kubernetes
 
 # Every fuzz target, for FUZZTIME each. Go's fuzzer may fail at the end of the time
 # without a failing input (golang/go#75804), hence the second try: an input that
@@ -115,6 +120,12 @@ bench-check:
 # docs/speed.md, its rows and its charts, of the last make bench.
 speed-docs:
 	@$(BENCH) -page ../docs -csv ../bin/bench.csv
+
+# The hash of the Go modules in nix/package.nix, after a change of go.mod or go.sum.
+nixhash:
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && $(GO) mod vendor -o "$$tmp/vendor" && \
+	hash=$$(nix --extra-experimental-features nix-command hash path "$$tmp/vendor") && \
+	sed -i "s|vendorHash = .*|vendorHash = \"$$hash\";|" nix/package.nix && echo "$$hash"
 
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 lint:

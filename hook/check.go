@@ -119,6 +119,9 @@ type checked struct {
 	store  closure.Store
 	bundle spec.Config
 	stated string // see located
+	// device is the closure that the hook was called for, as a CDI device does; nil: the
+	// container asks for its closure itself.
+	device *spec.Request
 	// pidStart is the start time of the container's process, see state.Record; 0: it has
 	// no process.
 	pidStart uint64
@@ -153,11 +156,12 @@ func check(s *start) (*checked, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkDevice(i.request); err != nil {
+	device, err := s.checkDevice(i.request)
+	if err != nil {
 		i.host.Close()
 		return nil, err
 	}
-	c := &checked{start: s, inspected: i, store: s.config.Store(), bundle: bundle, stated: at.stated}
+	c := &checked{start: s, inspected: i, store: s.config.Store(), bundle: bundle, stated: at.stated, device: device}
 	if err := c.allowed(c.asked()); err != nil {
 		c.host.Close()
 		return nil, err
@@ -189,29 +193,37 @@ func (c *checked) identifyProcess() (err error) {
 	return err
 }
 
-// checkDevice refuses a container whose own annotations ask for another closure than the
-// hook's call. Annotations for one container of a pod can do so, because they override
-// all others.
-func (s *start) checkDevice(request *spec.Request) error {
+// checkDevice returns the closure that the hook's call names, as a CDI device does; nil: the
+// call names none. It refuses a container whose own annotations ask for another closure.
+// Annotations for one container of a pod can do so, because they override all others.
+func (s *start) checkDevice(request *spec.Request) (*spec.Request, error) {
 	own := s.call.Annotations
 	if own[spec.Prefix+spec.KeyRoots] == "" && own[spec.Prefix+spec.KeyClosureInfo] == "" {
-		return nil
+		return nil, nil
 	}
 	s.at("reading the annotations")
 	device, err := spec.ParseAnnotations(s.config.Store(), spec.UnknownEngine, s.state.ID, s.call.Annotations)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !slices.Equal(device.Asked(), request.Asked()) {
-		return fmt.Errorf("the container's annotations ask for the closure of %s, and the hook was called for "+
+		return nil, fmt.Errorf("the container's annotations ask for the closure of %s, and the hook was called for "+
 			"that of %s, as a device does; give one container one closure", request.Asked(), device.Asked())
 	}
-	return nil
+	return device, nil
 }
 
 // allowed refuses store paths that the configuration does not allow for this container.
+// What a device names needs no rule: whoever wrote the engine's files chose the closure,
+// and not the container. What the container's mounts ask for needs one.
 func (c *checked) allowed(paths []closure.BaseName) error {
 	c.at("checking what is allowed here")
+	if c.device != nil {
+		named := c.device.Asked()
+		paths = slices.DeleteFunc(slices.Clone(paths), func(b closure.BaseName) bool {
+			return slices.Contains(named, b)
+		})
+	}
 	err := c.config.Policy().Check(c.request.Namespace, paths)
 	if err != nil && c.request.IgnoredNamespace != "" {
 		err = fmt.Errorf("%w; annotation %s was ignored, because an image or a user may have set it",

@@ -97,10 +97,11 @@ func (p pinner) pinValid(ctx context.Context) (closure.Resolution, error) {
 
 // resolveAllowed resolves the closure and refuses one that must not be pinned. This check
 // comes after resolving, because a closure-info may list paths that it does not
-// reference.
+// reference. With a device's closure-info that is its author's choice, and what mounts ask
+// for is checked before.
 func (p pinner) resolveAllowed(ctx context.Context) (closure.Resolution, error) {
 	res, err := p.resolve(ctx)
-	if err != nil {
+	if err != nil || p.device != nil && p.device.ClosureInfo != "" {
 		return res, err
 	}
 	doing := p.doing()

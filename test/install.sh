@@ -30,6 +30,7 @@ crun crun
 bwrap bubblewrap
 newuidmap uidmap
 fuse-overlayfs fuse-overlayfs
+podman-compose podman-compose
 mkfs.ext4 e2fsprogs
 qemu-system-x86_64 qemu-system-x86
 shellcheck shellcheck

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nix-closure/nix-closure/hook/state"
+	"github.com/nix-closure/nix-closure/internal/cdi"
 	"github.com/nix-closure/nix-closure/internal/config"
 )
 
@@ -23,7 +24,8 @@ func gcCommand(configPath *string) *cobra.Command {
 		Short: "Remove what ended containers left behind",
 		Long: `Remove what ended containers left behind: records whose process has ended, with
 their GC roots, and views and registrations that no container uses. It removes
-nothing of a container that runs or is being prepared. It removes nothing from
+nothing of a container that runs or is being prepared. GC roots for devices that
+somebody removed by hand go too (see cdi). It removes nothing from
 the store: nix-collect-garbage does that, and may then delete paths that such a
 GC root protected.
 
@@ -76,5 +78,12 @@ func sweep(ctx context.Context, configPath string, unused time.Duration, dryRun 
 		return state.Swept{}, fmt.Errorf("opening the runtime directory: %w", err)
 	}
 	defer dir.Close()
-	return dir.Sweep(ctx, unused, dryRun)
+	swept, err := dir.Sweep(ctx, unused, dryRun)
+	editor, homeless := cdiEditor(c, "")
+	if homeless != nil {
+		return swept, errors.Join(err, homeless)
+	}
+	devices, cdiErr := cdi.Sweep(editor.Roots, editor.Nix, dryRun)
+	swept.GCRoots = append(swept.GCRoots, devices...)
+	return swept, errors.Join(err, cdiErr)
 }

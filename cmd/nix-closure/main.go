@@ -63,7 +63,7 @@ If standard output is not a terminal, there is no colour and nothing is shortene
 	root.PersistentFlags().StringVar(&configPath, "config", config.Path, "the configuration `file`")
 	root.AddCommand(resolveCommand(&configPath), whyCommand(&configPath), diffCommand(&configPath),
 		exportCommand(&configPath), inspectCommand(&configPath), verifyCommand(&configPath), gcCommand(&configPath),
-		viewCommand(&configPath), runCommand(&configPath), confineCommand(&configPath),
+		viewCommand(&configPath), cdiCommand(&configPath), runCommand(&configPath), confineCommand(&configPath),
 		doctorCommand(&configPath), installCommand())
 	if manCommand != nil {
 		root.AddCommand(manCommand())

@@ -21,7 +21,8 @@ type Swept struct {
 	// Records are the IDs of containers whose process is gone. Their GC roots are removed
 	// with the record.
 	Records []string `json:"records"`
-	// GCRoots are IDs with GC roots of an earlier boot and without a record.
+	// GCRoots are IDs with GC roots of an earlier boot and without a record. A caller may add
+	// others.
 	GCRoots []string `json:"gcRoots"`
 	// Views, Registrations and Closures are names in these directories that no container
 	// uses.

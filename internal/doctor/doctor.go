@@ -2,9 +2,10 @@
 
 // Package doctor finds out whether a host would start a container without its closure,
 // or not at all: the kernel and the runtime directory (host.go), the store (store.go),
-// the configuration and its policy (configured.go), the programs (program.go), and each
-// engine's configuration as it is in force (podman.go, containerd.go, crio.go,
-// docker.go). The canary (canary.go) starts a container that must be refused.
+// the configuration and its policy (configured.go), the CDI devices (devices.go), the
+// programs (program.go), and each engine's configuration as it is in force (podman.go,
+// containerd.go, crio.go, docker.go). The canary (canary.go) starts a container that must
+// be refused.
 //
 // It changes nothing on the host; only the canary makes something, and removes it.
 package doctor
@@ -102,6 +103,7 @@ func Examine(ctx context.Context, o Options) (Report, error) {
 		e.store(ctx)
 		e.views(ctx)
 		e.policy()
+		e.devices(ctx)
 	}
 	for _, engine := range []struct {
 		name    string

@@ -240,6 +240,10 @@ func (o *options) measureInside() (Err error) {
 		if err != nil {
 			b.failed(speed.Row{Group: g.name, What: "all", Variant: "all"}, err)
 		}
+		// What ends this program later does not take the rows along.
+		if err := b.results.Write(o.csv); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -211,7 +211,8 @@ const pauseImage = "localhost/pause:latest"
 func makePods(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
-	from := "FROM " + annotatedImage(t, nil) + "\nENTRYPOINT [\"/bin/busybox\", \"sleep\", \"1000000\"]\n"
+	from := "FROM " + annotatedImage(t, nil) + "\nENTRYPOINT [\"/bin/busybox\", \"sleep\", \"1000000\"]\n" +
+		"STOPSIGNAL SIGKILL\n" // or podman waits ten seconds for it to stop
 	const conf = "/etc/containers/containers.conf"
 	before, err := os.ReadFile(conf)
 	if err := errors.Join(err, os.WriteFile(dir+"/Containerfile", []byte(from), 0o644)); err != nil {

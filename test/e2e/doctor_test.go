@@ -210,6 +210,13 @@ var misconfigurations = []misconfiguration{
 	{name: "the store is noexec", plant: "mount -o remount,bind,noexec /nix", id: "store-noexec", severity: "warning"},
 	{name: "a mount in the store", plant: "mount -t tmpfs tmpfs /nix/store/.links", id: "store-mounts",
 		severity: "warning"},
+	{name: "a device's program is missing",
+		plant: plantDevice + "sed -i s,/usr/local/bin/,/usr/local/gone/, " + cdiFile,
+		id:    "program-missing", severity: "closed", cleanup: removeDevice},
+	{name: "a device is not pinned", plant: plantDevice + "rm -r " + cdiRoots, id: "cdi-unpinned", severity: "warning",
+		cleanup: removeDevice},
+	{name: "others can write devices", plant: plantDevice + "chmod o+w " + cdiFile, id: "writable", severity: "open",
+		cleanup: removeDevice},
 	{
 		name: "a rule's links that others can change", id: "policy-links", severity: "warning",
 		plant: "mkdir -p /etc/teams; ln -s $(ls -d /nix/store/*-* | head -1) /etc/teams/a; chmod 0777 /etc/teams; " +
@@ -217,6 +224,13 @@ var misconfigurations = []misconfiguration{
 		cleanup: "rm -r /etc/teams",
 	},
 }
+
+// plantDevice adds a device, and removeDevice removes it.
+const (
+	plantDevice = "/usr/local/bin/nix-closure cdi generate planted=" +
+		"$(nix-store --query --requisites /nix/store/*-test-env | tail -1); "
+	removeDevice = "/usr/local/bin/nix-closure cdi remove planted"
+)
 
 // replaceIn is a command that replaces a text in a file.
 func replaceIn(file, old, new string) string {
@@ -283,6 +297,13 @@ func TestDoctorAdvises(t *testing.T) {
 			severity: "closed"},
 		{name: "no state directory", plant: "mv /nix/var/nix /nix/var/away", id: "state-dir", severity: "closed",
 			cleanup: "mv /nix/var/away /nix/var/nix"},
+		{name: "a device that is not valid", plant: plantDevice + "sed -i s,=/nix/store/.,=/nix/store/0, " + cdiFile,
+			id: "cdi-not-valid", severity: "closed", cleanup: "rm -r " + cdiFile + " " + cdiRoots},
+		{name: "a file of devices that is cut off", plant: plantDevice + "truncate -s 100 " + cdiFile,
+			id: "cdi", severity: "closed", cleanup: "rm -r " + cdiFile + " " + cdiRoots},
+		{name: "a device of another program", plant: plantDevice + replaceIn(cdiFile, `"containerEdits": {
+        "hooks"`, `"containerEdits": {"env": ["A=b"], "hooks"`),
+			id: "cdi-other", severity: "warning", cleanup: "rm -r " + cdiFile + " " + cdiRoots},
 		{name: "no store", plant: "sed -i '1i store-dir = \"/gone/store\"' " + configFile, id: "store",
 			severity: "closed"},
 		{name: "containers.conf is not TOML", plant: "cp " + conf + " /tmp/kept; echo '[' >>" + conf, id: "podman-conf",

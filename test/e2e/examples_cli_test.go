@@ -29,6 +29,7 @@ func exampleLines(t *testing.T, command ...string) []string {
 // The examples in --help work, in this order, with the programs of this store for those
 // that they name.
 func TestRunExamples(t *testing.T) {
+	removeDevices(t)
 	dir := t.TempDir()
 	if err := os.Symlink(store["env"], dir+"/result"); err != nil {
 		t.Fatal(err)
@@ -43,6 +44,7 @@ func TestRunExamples(t *testing.T) {
 	}
 	here := strings.NewReplacer(
 		"/nix/store/…-hello-2.12 /mnt", store["script"]+" "+dir+"/mnt",
+		"/nix/store/…-hello-2.12", store["script"], `jq -r '.[] | select(.state != "ok") | .name'`, "grep -q hello",
 		"/nix/store/…-bash-5.2", store["bash"], "/nix/store/…-coreutils-9.1", store["coreutils"],
 		"/srv/views/web", dir+"/views/web", "/etc/systemd/system/", dir+"/",
 		"hello --greeting=hi", "echo hi", "-- hello", "-- echo hi", "curl https://example.org",
@@ -59,7 +61,10 @@ func TestRunExamples(t *testing.T) {
 		}
 		return here.Replace(line)
 	}
-	for _, command := range [][]string{{"view", "mount"}, {"view", "list"}, {"view", "umount"}, {"run"}, {"confine"}} {
+	for _, command := range [][]string{
+		{"view", "mount"}, {"view", "list"}, {"view", "umount"},
+		{"cdi", "generate"}, {"cdi", "list"}, {"cdi", "remove"}, {"run"}, {"confine"},
+	} {
 		if command[0] == "run" {
 			mustCLI(t, "view", "umount", dir+"/mnt") // the directory is a volume of what follows
 		}

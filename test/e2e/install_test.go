@@ -58,6 +58,10 @@ func checkHookFile(t *testing.T, path, program string) []string {
 var manualFiles = []string{
 	"bash-completion/completions/nix-closure",
 	"fish/vendor_completions.d/nix-closure.fish",
+	"man/man1/nix-closure-cdi-generate.1",
+	"man/man1/nix-closure-cdi-list.1",
+	"man/man1/nix-closure-cdi-remove.1",
+	"man/man1/nix-closure-cdi.1",
 	"man/man1/nix-closure-confine.1",
 	"man/man1/nix-closure-diff.1",
 	"man/man1/nix-closure-doctor.1",

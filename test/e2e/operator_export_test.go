@@ -276,11 +276,11 @@ func TestExportAppArmor(t *testing.T) {
 // What the snippet gives podman starts a container with the closures of the roots.
 func TestExportQuadlet(t *testing.T) {
 	text := mustOperator(t, "export", "--format", "quadlet", store["tools"], store["script"])
-	_, annotation, found := strings.Cut(text, "\n[Container]\nAnnotation=")
-	if annotation = strings.TrimSpace(annotation); !found || strings.ContainsAny(annotation, "\n %\"") {
+	q := readQuadlet(t, text)
+	if len(q.flags) != 2 || strings.ContainsAny(q.flags[1], " %\"") {
 		t.Fatalf("%q", text)
 	}
-	c := container{runtime: "crun", flags: []string{"--annotation", annotation}}
+	c := container{runtime: "crun", flags: q.flags}
 	out := c.mustRun(t, store["tools"]+"/bin/ls", "-A", storeDir)
 	want := slices.Concat(closureOf(t, store["tools"]), closureOf(t, store["script"]))
 	slices.Sort(want)

@@ -562,6 +562,14 @@ func TestCompletion(t *testing.T) {
 			}
 		}
 	}
+	for _, begun := range []string{"a=" + store["env"][:len(storeDir)+9], "a=" + store["bash"] + ":" +
+		store["env"][:len(storeDir)+9]} {
+		want := begun[:strings.LastIndexAny(begun, "=:")+1] + store["env"]
+		if offers, directive := complete("cdi", "generate", begun); !slices.Equal(offers, []string{want}) ||
+			directive != noFiles {
+			t.Errorf("%s: %q %s", begun, offers, directive)
+		}
+	}
 	if offers, directive := complete("export", "--format", ""); len(offers) != 6 || directive != noFiles {
 		t.Errorf("%q %s", offers, directive)
 	}
@@ -618,7 +626,7 @@ func TestOperatorExamples(t *testing.T) {
 	// Those that need containers, terminals or an installation are run elsewhere.
 	elsewhere := map[string]string{
 		"help": "cobra's own", "inspect": "TestCommandExamples", "verify": "TestCommandExamples",
-		"view": "TestRunExamples", "run": "TestRunExamples", "confine": "TestRunExamples",
+		"view": "TestRunExamples", "cdi": "TestRunExamples", "run": "TestRunExamples", "confine": "TestRunExamples",
 		"doctor": "TestDoctorAndInstallExamples", "install": "TestDoctorAndInstallExamples",
 	}
 	ran := 0

@@ -61,12 +61,16 @@ var documents = []document{
 			"IMAGE /nix/store/…-bash-5.2/bin/bash -c /nix/store/…-hello-2.12/bin/hello", run: greets},
 		{text: "nix-closure resolve /nix/store/…-hello-2.12", run: (*readmeHost).resolves},
 	}, inline: []command{
+		{text: "podman run --device nix-closure/closure=NAME", notRun: "it is in a block of docs/engines.md"},
 		{text: "podman start", notRun: "TestStartedAgain"},
 		{text: "podman restart", notRun: "TestStartedAgain"},
 		{text: "nix-closure doctor", notRun: "TestDoctorFinds"},
 		{text: "nix-store --realise", notRun: "it is in a block of docs/annotations.md"},
 	}},
 	{name: "docs/engines.md", blocks: []command{
+		{text: "nix-closure cdi generate hello=/nix/store/…-hello-2.12", run: (*readmeHost).names},
+		{text: "podman run --device nix-closure/closure=hello IMAGE /nix/store/…-hello-2.12/bin/hello",
+			run: (*readmeHost).greetsByDevice},
 		{text: "podman --runtime /usr/local/bin/nix-closure-runtime run --rm " +
 			"--annotation nix-closure/roots=/nix/store/…-hello-2.12 IMAGE /nix/store/…-hello-2.12/bin/hello",
 			run: (*readmeHost).wrapped},
@@ -80,6 +84,11 @@ var documents = []document{
 			notRun: "TestExampleDefaultRuntime"},
 		{text: "systemctl restart containerd", notRun: noSystemd},
 		{text: "containerd config dump | grep -A12 'runtimes.nix-closure'", notRun: "there is no containerd"},
+		{text: "kubectl apply -f examples/kubernetes/base/namespace.yaml", notRun: noKubernetes},
+		{text: "helm install nix-closure examples/kubernetes/chart --namespace nix-closure --set distribution=k3s",
+			notRun: "there is no API server; TestExampleChart renders it"},
+		{text: "kubectl apply -k examples/kubernetes/overlays/k3s",
+			notRun: "there is no API server; TestExampleOverlays renders it"},
 		{text: "kubectl apply -f examples/kubernetes/canary.yaml", notRun: noKubernetes},
 		{text: "kubectl wait --for=jsonpath='{.status.phase}'=Succeeded --timeout=60s pod/nix-closure-canary",
 			notRun: noKubernetes},
@@ -112,6 +121,10 @@ var documents = []document{
 	}},
 	{name: "docs/architecture.md", inline: []command{
 		{text: "nix-closure gc", run: (*readmeHost).reads},
+	}},
+	{name: "nix/README.md", blocks: []command{
+		{text: "systemctl start nix-closure-canary", notRun: "needs systemd; TestNixOSPodman runs its program"},
+		{text: canaryCommand, run: (*readmeHost).canary},
 	}},
 }
 
@@ -370,6 +383,32 @@ func (h *readmeHost) wrapped(t *testing.T, script string) {
 	must(t, "mv", podmansHooks, podmansHooks+".away")
 	defer must(t, "mv", podmansHooks+".away", podmansHooks)
 	greets(h, t, script)
+}
+
+// names: the device is there.
+func (h *readmeHost) names(t *testing.T, script string) {
+	t.Helper()
+	h.must(t, script)
+	if out := h.must(t, "nix-closure cdi list"); !strings.Contains(out, "hello  ok") {
+		t.Errorf("%s: %s", script, out)
+	}
+}
+
+// greetsByDevice: for root and for a user, without hook files, and not without the device.
+func (h *readmeHost) greetsByDevice(t *testing.T, script string) {
+	t.Helper()
+	must(t, "mv", podmansHooks, podmansHooks+".away")
+	defer must(t, "mv", podmansHooks+".away", podmansHooks)
+	greets(h, t, script)
+	if out := h.alice.must(t, "/bin/sh", "-c", script); out != greeting {
+		t.Errorf("%s: %s: a user's container: %q", h.runtime, script, out)
+	}
+	h.alice.must(t, "podman", "rm", "--all", "--force", "--time", "0")
+	h.alice.nothingLeft(t)
+	h.must(t, "nix-closure cdi remove hello")
+	if stdout, _, err := h.sh(script); err == nil {
+		t.Errorf("%s: without the device: %q", script, stdout)
+	}
 }
 
 // installsForUser: for a user without root's help. The tree is root's here, so root calls

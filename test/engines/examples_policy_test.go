@@ -22,11 +22,7 @@ func TestExampleManifestsAreValid(t *testing.T) {
 		out, err := exec.Command(filepath.Join(*bin, "stack/manifests"), files...).CombinedOutput()
 		return string(out), err
 	}
-	files, err := filepath.Glob(examples + "/kubernetes/*.yaml")
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
-	}
-	if out, err := validate(files...); err != nil || out != "" {
+	if out, err := validate(manifestFiles(t)...); err != nil || out != "" {
 		t.Errorf("%v\n%s", err, out)
 	}
 
@@ -40,13 +36,13 @@ func TestExampleManifestsAreValid(t *testing.T) {
 			"Pod: spec.hostNetwork: Forbidden: when `hostUsers` is false"},
 		{"pod", "web.nix-closure/roots", "web/nix-closure/roots",
 			`Pod: metadata.annotations: Invalid value: "web/nix-closure/roots"`},
-		{"daemonset", "name: bin\n        hostPath", "name: programs\n        hostPath",
+		{"base/daemonset", "name: bin\n        hostPath", "name: programs\n        hostPath",
 			`DaemonSet: spec.template.spec.containers[0].volumeMounts[0].name: Not found: "bin"`},
-		{"daemonset", "maxUnavailable: 1", "maxUnavailable: 0", "DaemonSet: spec.updateStrategy.rollingUpdate"},
-		{"runtimeclass", "handler: nix-closure", "handler: nix_closure", "RuntimeClass: handler: Invalid value"},
-		{"policy", "size(variables.unknown)", "size(variables.unknow)",
+		{"base/daemonset", "maxUnavailable: 1", "maxUnavailable: 0", "DaemonSet: spec.updateStrategy.rollingUpdate"},
+		{"base/runtimeclass", "handler: nix-closure", "handler: nix_closure", "RuntimeClass: handler: Invalid value"},
+		{"base/policy", "size(variables.unknown)", "size(variables.unknow)",
 			"ValidatingAdmissionPolicy: spec.validations[0].expression: Invalid value"},
-		{"policy", `["Deny"]`, `["Refuse"]`,
+		{"base/policy", `["Deny"]`, `["Refuse"]`,
 			"ValidatingAdmissionPolicyBinding: spec.validationActions[0]: Unsupported value"},
 	} {
 		text := strings.ReplaceAll(example(t, "kubernetes/"+c.file+".yaml"), c.old, c.new)
@@ -62,6 +58,11 @@ func TestExampleManifestsAreValid(t *testing.T) {
 // askPolicy returns what the API server's plug-in says of each pod, in order.
 func askPolicy(t *testing.T, pods []*core.Pod, args ...string) []string {
 	t.Helper()
+	return askPolicyOf(t, examples+"/kubernetes/base/policy.yaml", pods, args...)
+}
+
+func askPolicyOf(t *testing.T, policy string, pods []*core.Pod, args ...string) []string {
+	t.Helper()
 	var manifests strings.Builder
 	for _, p := range pods {
 		text, err := json.Marshal(p)
@@ -71,7 +72,7 @@ func askPolicy(t *testing.T, pods []*core.Pod, args ...string) []string {
 		fmt.Fprintf(&manifests, "---\n%s\n", text)
 	}
 	ask := exec.Command(filepath.Join(*bin, "stack/manifests"),
-		append([]string{"-policy", examples + "/kubernetes/policy.yaml"}, args...)...)
+		append([]string{"-policy", policy}, args...)...)
 	ask.Stdin = strings.NewReader(manifests.String())
 	out, err := ask.CombinedOutput()
 	said := strings.Split(strings.TrimSpace(string(out)), "\n")
@@ -181,7 +182,7 @@ func TestExamplePolicy(t *testing.T) {
 		t.Fatalf("the hook: %v %s", err, out)
 	}
 	known = strings.ReplaceAll(known, ", ", "|")
-	if !strings.Contains(example(t, "kubernetes/policy.yaml"), `nix-closure/(`+known+`)$`) {
+	if !strings.Contains(example(t, "kubernetes/base/policy.yaml"), `nix-closure/(`+known+`)$`) {
 		t.Errorf("the policy does not know %s", known)
 	}
 	for key := range strings.SplitSeq(known, "|") {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -96,15 +97,24 @@ func only[T any](t *testing.T, text string) T {
 	return *new(T)
 }
 
+// manifestFiles are the examples' plain manifests.
+func manifestFiles(t *testing.T) []string {
+	t.Helper()
+	pods, err := filepath.Glob(examples + "/kubernetes/*.yaml")
+	base, err2 := filepath.Glob(examples + "/kubernetes/base/*.yaml")
+	if err := errors.Join(err, err2); err != nil || len(pods) == 0 || len(base) == 0 {
+		t.Fatal(pods, base, err)
+	}
+	return slices.DeleteFunc(append(pods, base...), func(f string) bool {
+		return filepath.Base(f) == "kustomization.yaml"
+	})
+}
+
 // Every manifest is what the API server takes.
 func TestExampleManifests(t *testing.T) {
-	files, err := filepath.Glob(examples + "/kubernetes/*.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
 	count := map[string]int{}
-	for _, f := range files {
-		for _, o := range objects(t, example(t, "kubernetes/"+filepath.Base(f))) {
+	for _, f := range manifestFiles(t) {
+		for _, o := range objects(t, readFile(t, f)) {
 			count[fmt.Sprintf("%T", o)]++
 		}
 	}
@@ -115,8 +125,8 @@ func TestExampleManifests(t *testing.T) {
 			t.Errorf("%d of %s, want %d", count[kind], kind, want[kind])
 		}
 	}
-	handler := only[*class.RuntimeClass](t, example(t, "kubernetes/runtimeclass.yaml"))
-	labels := only[*apps.DaemonSet](t, example(t, "kubernetes/daemonset.yaml")).Spec.Template.Spec.NodeSelector
+	handler := only[*class.RuntimeClass](t, example(t, "kubernetes/base/runtimeclass.yaml"))
+	labels := only[*apps.DaemonSet](t, example(t, "kubernetes/base/daemonset.yaml")).Spec.Template.Spec.NodeSelector
 	if got := handler.Scheduling.NodeSelector; fmt.Sprint(got) != fmt.Sprint(labels) || len(got) == 0 {
 		t.Errorf("pods go to %v, and the programs to %v", got, labels)
 	}
@@ -361,19 +371,13 @@ func TestExamplePaths(t *testing.T) {
 	if err != nil || named == 0 {
 		t.Fatalf("%d are named: %v", named, err)
 	}
-	line := func(name, pattern string) []string {
-		m := regexp.MustCompile("(?m)" + pattern).FindStringSubmatch(example(t, name))
-		if m == nil {
-			t.Fatalf("%s has no %s", name, pattern)
-		}
-		return names(m[1])
-	}
-	for _, got := range [][]string{
-		line("kubernetes/Containerfile", `^COPY (.*) /nix-closure/$`),
-		line("kubernetes/daemonset.yaml", `for program in (.*); do$`),
+	// The image has all that make cross builds, and so have the nodes.
+	for name, line := range map[string]string{
+		"Containerfile":       "\nCOPY nix-closure* /nix-closure/\n",
+		"base/daemonset.yaml": " for program in nix-closure*; do\n",
 	} {
-		if !slices.Equal(got, programs) {
-			t.Errorf("the image has %q, and make install installs %q", got, programs)
+		if !strings.Contains(example(t, "kubernetes/"+name), line) {
+			t.Errorf("%s has no %q", name, line)
 		}
 	}
 }
@@ -679,7 +683,8 @@ func TestExampleDaemonSet(t *testing.T) {
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", config.Port)
 
-	set := only[*apps.DaemonSet](t, example(t, "kubernetes/daemonset.yaml"))
+	// With the handler: /etc is this machine's own, and k0s has cgroupfs as this kubelet does.
+	set := only[*apps.DaemonSet](t, charts(t, "kustomize", examples+"/kubernetes/overlays/k0s"))
 	template := core.Pod{ObjectMeta: set.Spec.Template.ObjectMeta, Spec: set.Spec.Template.Spec}
 	template.Name, template.Namespace = set.Name, set.Namespace
 	if err := os.WriteFile(manifests+"/set.yaml", asStatic(t, template, exampleImage), 0o644); err != nil {
@@ -733,6 +738,38 @@ func TestExampleDaemonSet(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	nothingLeft(t)
+	n.testHandler(t)
+}
+
+// testHandler tests the handler that the DaemonSet wrote where k0s' containerd reads it.
+// The plugin is gone, so that the pod has its closure by the wrapper.
+func (n *node) testHandler(t *testing.T) {
+	t.Helper()
+	const directory = "/etc/k0s/containerd.d"
+	if got := readFile(t, directory+"/nix-closure.toml"); !strings.HasSuffix(got, "SystemdCgroup = false\n") {
+		t.Errorf("the handler is\n%s", got)
+	}
+	if entries, err := os.ReadDir(directory); err != nil || len(entries) != 1 {
+		t.Errorf("%v %v", entries, err)
+	}
+	ask := &cri.RunPodSandboxRequest{Config: podConfig(t, roots("env")), RuntimeHandler: "nix-closure"}
+	if _, err := n.runtime.RunPodSandbox(t.Context(), ask); err == nil ||
+		!strings.Contains(err.Error(), `no runtime for "nix-closure" is configured`) {
+		t.Errorf("before containerd reads it: %v", err)
+	}
+	n.stop(t)
+	config := regexp.MustCompile(`(?m)^imports = .*$`).ReplaceAllString(readFile(t, n.dir+"/config.toml"),
+		fmt.Sprintf("imports = [%q]", directory+"/*.toml"))
+	if err := os.WriteFile(n.dir+"/config.toml", []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.start(t)
+	p := n.run(t, "nix-closure", podConfig(t, roots("env")))
+	if got, want := n.sees(t, p.start(t, "a", wholeStore)), closureOf(t, store["env"]); !slices.Equal(got, want) {
+		t.Errorf("by the handler: %q\nwant %q", got, want)
+	}
+	p.remove(t)
 	nothingLeft(t)
 }
 

@@ -3,8 +3,6 @@
 package engines
 
 import (
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -66,7 +64,10 @@ func (p *plugin) get(path string) (int, string) {
 	}
 	defer func() { _ = answer.Body.Close() }()
 	text, err := io.ReadAll(answer.Body)
-	return answer.StatusCode, fmt.Sprint(string(text), errors.Unwrap(err))
+	if err != nil {
+		return 0, err.Error()
+	}
+	return answer.StatusCode, string(text)
 }
 
 // connected waits until the plugin says that it is.

@@ -17,7 +17,7 @@ here=$(dirname "$(realpath "$0")")
 mkdir -p "$1"
 out=$(realpath "$1")
 
-versions="containerd $containerd, runc $runc, gvisor $gvisor with its shim, docker $docker, nix-snapshotter $snapshotter, kubelet $(cat "$here/kubelet/go.mod" "$here"/kubelet/manifests/*.go | cksum)"
+versions="containerd $containerd, runc $runc, gvisor $gvisor with its shim, docker $docker, nix-snapshotter $snapshotter, compose $(cksum <"$here/compose/go.mod"), kubelet $(cat "$here/kubelet/go.mod" "$here"/kubelet/manifests/*.go | cksum), deploy $(cat "$here/deploy/go.mod" "$here"/deploy/*/*.go | cksum)"
 [ "$(cat "$out/versions" 2>/dev/null)" != "$versions" ] || exit 0
 export GOBIN="$out" GOFLAGS=-trimpath GOTOOLCHAIN=local
 # Each in a directory that is in no module.
@@ -38,6 +38,10 @@ CGO_ENABLED=0 go install -ldflags '-s -w' "github.com/moby/moby/v2/cmd/dockerd@$
 echo "building nix-snapshotter $snapshotter, and the tool that makes its images" >&2
 CGO_ENABLED=0 go install -ldflags '-s -w' "github.com/pdtpartners/nix-snapshotter@$snapshotter" \
 	"github.com/pdtpartners/nix-snapshotter/cmd/nix2container@$snapshotter"
+echo "building docker compose" >&2
+(cd "$here/compose" && CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/docker-compose" github.com/docker/compose/v5/cmd)
 echo "building a kubelet, and what judges manifests; this takes some minutes" >&2
 (cd "$here/kubelet" && CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/" k8s.io/kubernetes/cmd/kubelet ./manifests)
+echo "building what renders the chart and judges rules" >&2
+(cd "$here/deploy" && CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/" ./charts ./rules)
 echo "$versions" >"$out/versions"
