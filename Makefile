@@ -24,8 +24,9 @@ FLAGS = -trimpath -buildvcs=false \
 	-ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks manual cross dist demo test unit e2e packages machine stack manifests engines fuzz bench profile lint
+.PHONY: all build hooks manual cross dist demo test unit e2e packages machine stack manifests engines fuzz lint
 .PHONY: install uninstall clean nixhash
+.PHONY: bench bench-quick bench-check speed-docs profile
 
 all: build hooks manual
 
@@ -110,13 +111,27 @@ fuzz:
 		done; \
 	done
 
-# Medians and ratios of one run: a table, and bench.csv in bin/.
+# What nix-closure costs beside every other way: a table on the terminal, and rows in
+# bin/bench.csv. bench takes less than 25 minutes, bench-quick less than 2.
+BENCH = cd test && $(GO) run ./bench
 bench:
 	@test/install.sh test
+	@$(MAKE) --no-print-directory all stack
+	@$(BENCH) -bin ../bin -csv ../bin/bench.csv
+
+bench-quick:
+	@test/install.sh test
 	@$(MAKE) --no-print-directory all
-	cd test && $(GO) run ./bench -bin ../bin -csv ../bin/bench.csv
-	@$(MAKE) --no-print-directory stack
-	cd test && $(GO) test -count=1 -timeout 40m -v -run '^TestFullNode$$' ./engines -args -bin $(CURDIR)/bin -figures
+	@$(BENCH) -bin ../bin -csv ../bin/bench-quick.csv -quick
+
+# Before a release: fails if a ratio of bin/bench.csv of nix-closure is more than 15 % greater
+# than it is in docs/speed.csv, or is missing.
+bench-check:
+	@$(BENCH) -check ../docs/speed.csv -csv ../bin/bench.csv
+
+# docs/speed.md, its rows and its charts, of the last make bench.
+speed-docs:
+	@$(BENCH) -page ../docs -csv ../bin/bench.csv
 
 # The hash of the Go modules in nix/package.nix, after a change of go.mod or go.sum.
 nixhash:

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command become does nothing but to become the program that its first argument names:
-// what a runtime's wrapper cannot cost less than.
+// Command become executes another program: what a wrapper costs that does nothing.
+//
+//	become PROGRAM [ARGUMENT…]
 package main
 
 import (
@@ -9,4 +10,8 @@ import (
 	"syscall"
 )
 
-func main() { os.Exit(int(syscall.Exec(os.Args[1], os.Args[1:], nil).(syscall.Errno))) }
+func main() {
+	if syscall.Exec(os.Args[1], os.Args[1:], os.Environ()) != nil {
+		os.Exit(1)
+	}
+}
