@@ -22,7 +22,7 @@ var plainTexts = map[string]bool{
 	"runtime = \"\n": false, "max-paths = 10\n": false, "runtime = \"crün\"\n": false, "\t\n": false,
 	"# \x01\n": false, "runtime = \"crun\"\r\n": false, "\ufeff": false,
 	"[[allow]]\nroots = [\"/nix/store/*\"]\n": false,
-	"RUNTIME = \"crun\"\n": false, "a.runtime = \"crun\"\n": false,
+	"RUNTIME = \"crun\"\n":                    false, "a.runtime = \"crun\"\n": false,
 }
 
 func TestParsePlain(t *testing.T) {
