@@ -37,7 +37,7 @@ func inFrontOfDaemon(t *testing.T, first int, other func(c net.Conn)) {
 				return
 			}
 			go func() {
-				defer c.Close()
+				defer func() { _ = c.Close() }()
 				if n < first {
 					other(c)
 					return
@@ -48,14 +48,14 @@ func inFrontOfDaemon(t *testing.T, first int, other func(c net.Conn)) {
 				}
 				go func() {
 					_, _ = io.Copy(daemon, c)
-					daemon.Close() // which ends the daemon's process for this connection
+					_ = daemon.Close() // which ends the daemon's process for this connection
 				}()
 				_, _ = io.Copy(c, daemon)
 			}()
 		}
 	}()
 	t.Cleanup(func() {
-		listener.Close()
+		_ = listener.Close()
 		if err := os.Rename(behind, socket); err != nil {
 			t.Error(err)
 		}
@@ -92,7 +92,7 @@ func TestDaemonDoesNot(t *testing.T) {
 		{"older", says(magic, 1<<8|25), "its protocol is 1.25; 1.26 or later is understood", 0},
 		{"other", says(magic, 2<<8|35), "its protocol is 2.35; 1.26 or later is understood", 0},
 		{"none", says(0x2e2e2e2e), "it does not answer as Nix's daemon does", 0},
-		{"closed", func(c net.Conn) { c.Close() }, "", 0},
+		{"closed", func(c net.Conn) { _ = c.Close() }, "", 0},
 		{"garbage", says(magic, 1<<8|32, 0x2e2e2e2e), "message 0x2e2e2e2e is not understood", 0},
 		{"a text without an end", says(magic, 1<<8|34, 1<<40), "a text has 1099511627776 bytes", 0},
 		{"hangs", says(magic), "context deadline exceeded", 5 * time.Second},

@@ -69,7 +69,8 @@ func run(runtime, bin, file string, rounds int) (err error) {
 		return err
 	}
 	bind := func(source string) []object {
-		return []object{{"type": "none", "source": source, "destination": "/nix/store", "options": []string{"rbind", "ro"}}}
+		return []object{{"type": "none", "source": source, "destination": "/nix/store",
+			"options": []string{"rbind", "ro"}}}
 	}
 	hook := func(program string, stages ...string) object {
 		all := object{}
@@ -120,7 +121,7 @@ func start(dir, program string, more object) (time.Duration, error) {
 		os.WriteFile(bundle+"/config.json", text, 0o644)); err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(bundle)
+	defer func() { _ = os.RemoveAll(bundle) }()
 	cmd := exec.Command(program, "run", "--bundle", bundle, fmt.Sprintf("bench-%d", count))
 	began := time.Now()
 	said, err := cmd.CombinedOutput()

@@ -90,7 +90,8 @@ func newUser(bin string) (*user, error) {
 	dir := machine.Dir()
 	u := &user{home: dir + "/home", hooks: dir + "/hooks.d"}
 	const name = "bench"
-	if text, err := exec.Command("useradd", "--no-create-home", "--home-dir", u.home, name).CombinedOutput(); err != nil {
+	add := exec.Command("useradd", "--no-create-home", "--home-dir", u.home, name)
+	if text, err := add.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("useradd: %w: %s", err, text)
 	}
 	text, err := exec.Command("id", "-u", name).Output()
@@ -108,7 +109,8 @@ func newUser(bin string) (*user, error) {
 	programs, root := dir+"/programs", u.home+"/root"
 	err = errors.Join(os.Chmod(dir, 0o711), os.MkdirAll("/run/user", 0o755), os.Mkdir(login, 0o700),
 		os.MkdirAll(root+"/nix/store", 0o755),
-		os.Mkdir(programs, 0o755), os.Mkdir(u.hooks, 0o755), os.Mkdir(root+"/proc", 0o755), os.Mkdir(root+"/dev", 0o755),
+		os.Mkdir(programs, 0o755), os.Mkdir(u.hooks, 0o755), os.Mkdir(root+"/proc", 0o755),
+		os.Mkdir(root+"/dev", 0o755),
 		os.Mkdir(root+"/sys", 0o755), os.Mkdir(root+"/etc", 0o755), os.Mkdir(root+"/run", 0o755),
 		os.Mkdir(root+"/tmp", 0o755))
 	if err != nil {
