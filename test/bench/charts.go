@@ -212,5 +212,6 @@ func (c chart) svg(r *speed.Results) ([]byte, error) {
 	if _, err := w.WriteTo(&text); err != nil {
 		return nil, err
 	}
-	return text.Bytes(), nil
+	license := []byte("\n<!-- SPDX-License-Identifier: Apache-2.0 -->\n")
+	return bytes.Replace(text.Bytes(), []byte("\n"), license, 1), nil
 }

@@ -48,7 +48,7 @@ without an annotation. Rootless containers have bind views.`},
 		`containerd, by the CRI: from the sandbox to the running process. nix-snapshotter and the ordinary image
 have the same closure of 1,000 paths with one file each. *First pod*: the host has the store paths, and
 nothing else of the closure. To load an image counts; to make it counts only where that is said. *110 pods*:
-four at a time. Each pod is compared with the pod of the same number. No more are started after 60 seconds.
+four at a time. Each pod is compared with the pod of the same number. No more are started after 40 seconds.
 *The worst percentile*: the greatest quotient of one percentile of both.`},
 	{"first", "First start of a closure",
 		`1,000 paths with 15 files each. The layer with an entry for each file is made without any digest of

@@ -35,7 +35,7 @@ const (
 )
 
 // fullNodeTime is how long pods of one way are started.
-const fullNodeTime = 60 * time.Second
+const fullNodeTime = 40 * time.Second
 
 // way is how pods see the store.
 type way struct {
@@ -296,7 +296,7 @@ func (s *podSpeed) fullNode() {
 	starts, removals, slabs, caches := map[string][]float64{}, map[string][]float64{}, map[string][]float64{},
 		map[string][]float64{}
 	notes := map[string]string{}
-	for round := range 3 {
+	for round := range 2 {
 		for i := range s.ways {
 			// In each round another way is the first.
 			w := s.ways[(i+round)%len(s.ways)]
