@@ -18,14 +18,15 @@ SHAREDIR := $(PREFIX)/share
 # unless a containers.conf says so.
 HOOKSDIR ?= /usr/share/containers/oci/hooks.d
 
-PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri
+PROGRAMS := nix-closure-hook nix-closure nix-closure-runtime nix-closure-nri nix-closure-device-plugin
 HOOKS := $(wildcard examples/podman/*.json)
 FLAGS = -trimpath -buildvcs=false \
 	-ldflags "-s -w -X github.com/nix-closure/nix-closure/internal/version.Version=$(VERSION)"
 BUILD = CGO_ENABLED=0 $(GO) build $(FLAGS)
 
-.PHONY: all build hooks manual cross dist demo test unit e2e packages machine stack manifests engines fuzz bench lint
+.PHONY: all build hooks manual cross dist demo test unit e2e packages machine stack manifests engines fuzz lint
 .PHONY: install uninstall clean nixhash
+.PHONY: bench bench-quick bench-check speed-docs profile
 
 all: build hooks manual
 
@@ -110,19 +111,41 @@ fuzz:
 		done; \
 	done
 
-# Medians and ratios of one run: a table, and bench.csv in bin/.
+# What nix-closure costs beside every other way: a table on the terminal, and rows in
+# bin/bench.csv. bench takes less than 25 minutes, bench-quick less than 2.
+BENCH = cd test && $(GO) run ./bench
 bench:
 	@test/install.sh test
+	@$(MAKE) --no-print-directory all stack
+	@$(BENCH) -bin ../bin -csv ../bin/bench.csv
+
+bench-quick:
+	@test/install.sh test
 	@$(MAKE) --no-print-directory all
-	cd test && $(GO) run ./bench -bin ../bin -csv ../bin/bench.csv
-	@$(MAKE) --no-print-directory stack
-	cd test && $(GO) test -count=1 -timeout 40m -v -run '^TestFullNode$$' ./engines -args -bin $(CURDIR)/bin -figures
+	@$(BENCH) -bin ../bin -csv ../bin/bench-quick.csv -quick
+
+# Before a release: fails if a ratio of bin/bench.csv of nix-closure is more than 15 % greater
+# than it is in docs/speed.csv, or is missing.
+bench-check:
+	@$(BENCH) -check ../docs/speed.csv -csv ../bin/bench.csv
+
+# docs/speed.md, its rows and its charts, of the last make bench.
+speed-docs:
+	@$(BENCH) -page ../docs -csv ../bin/bench.csv
 
 # The hash of the Go modules in nix/package.nix, after a change of go.mod or go.sum.
 nixhash:
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && $(GO) mod vendor -o "$$tmp/vendor" && \
 	hash=$$(nix --extra-experimental-features nix-command hash path "$$tmp/vendor") && \
 	sed -i "s|vendorHash = .*|vendorHash = \"$$hash\";|" nix/package.nix && echo "$$hash"
+
+# What the hook does at a start and at an end: bin/bench-hook.csv, and docs/speed-hook.md.
+# BEFORE is a directory with an older nix-closure-hook and nix-closure, to compare with.
+profile:
+	@test/install.sh test
+	@$(MAKE) --no-print-directory build
+	cd test && $(GO) run ./bench/startcost -bin ../bin -csv ../bin/bench-hook.csv -page ../docs/speed-hook.md \
+		$(if $(BEFORE),-before $(abspath $(BEFORE)) -before-name '$(or $(BEFORE_NAME),before)')
 
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 lint:

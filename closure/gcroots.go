@@ -5,9 +5,7 @@ package closure
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -97,46 +95,65 @@ func (g GCRoots) Of(container string) string { return g.Dir + "/" + container }
 // take the pins, call Add while HoldCollector's file is open, or call NixStore.Realise
 // afterwards.
 func (g GCRoots) Add(store Store, container string, pins []BaseName) error {
-	// The first container makes this program's directory in Nix's gcroots.
-	top, below := filepath.Split(g.Dir)
-	dir, err := os.OpenRoot(top)
+	dir, err := g.open()
+	if errors.Is(err, unix.ENOENT) {
+		// The first container makes this program's directory in Nix's gcroots.
+		if err := unix.Mkdir(g.Dir, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+			return &os.PathError{Op: "mkdir", Path: g.Dir, Err: err}
+		}
+		dir, err = g.open()
+	}
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	own, mode := below+"/"+container, fs.FileMode(0o755) // Nix's own mode for such directories
+	defer unix.Close(dir)
+	mode := uint32(0o755) // Nix's own mode for such directories
 	if g.Indirect {
 		mode = 0o700
 	}
-	err = dir.Mkdir(own, mode)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := dir.Mkdir(below, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		err = dir.Mkdir(own, mode)
-	}
-	if errors.Is(err, fs.ErrExist) && g.Indirect {
+	err = unix.Mkdirat(dir, container, mode)
+	if errors.Is(err, unix.EEXIST) && g.Indirect {
 		return nil // the old roots stay until Nix has made the new ones
 	}
-	if errors.Is(err, fs.ErrExist) {
-		if err = dir.RemoveAll(own); err == nil {
-			err = dir.Mkdir(own, mode)
+	if errors.Is(err, unix.EEXIST) {
+		if err := g.removeAll(container); err != nil {
+			return err
 		}
+		err = unix.Mkdirat(dir, container, mode)
 	}
-	if err != nil || g.Indirect {
-		return err
+	if err != nil {
+		return &os.PathError{Op: "mkdir", Path: g.Of(container), Err: err}
+	}
+	if g.Indirect {
+		return nil
 	}
 	made := boot()
 	if made == "" {
 		made = unknownBoot
 	}
-	if err := dir.Symlink(made, own+"/"+BootLink); err != nil {
+	if err := g.symlink(made, dir, container+"/"+BootLink); err != nil {
 		return err
 	}
 	for _, p := range pins {
-		if err := dir.Symlink(store.Path(p), own+"/"+string(p)); err != nil {
+		if err := g.symlink(store.Path(p), dir, container+"/"+string(p)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// open opens the directory, which must not be a symbolic link.
+func (g GCRoots) open() (int, error) {
+	dir, err := unix.Open(g.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: g.Dir, Err: err}
+	}
+	return dir, nil
+}
+
+func (g GCRoots) symlink(target string, dir int, name string) error {
+	if err := unix.Symlinkat(target, dir, name); err != nil {
+		return &os.LinkError{Op: "symlink", Old: target, New: g.Dir + "/" + name, Err: err}
 	}
 	return nil
 }
@@ -189,13 +206,46 @@ func (g GCRoots) OfEarlierBoot(container string) bool {
 // Remove removes what Add made, and what Realise made in it. It is no error if nothing is
 // there.
 func (g GCRoots) Remove(container string) error {
-	top, below := filepath.Split(g.Dir)
-	dir, err := os.OpenRoot(top)
-	if errors.Is(err, fs.ErrNotExist) {
+	dir, err := g.open()
+	if errors.Is(err, unix.ENOENT) {
 		return nil
-	} else if err != nil {
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	err = removeLinks(dir, container)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return g.removeAll(container)
+}
+
+// removeLinks removes a directory that has files or links only.
+func removeLinks(dir int, container string) error {
+	fd, err := unix.Openat(dir, container, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	names, err := nopoll.NamesIn(fd, container)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := unix.Unlinkat(fd, name, 0); err != nil {
+			return err
+		}
+	}
+	return unix.Unlinkat(dir, container, unix.AT_REMOVEDIR)
+}
+
+// removeAll removes whatever is in the place of a container's GC roots.
+func (g GCRoots) removeAll(container string) error {
+	dir, err := os.OpenRoot(g.Dir)
+	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return dir.RemoveAll(below + "/" + container)
+	return dir.RemoveAll(container)
 }

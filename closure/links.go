@@ -46,6 +46,9 @@ func (l Links) Add(ctx context.Context, names []BaseName, valid func(context.Con
 			return fmt.Errorf("%s: Nix does not let an ordinary user make a derivation itself a GC root; "+
 				"name its output", l.Nix.Store.Path(names[i]))
 		}
+		if err := valid(ctx); err != nil {
+			return err // it says more than Nix would
+		}
 		for _, name := range names {
 			if err := l.Nix.addRoot(ctx, name, l.Dir+"/"+string(name)); err != nil {
 				return err
@@ -72,10 +75,12 @@ func (l Links) Add(ctx context.Context, names []BaseName, valid func(context.Con
 		if err := valid(ctx); err != nil {
 			return err
 		}
-		if err := l.Nix.Realise(ctx, names, ""); err != nil {
-			return err
+		err := l.Nix.Realise(ctx, names, "")
+		// If the collector was faster, Nix says that it will not build the path.
+		if now := valid(ctx); now != nil {
+			return now
 		}
-		return valid(ctx)
+		return err
 	}
 	if err != nil {
 		return fmt.Errorf("holding the garbage collector off: %w", err)

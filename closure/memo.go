@@ -9,11 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 // Query is what a container asks for: roots, a closure-info, or both. With both, the
@@ -41,7 +41,7 @@ type RowVersion struct {
 // A user who can write to the directory decides what containers see. So the directory must
 // be one that only its owner may enter, such as the runtime directory.
 type Memo struct {
-	Dir   *os.Root
+	Dir   *owndir.Dir
 	Store Store
 }
 

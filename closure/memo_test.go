@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 // memoOf is an empty memo, and a store with a database that is some bytes.
@@ -20,12 +21,9 @@ func memoOf(t *testing.T) Memo {
 	dir := t.TempDir()
 	store := Store{Dir: dir + "/store", StateDir: dir + "/var"}
 	write(t, store.DatabasePath(), "database")
-	root, err := os.OpenRoot(mkdir(t, dir+"/closures"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	return Memo{Dir: root, Store: store}
+	closures := owndir.At(mkdir(t, dir+"/closures"))
+	t.Cleanup(closures.Close)
+	return Memo{Dir: closures, Store: store}
 }
 
 func entryOf(c Closure, pins ...BaseName) entry {
@@ -69,7 +67,7 @@ func TestMemo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if entries, _ := fs.ReadDir(m.Dir.FS(), "."); len(entries) > 0 {
+	if entries, _ := m.Dir.Names(); len(entries) > 0 {
 		t.Errorf("left: %v", entries)
 	}
 }
@@ -203,7 +201,7 @@ func TestLoadDamaged(t *testing.T) {
 		{"another closure", New(m.Store, []BaseName{named("a")}).Text()},
 		{"zeros", strings.Repeat("\x00", len(text))},
 	} {
-		if err := m.Dir.WriteFile(digest, []byte(d.text), 0o600); err != nil {
+		if err := os.WriteFile(m.Dir.Name()+"/"+digest, []byte(d.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		got, err := m.Load(digest)
@@ -215,7 +213,7 @@ func TestLoadDamaged(t *testing.T) {
 		}
 	}
 	// What store finds cut off, it makes anew.
-	if err := errors.Join(m.Dir.WriteFile(digest, []byte(text[:50]), 0o600), m.store(c)); err != nil {
+	if err := errors.Join(os.WriteFile(m.Dir.Name()+"/"+digest, []byte(text[:50]), 0o600), m.store(c)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := m.Load(digest); err != nil {

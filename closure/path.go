@@ -24,9 +24,9 @@ const (
 // The reasons why a path is no store path.
 var (
 	ErrOutside = errors.New("not below the store directory")
-	ErrHash    = fmt.Errorf("the hash is not %d characters of Nix's base 32", hashLength)
-	ErrName    = fmt.Errorf("the name is not 1 to %d characters of letters, digits and +-._?=, "+
-		"or begins in a way Nix forbids", maxNameLength)
+	ErrHash    = errors.New("the hash is not 32 characters of Nix's base 32")
+	ErrName    = errors.New("the name is not 1 to 211 characters of letters, digits and +-._?=, " +
+		"or begins in a way Nix forbids")
 	ErrSubpath = errors.New("has an empty component, or `.` or `..`, below the store path")
 	ErrBelow   = errors.New("below a store path, not one")
 )

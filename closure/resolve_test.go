@@ -4,6 +4,7 @@ package closure
 
 import (
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -220,7 +221,7 @@ func TestResolveAgain(t *testing.T) {
 			}
 		}, asked: true},
 		{name: "entry is damaged", change: func(t *testing.T, m Memo, r *registry) {
-			if err := m.Dir.WriteFile(m.file(q), []byte("{"), 0o600); err != nil {
+			if err := os.WriteFile(m.Dir.Name()+"/"+m.file(q), []byte("{"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}, asked: true},

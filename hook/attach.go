@@ -16,6 +16,7 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/internal/mntns"
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/internal/rootfs"
 	"github.com/nix-closure/nix-closure/spec"
@@ -94,7 +95,7 @@ func (a attachment) attachHere(process string) error {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(a.state.Bundle, path)
 	}
-	root, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	root, err := nopoll.Open(path, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return fmt.Errorf("opening the container's root: %w", err)
 	}

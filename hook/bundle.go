@@ -14,6 +14,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
 	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -52,7 +53,7 @@ func AddHooks(configPath, container, bundle, program string) error {
 	var hooks []spec.StageHook
 	for _, stage := range []string{"createRuntime", "poststop"} {
 		hooks = append(hooks, spec.StageHook{Stage: stage, Hook: specs.Hook{
-			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: []string{"LC_ALL=C"},
+			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: spec.HookEnv(),
 		}})
 	}
 	asked := Container{ID: container, Engine: engine, Bundle: absolute}
@@ -94,7 +95,7 @@ func HasAnnotations(file string) (bool, error) {
 // reports that error.
 func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 	// O_NONBLOCK: do not wait for a writer if the file is a pipe.
-	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := nopoll.Open(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	for _, notThere := range []error{
 		os.ErrNotExist, os.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ENXIO,
 	} {

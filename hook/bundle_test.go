@@ -44,7 +44,7 @@ func (i installation) roots() string {
 // the stage's name and a colon before them.
 func (i installation) installed(annotations, mounts string, others ...string) string {
 	own := func(stage string) string {
-		entries := fmt.Sprintf(`{"path":%q,"args":["nix-closure-hook",%q],"env":["LC_ALL=C"]}`, i.program, stage)
+		entries := fmt.Sprintf(`{"path":%q,"args":["nix-closure-hook",%q],"env":["GOMAXPROCS=1"]}`, i.program, stage)
 		for _, o := range others {
 			if before, ok := strings.CutPrefix(o, stage+":"); ok {
 				entries = before + "," + entries
@@ -181,7 +181,7 @@ func TestAddHooksRefuses(t *testing.T) {
 	must(t, os.WriteFile(broken, []byte("runtimes = 1\n"), 0o600))
 	good := i.configOf(i.roots(), "", "")
 	for _, c := range []struct{ name, in, config, program, want string }{
-		{name: "no JSON", in: "{", want: "reading config.json: not a JSON object: "},
+		{name: "no JSON", in: "{" + i.roots(), want: "reading config.json: not a JSON object: "},
 		{name: "annotations of no form", in: `{"annotations":["nix-closure/roots"]}`,
 			want: "reading config.json: annotations: not a JSON object"},
 		{name: "more than an object", in: good + "{}",
@@ -369,7 +369,9 @@ func TestAddHooksIsAtomic(t *testing.T) {
 
 func TestHasAnnotations(t *testing.T) {
 	i := newInstallation(t)
-	must(t, os.WriteFile(i.file, []byte(i.configOf(i.roots(), "", "")), 0o600))
+	broken := i.dir + "/broken"
+	must(t, os.WriteFile(i.file, []byte(i.configOf(i.roots(), "", "")), 0o600),
+		os.WriteFile(broken, []byte(i.roots()), 0o600))
 	for _, c := range []struct {
 		file string
 		want bool
@@ -379,7 +381,8 @@ func TestHasAnnotations(t *testing.T) {
 		{file: ""},
 		{file: i.bundle},
 		{file: i.dir + "/nowhere"},
-		{file: i.config, err: "nix-closure: a container: reading config.json: not a JSON object"},
+		{file: i.config}, // no JSON, which is the runtime's to say
+		{file: broken, err: "nix-closure: a container: reading config.json: not a JSON object"},
 		{file: "/dev/null", err: "nix-closure: a container: reading config.json: read /dev/null: not a regular file"},
 	} {
 		got, err := HasAnnotations(c.file)

@@ -19,6 +19,8 @@ type claimed struct {
 	dir     *state.Dir
 	claim   *state.Claim
 	options view.Options
+	// reserved is the closure, if the record and the GC roots have it already.
+	reserved *closure.Resolution
 }
 
 // claim writes the container's first record. It returns nil for a container that already
@@ -52,8 +54,22 @@ func claimIn(ctx context.Context, c *checked, dir *state.Dir) (*claimed, error) 
 	if record.Mode == spec.ModeAuto {
 		record.Mode = spec.ModeOverlay // the likely mode; setMode corrects it
 	}
+	claimed := &claimed{checked: c, dir: dir, options: view.Options{
+		Label: c.bundle.MountLabel, Listed: c.request.Listing,
+		// A writable store needs no empty .links, because Nix makes it there. .links is
+		// not in the closure.
+		Links: c.request.Registration && !c.request.Writable,
+	}}
+	// A closure that is remembered is on record at once.
+	var pins []closure.BaseName
+	known, held, ok := newPinner(claimed).remembered()
+	if ok {
+		defer held.Close()
+		record, pins = claimed.using(record, known.Digest), known.Pins
+		claimed.reserved = &known
+	}
 	c.at("claiming the container ID")
-	own, attached, err := dir.Claim(ctx, record)
+	own, attached, err := dir.Claim(ctx, record, pins)
 	if err != nil {
 		return nil, err
 	}
@@ -62,13 +78,8 @@ func claimIn(ctx context.Context, c *checked, dir *state.Dir) (*claimed, error) 
 		return nil, nil
 	}
 	c.owned.Store(own)
-	options := view.Options{
-		Label: c.bundle.MountLabel, Listed: c.request.Listing,
-		// A writable store needs no empty .links, because Nix makes it there. .links is
-		// not in the closure.
-		Links: c.request.Registration && !c.request.Writable,
-	}
-	return &claimed{checked: c, dir: dir, claim: own, options: options}, nil
+	claimed.claim = own
+	return claimed, nil
 }
 
 // requestText is the container's request in canonical form: requests with the same
@@ -82,7 +93,11 @@ func (c *checked) requestText() string {
 // reserve records what the container is going to use, before any of it is looked up.
 // digest is the closure's; empty: not known yet.
 func (c *claimed) reserve(ctx context.Context, digest string, pins []closure.BaseName) error {
-	r := c.claim.Record()
+	return c.claim.Reserve(ctx, c.using(c.claim.Record(), digest), pins)
+}
+
+// using returns a record with what the container uses of a closure.
+func (c *claimed) using(r state.Record, digest string) state.Record {
 	r.Digest, r.View, r.Registration = digest, "", ""
 	if digest != "" && r.Mode == spec.ModeOverlay {
 		r.View = view.LayerName(digest, c.options)
@@ -90,5 +105,5 @@ func (c *claimed) reserve(ctx context.Context, digest string, pins []closure.Bas
 	if digest != "" && c.request.Registration {
 		r.Registration = closure.RegistrationName(digest, c.request.ClosureInfo)
 	}
-	return c.claim.Reserve(ctx, r, pins)
+	return r
 }

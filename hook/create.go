@@ -117,7 +117,7 @@ func (b *built) commit(ctx context.Context) error {
 		return err
 	}
 	b.log.WithFields(logrus.Fields{
-		"mode": r.Mode, "why": b.why, "digest": r.Digest, "paths": b.resolution.Paths,
+		"mode": string(r.Mode), "why": b.why, "digest": r.Digest, "paths": b.resolution.Paths,
 		"took": time.Since(b.began).String(),
 	}).Info("attached")
 	return nil

@@ -95,7 +95,7 @@ func (c *checked) claimHostView(ctx context.Context, dir *state.Dir) (*claimed, 
 		record.Mode = spec.ModeOverlay // what it mostly is; written again if not
 	}
 	c.at("claiming the directory")
-	own, _, err := dir.Claim(ctx, record)
+	own, _, err := dir.Claim(ctx, record, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/internal/commandline"
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/spec"
 )
@@ -95,7 +96,7 @@ func locateByCaller(hook Call, state spec.State, caller string) (located, error)
 
 // readCommandLine returns a runtime's command line, raw and parsed.
 func readCommandLine(process string) ([]byte, commandline.Arguments, error) {
-	line, err := os.ReadFile(proc.Dir + "/" + process + "/cmdline")
+	line, err := nopoll.ReadFile(proc.Dir+"/"+process+"/cmdline", 0)
 	if err != nil {
 		return nil, commandline.Arguments{}, err
 	}
@@ -105,7 +106,7 @@ func readCommandLine(process string) ([]byte, commandline.Arguments, error) {
 
 // readEnvironment returns the environment of a process.
 func readEnvironment(process string) ([]string, error) {
-	text, err := os.ReadFile(proc.Dir + "/" + process + "/environ")
+	text, err := nopoll.ReadFile(proc.Dir+"/"+process+"/environ", 0)
 	return strings.Split(string(text), "\x00"), err
 }
 

@@ -26,11 +26,9 @@ type pinned struct {
 
 // pin resolves the closure and protects it from Nix's garbage collector.
 func pin(ctx context.Context, c *claimed) (*pinned, error) {
-	p := pinner{
-		claimed: c,
-		memo:    closure.Memo{Dir: c.dir.Closures, Store: c.store},
-		roots:   c.dir.GCRoots(),
-		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
+	p := newPinner(c)
+	if c.reserved != nil {
+		return &pinned{c, p, *c.reserved}, nil
 	}
 	resolution, err := p.pin(ctx)
 	if err != nil {
@@ -48,6 +46,31 @@ type pinner struct {
 	query closure.Query
 }
 
+func newPinner(c *claimed) pinner {
+	return pinner{
+		claimed: c,
+		memo:    closure.Memo{Dir: c.dir.Closures, Store: c.store},
+		roots:   c.dir.GCRoots(),
+		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
+	}
+}
+
+// remembered returns a closure that the memo has and that may be pinned, and holds Nix's
+// garbage collector off until held is closed. Its GC roots must be made before that. For
+// everything else, ok is false, and pin does the work or says what is wrong.
+func (p pinner) remembered() (_ closure.Resolution, held *os.File, ok bool) {
+	lock, err := closure.HoldCollector(p.store)
+	if err != nil {
+		return closure.Resolution{}, nil, false
+	}
+	res, ok := p.memo.Remembered(p.query)
+	if ok && res.Paths <= p.config.MaxPaths && p.allowed(res.Pins) == nil {
+		return res, lock, true
+	}
+	lock.Close()
+	return closure.Resolution{}, nil, false
+}
+
 // pin resolves the closure and adds GC roots for it. If it returns without an error,
 // every path of the closure is valid and stays valid until the container's GC roots are
 // removed.
@@ -55,16 +78,18 @@ type pinner struct {
 // It fetches invalid paths first, if the configuration allows fetching.
 func (p pinner) pin(ctx context.Context) (closure.Resolution, error) {
 	res, err := p.pinValid(ctx)
+	if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
+		return res, err
+	}
 	fetching, cancel := context.WithTimeout(ctx, time.Duration(p.config.SubstituteTimeout))
 	defer cancel()
 	for range fetches {
-		if !p.config.Substitute || !errors.Is(err, closure.ErrNotValid) {
-			break
-		}
 		if err := p.fetch(fetching); err != nil {
 			return res, err
 		}
-		res, err = p.pinValid(ctx)
+		if res, err = p.pinValid(ctx); !errors.Is(err, closure.ErrNotValid) {
+			break
+		}
 	}
 	return res, err
 }
@@ -153,7 +178,7 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 	if err := p.reserve(ctx, before.Digest, before.Pins); err != nil {
 		return before, err
 	}
-	if err := p.nix().Realise(ctx, before.Pins, p.indirect()); err != nil {
+	if err := p.realise(ctx, before.Pins); err != nil {
 		// If a path was collected after the first resolve, Nix says that it will not
 		// build it. The path may be valid again by now.
 		if _, now := p.resolve(ctx); errors.Is(now, closure.ErrNotValid) {
@@ -168,6 +193,19 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 		err = errChanged
 	}
 	return after, err
+}
+
+// realise has Nix protect the pins. For an ordinary user Nix's daemon does so at once; if
+// it does not, or for root, who need not have a daemon, nix-store does.
+func (p pinner) realise(ctx context.Context, pins []closure.BaseName) error {
+	if p.roots.Indirect {
+		err := closure.Daemon{Store: p.config.Store()}.Root(ctx, pins, p.indirect())
+		if err == nil || errors.Is(err, closure.ErrNotValid) {
+			return err
+		}
+		p.log.WithField("error", err.Error()).Warn("nix-store makes the GC roots instead of Nix's daemon")
+	}
+	return p.nix().Realise(ctx, pins, p.indirect())
 }
 
 // fetch fetches what the container asks for. It reserves the GC roots first, so that the

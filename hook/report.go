@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,6 +22,7 @@ import (
 	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/config"
 	"github.com/nix-closure/nix-closure/internal/nopoll"
+	"github.com/nix-closure/nix-closure/internal/plainjson"
 )
 
 // failure is an error in the form that every error has on standard error: which
@@ -129,8 +132,41 @@ type utcFormatter struct{ logrus.JSONFormatter }
 
 func (f utcFormatter) Format(e *logrus.Entry) ([]byte, error) {
 	e.Time = e.Time.UTC()
+	if text, ok := plainLine(e); ok {
+		return text, nil
+	}
 	f.TimestampFormat = time.RFC3339Nano
 	return f.JSONFormatter.Format(e)
+}
+
+// plainLine returns the line of an entry whose fields are strings and numbers. It is what
+// the formatter returns, which prepares encoding/json for one line; see plainjson.
+func plainLine(e *logrus.Entry) (_ []byte, ok bool) {
+	if e.HasCaller() {
+		return nil, false
+	}
+	fields := map[string]any{
+		logrus.FieldKeyTime: e.Time.Format(time.RFC3339Nano), logrus.FieldKeyMsg: e.Message,
+		logrus.FieldKeyLevel: e.Level.String(),
+	}
+	for name, value := range e.Data {
+		if _, taken := fields[name]; taken {
+			return nil, false
+		}
+		fields[name] = value
+	}
+	var w plainjson.Writer
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		switch value := fields[name].(type) {
+		case string:
+			w.String(name, value)
+		case int:
+			w.Int(name, int64(value))
+		default:
+			return nil, false
+		}
+	}
+	return append(w.Text(), '\n'), true
 }
 
 // maxLog bounds the log, in bytes. Hooks that already run may write beyond it.

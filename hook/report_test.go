@@ -4,12 +4,17 @@ package hook
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
 )
 
 func TestLog(t *testing.T) {
@@ -132,5 +137,33 @@ func TestLogIsALink(t *testing.T) {
 	newLog(path, "createRuntime", "web").Info("a line")
 	if size() != 0 {
 		t.Error("another user's link was followed")
+	}
+}
+
+// A line is what logrus writes, whichever of the two wrote it.
+func TestPlainLine(t *testing.T) {
+	for _, c := range []struct {
+		fields logrus.Fields
+		plain  bool
+	}{
+		{logrus.Fields{}, true},
+		{logrus.Fields{"mode": "overlay", "paths": 7, "why": "a \"quote\" \\ <ä>\n\x01\u2028"}, true},
+		{logrus.Fields{"msg": "taken"}, false},
+		{logrus.Fields{"level": "taken"}, false},
+		{logrus.Fields{"records": []string{"a"}}, false},
+		{logrus.Fields{"error": errors.New("an error")}, false},
+		{logrus.Fields{"nothing": nil}, false},
+	} {
+		log := logTo(io.Discard, "createRuntime", "web")
+		e := log.WithFields(c.fields)
+		e.Time, e.Message, e.Level = time.Date(2026, 1, 2, 3, 4, 5, 678900000, time.UTC), "attached", logrus.InfoLevel
+		want, err := (&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano}).Format(e)
+		must(t, err)
+		if got, err := (utcFormatter{}).Format(e); err != nil || string(got) != string(want) {
+			t.Errorf("%v: %v\n%s, want\n%s", c.fields, err, got, want)
+		}
+		if _, ok := plainLine(e); ok != c.plain {
+			t.Errorf("%v: plain: %v", c.fields, ok)
+		}
 	}
 }

@@ -91,9 +91,7 @@ func Run(call Call, in io.Reader, out io.Writer) error {
 		logError(log, err)
 		return err
 	case call.Stage == "poststop":
-		ctx, cancel := context.WithTimeout(context.Background(), poststopTimeout)
-		defer cancel()
-		poststop(ctx, c, container, log)
+		poststop(withDeadline(time.Now().Add(poststopTimeout)), c, container, log)
 		return nil
 	}
 	s := &start{progress: &progress{}, config: c, call: call, state: container, log: log, began: time.Now()}

@@ -83,7 +83,7 @@ let
           hookName = stage;
           path = "${cfg.package}/bin/nix-closure-hook";
           args = [ "nix-closure-hook" ] ++ annotations closure ++ [ stage ];
-          env = [ "LC_ALL=C" ];
+          env = [ "GOMAXPROCS=1" ];
         })
         [
           "createRuntime"

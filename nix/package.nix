@@ -39,13 +39,14 @@ buildGoModule {
     ];
   };
 
-  vendorHash = "sha256-KDOx24SDiaAEnAmdUglxsvx7ovT6wdAvFmIhu+hGopg=";
+  vendorHash = "sha256-7Hp/qg89ZvrontKW1IyMoHVO86OuQF6QsDoTyWpzE3w=";
 
   subPackages = [
     "cmd/nix-closure-hook"
     "cmd/nix-closure"
     "cmd/nix-closure-runtime"
     "cmd/nix-closure-nri"
+    "cmd/nix-closure-device-plugin"
   ];
 
   # Static: the hook runs in containers' namespaces.

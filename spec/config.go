@@ -58,9 +58,12 @@ func ReadConfig(path string) (Config, error) {
 		return Config{}, err
 	}
 	defer f.Close()
-	text, err := ReadLimited(f, MaxConfig)
+	text, err := nopoll.Read(int(f.Fd()), path, MaxConfig)
 	if err != nil {
-		return Config{}, fmt.Errorf("%s: %w", path, err)
+		return Config{}, err
+	}
+	if len(text) > MaxConfig {
+		return Config{}, fmt.Errorf("%s: %w", path, tooLarge(MaxConfig))
 	}
 	c, err := ParseConfig(text)
 	if err != nil {
@@ -73,10 +76,12 @@ func ReadConfig(path string) (Config, error) {
 func ReadLimited(r io.Reader, max int) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(r, int64(max)+1))
 	if err == nil && len(text) > max {
-		err = fmt.Errorf("larger than %d MiB", max>>20)
+		err = tooLarge(max)
 	}
 	return text, err
 }
+
+func tooLarge(max int) error { return fmt.Errorf("larger than %d MiB", max>>20) }
 
 // ParseConfigAnnotations returns the annotations of a config.json, and looks at nothing
 // else in it.
@@ -96,12 +101,7 @@ type configText struct {
 	Root struct {
 		Path string `json:"path"`
 	} `json:"root"`
-	Mounts []struct {
-		Destination string   `json:"destination"`
-		Type        string   `json:"type"`
-		Source      string   `json:"source"`
-		Options     []string `json:"options"`
-	} `json:"mounts"`
+	Mounts      []mountText       `json:"mounts"`
 	Annotations map[string]string `json:"annotations"`
 	Process     struct {
 		User struct {
@@ -110,14 +110,11 @@ type configText struct {
 		} `json:"user"`
 	} `json:"process"`
 	Linux struct {
-		MountLabel        string   `json:"mountLabel"`
-		MaskedPaths       []string `json:"maskedPaths"`
-		RootfsPropagation string   `json:"rootfsPropagation"`
-		Namespaces        []struct {
-			Type string `json:"type"`
-			Path string `json:"path"`
-		} `json:"namespaces"`
-		Resources struct {
+		MountLabel        string          `json:"mountLabel"`
+		MaskedPaths       []string        `json:"maskedPaths"`
+		RootfsPropagation string          `json:"rootfsPropagation"`
+		Namespaces        []namespaceText `json:"namespaces"`
+		Resources         struct {
 			Memory struct {
 				Limit int64 `json:"limit"`
 			} `json:"memory"`
@@ -125,9 +122,24 @@ type configText struct {
 	} `json:"linux"`
 }
 
+type mountText struct {
+	Destination string   `json:"destination"`
+	Type        string   `json:"type"`
+	Source      string   `json:"source"`
+	Options     []string `json:"options"`
+}
+
+type namespaceText struct {
+	Type string `json:"type"`
+	Path string `json:"path"`
+}
+
 // ParseConfig parses the text of a config.json. It refuses a text that runtimes in Go and
 // in C would read differently: see topLevel.
 func ParseConfig(text []byte) (Config, error) {
+	if c, ok := parsePlainConfig(text); ok && c.Root.Path != "" {
+		return c.config(), nil
+	}
 	var c configText
 	err := json.Unmarshal(text, &c)
 	if err != nil || c.Root.Path == "" || oddCase(text) {

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 )
 
 // guardDisks guards the files that hold the disks of guarded directories, because a process
@@ -127,7 +129,7 @@ func backingFiles(device string) ([]string, error) {
 			return nil, fmt.Errorf("it is made of more than %d devices", mostDevices)
 		}
 		for _, of := range []string{dirs[i], dirs[i] + "/.."} { // a partition's directory is in that of its disk
-			text, err := os.ReadFile(of + "/loop/backing_file")
+			text, err := nopoll.ReadFile(of+"/loop/backing_file", 0)
 			if err == nil {
 				files = append(files, strings.TrimSuffix(string(text), "\n"))
 			} else if !errors.Is(err, fs.ErrNotExist) {

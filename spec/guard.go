@@ -42,6 +42,8 @@ type Host struct {
 	directories map[string]*unix.Stat_t
 	files       []guardedFile
 	ids         map[fileID]string
+	// real are directories that were found by a path without symbolic links.
+	real map[string]fileID
 	// identified has the IDs of the paths that were looked at; zero: the path does not
 	// exist.
 	identified map[string]fileID
@@ -96,7 +98,7 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Ho
 	}
 	h := &Host{
 		store: store, mounts: mounts,
-		ids: map[fileID]string{}, identified: map[string]fileID{}, looked: map[place]bool{},
+		real: map[string]fileID{}, ids: map[fileID]string{}, identified: map[string]fileID{}, looked: map[place]bool{},
 	}
 	defer func() {
 		if Err != nil {
@@ -106,7 +108,7 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Ho
 	if h.storeReal, err = h.guard(store.Dir, true); err != nil {
 		return nil, err
 	}
-	if h.storeID, err = identify(store.Dir); err != nil {
+	if h.storeID, err = h.identify(store.Dir); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{store.StateDir, logDir(store), runtimeDir} {
@@ -147,10 +149,10 @@ func (h *Host) Close() {
 // be. It returns the directory's path without symbolic links.
 func (h *Host) guard(dir string, store bool) (real string, err error) {
 	there, missing := dir, ""
-	real, err = filepath.EvalSymlinks(there)
+	real, err = h.evalSymlinks(there)
 	for !store && errors.Is(err, os.ErrNotExist) && there != "/" {
 		there, missing = path.Dir(there), "/"+path.Base(there)+missing
-		real, err = filepath.EvalSymlinks(there)
+		real, err = h.evalSymlinks(there)
 	}
 	if err != nil {
 		return "", err
@@ -173,7 +175,7 @@ func (h *Host) guard(dir string, store bool) (real string, err error) {
 			if _, known := h.identified[p]; known {
 				break
 			}
-			id, err := identify(p)
+			id, err := h.identify(p)
 			h.identified[p] = id
 			if err != nil && (missing == "" || !errors.Is(err, os.ErrNotExist)) {
 				return "", err
@@ -187,6 +189,49 @@ func (h *Host) guard(dir string, store bool) (real string, err error) {
 		}
 	}
 	return real, nil
+}
+
+// evalSymlinks is filepath.EvalSymlinks. It looks at each directory once, because the paths
+// that are guarded have most of them in common.
+func (h *Host) evalSymlinks(name string) (string, error) {
+	if h.isReal(name) {
+		return name, nil
+	}
+	return filepath.EvalSymlinks(name)
+}
+
+// isReal reports whether an absolute path is of a directory and has no symbolic links.
+func (h *Host) isReal(name string) bool {
+	if path.Clean(name) != name || !path.IsAbs(name) {
+		return false
+	}
+	for end := 1; end <= len(name); end++ {
+		if (end == len(name) || name[end] == '/') && !h.isDirectory(name[:end]) {
+			return false
+		}
+	}
+	return true
+}
+
+// identify is identify without a system call for a path that isReal has looked at.
+func (h *Host) identify(name string) (fileID, error) {
+	if name == "/" || !h.isReal(name) {
+		return identify(name)
+	}
+	return h.real[name], nil
+}
+
+// isDirectory reports whether a path is a directory, and remembers which one it is.
+func (h *Host) isDirectory(name string) bool {
+	if _, known := h.real[name]; known {
+		return true
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(name, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return false
+	}
+	h.real[name] = fileID{st.Dev, st.Ino}
+	return true
 }
 
 // lookInside adds the files of the state directory, which must not be reached by a hard

@@ -101,29 +101,31 @@ func positionsOf(paths ...string) []string {
 
 // deepTrees are directories inside guarded ones with which a file system that is looked
 // into may begin.
-var deepTrees = map[string][]string{
-	"store":   {".links"},
-	"state":   {"db", "daemon-socket", "gcroots", "gcroots/auto", "gcroots/per-user", "profiles", "profiles/per-user"},
-	"log":     {"drvs"},
-	"runtime": {"views", "closures", "registrations", "containers"},
+var deepTrees = struct{ store, state, log, runtime []string }{
+	store: []string{".links"},
+	state: []string{
+		"db", "daemon-socket", "gcroots", "gcroots/auto", "gcroots/per-user", "profiles", "profiles/per-user",
+	},
+	log:     []string{"drvs"},
+	runtime: []string{"views", "closures", "registrations", "containers"},
 }
 
 // addTree adds a guarded directory to those that are searched for.
 func (h *Host) addTree(name, real string, m mountPoint, store bool) {
 	h.layered = h.layered || m.isLayered()
 	paths := append(h.pathsOnLayers(m, real, 0), real, m.placeOf(real).path)
-	deep := "runtime"
+	deep := deepTrees.runtime
 	switch name {
 	case h.store.Dir:
-		deep = "store"
+		deep = deepTrees.store
 	case h.store.StateDir:
-		deep = "state"
+		deep = deepTrees.state
 	case logDir(h.store):
-		deep = "log"
+		deep = deepTrees.log
 	}
 	h.trees = append(h.trees, &tree{
 		name: name, store: store, real: real, device: m.device, fd: -1,
-		positions: positionsOf(paths...), deep: deepTrees[deep],
+		positions: positionsOf(paths...), deep: deep,
 	})
 }
 

@@ -21,6 +21,11 @@ type StageHook struct {
 	specs.Hook
 }
 
+// HookEnv returns the environment of a hook entry. It must not be empty, because some
+// runtimes would pass the image's on. The hook reads no variable, and the Go runtime in it
+// this one: for one processor it starts fewer threads, which are a tenth of a hook's time.
+func HookEnv() []string { return []string{"GOMAXPROCS=1"} }
+
 // Rewrite returns the text of a config.json without the mounts at the positions in without,
 // and with these hooks. Each hook comes after the others of its stage, and replaces an
 // equal one.
@@ -113,8 +118,12 @@ func withHook(text json.RawMessage, h StageHook) (json.RawMessage, error) {
 // follows the JSON object.
 //
 // If there is an annotation, a repeated field is an error, if Rewrite changes that field or
-// goes by it: runtimes do not agree on which one counts.
+// goes by it: runtimes do not agree on which one counts. A text that mentions no annotation
+// is not parsed, so HasAnnotations does not find out whether it is JSON.
 func HasAnnotations(text []byte) (bool, error) {
+	if !mentionsAnnotations(text) {
+		return false, nil
+	}
 	fields, err := members(text)
 	if err != nil {
 		return false, err
@@ -148,6 +157,26 @@ func HasAnnotations(text []byte) (bool, error) {
 		return true, fmt.Errorf("field %q: is there twice", twice)
 	}
 	return true, nil
+}
+
+// mentionsAnnotations reports whether a JSON text may have a string with Prefix in it. Every
+// string of JSON is written as it is, but for escapes. So there is none if the text does not
+// have the bytes of Prefix without its slash, which may be escaped, and if no backslash
+// begins an escape that can stand for another of its characters.
+func mentionsAnnotations(text []byte) bool {
+	if bytes.Contains(text, []byte(strings.TrimSuffix(Prefix, "/"))) {
+		return true
+	}
+	for {
+		i := bytes.IndexByte(text, '\\')
+		if i < 0 {
+			return false
+		}
+		if i+1 == len(text) || !strings.ContainsRune(`"\/bfnrt`, rune(text[i+1])) {
+			return true // \u, or no JSON
+		}
+		text = text[i+2:]
+	}
 }
 
 // member is one name and value of a JSON object.

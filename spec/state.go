@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+
+	"github.com/nix-closure/nix-closure/internal/plainjson"
 )
 
 // State is the part of the OCI state that a hook needs. The runtime writes it to the hook's
@@ -46,9 +48,12 @@ var ErrNoState = errors.New("is not JSON of the expected form")
 // ID if that is valid, so that a message can name the container.
 func ParseState(text []byte) (State, error) {
 	const where = "the OCI state on standard input"
-	var s State
-	if err := json.Unmarshal(text, &s); err != nil {
-		return State{}, fmt.Errorf("%s %w: %w", where, ErrNoState, err)
+	s, ok := parsePlainState(text)
+	if !ok {
+		s = State{}
+		if err := json.Unmarshal(text, &s); err != nil {
+			return State{}, fmt.Errorf("%s %w: %w", where, ErrNoState, err)
+		}
 	}
 	if id := s.ID; id == "" || !validID(id) {
 		s.ID = ""
@@ -61,4 +66,22 @@ func ParseState(text []byte) (State, error) {
 		return s, fmt.Errorf("%s: bundle %q: not an absolute path", where, s.Bundle)
 	}
 	return s, nil
+}
+
+// parsePlainState parses a state that is written plainly; see plainjson.
+func parsePlainState(text []byte) (s State, ok bool) {
+	r := plainjson.New(text)
+	r.Object([]string{"id", "pid", "bundle", "annotations"}, func(i int) {
+		switch i {
+		case 0:
+			s.ID = r.String()
+		case 1:
+			s.Pid = int(r.Int())
+		case 2:
+			s.Bundle = r.String()
+		case 3:
+			s.Annotations = r.Strings()
+		}
+	})
+	return s, r.End()
 }

@@ -90,6 +90,33 @@ func (b *bind) Attach(target *os.File) error {
 }
 
 func (b *bind) attachPath(storeDir *os.File, base closure.BaseName) error {
+	name, dir := string(base), int(b.tmpfs.Fd())
+	tree, err := unix.OpenTree(int(storeDir.Fd()), name,
+		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_RECURSIVE)
+	if errors.Is(err, unix.ENOENT) {
+		return ErrMissing
+	}
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	defer unix.Close(tree)
+	// Most store paths are directories. The kernel mounts nothing else on a directory, so a
+	// stat for each is spared.
+	if err := unix.Mkdirat(dir, name, 0o500); err != nil {
+		return os.NewSyscallError("mkdirat", err)
+	}
+	if unix.MoveMount(tree, "", dir, name, unix.MOVE_MOUNT_F_EMPTY_PATH) == nil {
+		return nil
+	}
+	if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err != nil {
+		return os.NewSyscallError("unlinkat", err)
+	}
+	return b.attachNoDirectory(storeDir, base, tree)
+}
+
+// attachNoDirectory attaches a store path that could not be mounted on a directory. tree is
+// its mount.
+func (b *bind) attachNoDirectory(storeDir *os.File, base closure.BaseName, tree int) error {
 	st, err := statPath(storeDir, base)
 	if err != nil {
 		return err
@@ -98,7 +125,7 @@ func (b *bind) attachPath(storeDir *os.File, base closure.BaseName) error {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
 		return copySymlink(dir, int(storeDir.Fd()), name, &st)
-	case unix.S_IFDIR:
+	case unix.S_IFDIR: // once more, for the error
 		if err := unix.Mkdirat(dir, name, 0o500); err != nil {
 			return os.NewSyscallError("mkdirat", err)
 		}
@@ -107,11 +134,5 @@ func (b *bind) attachPath(storeDir *os.File, base closure.BaseName) error {
 			return os.NewSyscallError("mknodat", err)
 		}
 	}
-	tree, err := unix.OpenTree(int(storeDir.Fd()), name,
-		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_RECURSIVE)
-	if err != nil {
-		return os.NewSyscallError("open_tree", err)
-	}
-	defer unix.Close(tree)
 	return moveMount(tree, b.tmpfs, name)
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 // Cost is the part of a file system that something takes.
@@ -61,7 +62,7 @@ func layerCost(dir int, c closure.Closure) (Cost, error) {
 
 // LayerCost returns what EnsureLayer is going to add to views. It is zero if another
 // process is making the same layer, because that process has already counted it.
-func LayerCost(views *os.Root, c closure.Closure, o Options) (Cost, error) {
+func LayerCost(views *owndir.Dir, c closure.Closure, o Options) (Cost, error) {
 	if _, err := views.Readlink(LayerName(c.Digest(), o) + half + "/" + sizeLink); err == nil {
 		return Cost{}, nil
 	}
@@ -75,7 +76,7 @@ func LayerCost(views *os.Root, c closure.Closure, o Options) (Cost, error) {
 
 // CostOf returns the cost of an entry of views: a layer, whether in use, stale or half
 // made, or something else.
-func CostOf(views *os.Root, name string) Cost {
+func CostOf(views *owndir.Dir, name string) Cost {
 	if target, err := views.Readlink(name + "/" + sizeLink); err == nil {
 		var c Cost
 		if _, err := fmt.Sscanf(target, "%d %d", &c.Inodes, &c.Bytes); err == nil && c.Inodes > 0 && c.Bytes > 0 {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
@@ -53,7 +54,7 @@ func LayerName(digest string, o Options) string {
 
 // OpenLayer returns a layer that EnsureLayer made or found up to date since a time, in
 // nanoseconds since 1970. Otherwise ok is false.
-func OpenLayer(views *os.Root, digest string, o Options, since int64) (_ Layer, ok bool) {
+func OpenLayer(views *owndir.Dir, digest string, o Options, since int64) (_ Layer, ok bool) {
 	name := LayerName(digest, o)
 	st, err := views.Lstat(name)
 	if err != nil || st.ModTime().UnixNano() < since {
@@ -64,7 +65,7 @@ func OpenLayer(views *os.Root, digest string, o Options, since int64) (_ Layer, 
 
 // FindLayer returns the layer of a closure if it exists and shows the store paths as they
 // are. Otherwise ok is false. It checks every store path.
-func FindLayer(views *os.Root, store closure.Store, c closure.Closure, o Options) (_ Layer, ok bool, _ error) {
+func FindLayer(views *owndir.Dir, store closure.Store, c closure.Closure, o Options) (_ Layer, ok bool, _ error) {
 	storeDir, err := openStore(store)
 	if err != nil {
 		return Layer{}, false, err
@@ -91,7 +92,7 @@ const half = ".new"
 // long, because a stopped process must not keep others from starting. After the timeout
 // each process makes the layer itself, and the first to finish renames its own.
 func EnsureLayer(
-	ctx context.Context, views *os.Root, store closure.Store, c closure.Closure, o Options,
+	ctx context.Context, views *owndir.Dir, store closure.Store, c closure.Closure, o Options,
 ) (Layer, error) {
 	name := LayerName(c.Digest(), o)
 	storeDir, err := openStore(store)
@@ -135,10 +136,10 @@ func EnsureLayer(
 	return layerIn(views, name), nil
 }
 
-func layerIn(views *os.Root, name string) Layer { return Layer{filepath.Join(views.Name(), name)} }
+func layerIn(views *owndir.Dir, name string) Layer { return Layer{filepath.Join(views.Name(), name)} }
 
 // publish renames a finished layer from its temporary name to its own.
-func publish(views *os.Root, storeDir *os.File, aside string, c closure.Closure, o Options) error {
+func publish(views *owndir.Dir, storeDir *os.File, aside string, c closure.Closure, o Options) error {
 	name := LayerName(c.Digest(), o)
 	for range publishAttempts {
 		err := views.Rename(aside, name)
@@ -163,7 +164,7 @@ func publish(views *os.Root, storeDir *os.File, aside string, c closure.Closure,
 const publishAttempts = 10
 
 // currentLayer returns the existing layer, if it is up to date.
-func currentLayer(views *os.Root, storeDir *os.File, c closure.Closure, o Options) (Layer, bool, error) {
+func currentLayer(views *owndir.Dir, storeDir *os.File, c closure.Closure, o Options) (Layer, bool, error) {
 	began := time.Now()
 	l, ok := OpenLayer(views, c.Digest(), o, 0)
 	if !ok {
@@ -186,7 +187,7 @@ var errBuilding = errors.New("another process makes the layer")
 // It makes the directory if it is missing. If the process that held the lock finished the
 // layer while this one waited, lockedDir returns that same directory, which has its final
 // name by then. After builderTimeout it fails with errBuilding.
-func lockedDir(ctx context.Context, views *os.Root, aside, name string) (_ *os.File, Err error) {
+func lockedDir(ctx context.Context, views *owndir.Dir, aside, name string) (_ *os.File, Err error) {
 	waited, cancel := context.WithTimeout(ctx, builderTimeout)
 	defer cancel()
 	for {
@@ -260,7 +261,7 @@ func IsHalf(name string) bool { return strings.HasSuffix(name, half) }
 // LockAbandoned takes the lock of a half-made layer, if no process holds it because its
 // maker was killed. Until release, no process continues the layer. If the caller renames
 // it before release, no process ever does.
-func LockAbandoned(views *os.Root, name string) (release func(), ok bool) {
+func LockAbandoned(views *owndir.Dir, name string) (release func(), ok bool) {
 	if !IsHalf(name) {
 		return nil, false
 	}

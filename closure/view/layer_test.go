@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
@@ -302,9 +303,7 @@ func TestLayerCost(t *testing.T) {
 		if kind == "tmpfs" {
 			must(t, unix.Mount("tmpfs", h.dir+"/views", "tmpfs", 0, ""))
 			defer func() { must(t, unix.Unmount(h.dir+"/views", unix.MNT_DETACH)) }()
-			var err error
-			h.views, err = os.OpenRoot(h.dir + "/views")
-			must(t, err)
+			h.views = owndir.At(h.dir + "/views")
 		}
 		var names []closure.BaseName
 		for i := range 500 {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
@@ -68,7 +69,7 @@ func named(name string) closure.BaseName {
 // host is a store, a runtime directory and a place for a container's root.
 type host struct {
 	store closure.Store
-	views *os.Root
+	views *owndir.Dir
 	dir   string
 }
 
@@ -76,9 +77,8 @@ func newHost(t *testing.T) host {
 	t.Helper()
 	dir := t.TempDir()
 	must(t, os.Mkdir(dir+"/store", 0o775), os.Mkdir(dir+"/views", 0o700))
-	views, err := os.OpenRoot(dir + "/views")
-	must(t, err)
-	t.Cleanup(func() { views.Close() })
+	views := owndir.At(dir + "/views")
+	t.Cleanup(views.Close)
 	return host{closure.Store{Dir: dir + "/store", StateDir: dir + "/var"}, views, dir}
 }
 

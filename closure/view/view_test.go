@@ -17,6 +17,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/internal/mntns"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 var listed = Options{Listed: true}
@@ -620,10 +621,8 @@ func TestOptionTooLong(t *testing.T) {
 	c := h.fill(t)
 	deep := h.dir + "/" + strings.Repeat("d", 200)
 	must(t, os.Mkdir(deep, 0o700))
-	views, err := os.OpenRoot(deep)
-	must(t, err)
-	defer views.Close()
-	h.views = views
+	h.views = owndir.At(deep)
+	defer h.views.Close()
 	if _, err := modes[0].make(h, c, listed); !errors.Is(err, ErrUnsupported) ||
 		!strings.Contains(err.Error(), "lowerdir is longer than 255 bytes: "+deep) {
 		t.Errorf("overlay: %v", err)

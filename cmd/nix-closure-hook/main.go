@@ -12,6 +12,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/hook"
 	"github.com/nix-closure/nix-closure/internal/config"
+	_ "github.com/nix-closure/nix-closure/internal/roomystack"
 	"github.com/nix-closure/nix-closure/internal/version"
 	"github.com/nix-closure/nix-closure/spec"
 )

@@ -258,7 +258,7 @@ func (p *plugin) adjust(
 		}
 	}
 	entry := func(stage string) []*api.Hook {
-		return []*api.Hook{{Path: p.hook, Args: hook.EntryArgs(p.config, p.engine(), stage), Env: []string{"LC_ALL=C"}}}
+		return []*api.Hook{{Path: p.hook, Args: hook.EntryArgs(p.config, p.engine(), stage), Env: spec.HookEnv()}}
 	}
 	hooks := &api.Hooks{Poststop: entry("poststop")}
 	if isGVisor {

@@ -54,7 +54,7 @@ func TestAdjust(t *testing.T) {
 	hook := func(stage string) []*api.Hook {
 		return []*api.Hook{{Path: "/opt/hook",
 			Args: []string{"nix-closure-hook", "--config", p.config, "--engine", "containerd", stage},
-			Env:  []string{"LC_ALL=C"}}}
+			Env:  []string{"GOMAXPROCS=1"}}}
 	}
 	const noOverlay = "nix-closure: container app: nix-closure-nri: gVisor calls hooks in a user namespace, where " +
 		"the kernel makes no overlay that shows the closure; ask for mode bind or auto, and not for a writable store"

@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Nix-closure-runtime is an OCI runtime that executes another one, runc or crun. Before
 // that, it adds nix-closure-hook to containers that ask for a closure. Engines without
 // hooks of their own can use it as their runtime.
+//
+// Engines call it for every command on every container, so what it does for the others is
+// little: it opens no poller, does not read its cgroup's limit of processors, and parses no
+// config.json that mentions no annotation.
 package main
 
 import (
@@ -15,6 +22,7 @@ import (
 
 	"github.com/nix-closure/nix-closure/hook"
 	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 )
 
 // The runtime must run in the thread that the engine started, because only that thread
@@ -48,7 +56,7 @@ func main() {
 // environment returns the environment of this program, byte for byte. os.Environ would
 // drop the second of two variables with the same name.
 func environment() []string {
-	text, err := os.ReadFile("/proc/self/environ")
+	text, err := nopoll.ReadFile("/proc/self/environ", 0)
 	if err != nil {
 		return os.Environ()
 	}

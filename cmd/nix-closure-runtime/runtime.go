@@ -3,9 +3,10 @@
 package main
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/internal/ociruntime"
 )
@@ -44,7 +45,8 @@ func (a arguments) madeBy(args []string) string {
 			if root == "" {
 				root = "/run/" + r.name
 			}
-			if _, err := os.Lstat(root + "/" + id + "/" + r.keeps); err == nil {
+			var st unix.Stat_t
+			if unix.Lstat(root+"/"+id+"/"+r.keeps, &st) == nil {
 				return r.name
 			}
 		}

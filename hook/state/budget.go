@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 // share is the default limit of the runtime directory: one part in share of its file
@@ -24,7 +25,7 @@ const share = 4
 
 // kept is an entry of the runtime directory that makes later starts faster.
 type kept struct {
-	dir  *os.Root // nil: the cache
+	dir  *owndir.Dir // nil: the cache
 	name string
 	cost view.Cost
 	last time.Time // last use
@@ -112,8 +113,8 @@ func part(whole uint64) int64 {
 // inventory sums up the cost of views, registrations and closures, and returns the
 // entries that no container uses.
 func (s *sweeper) inventory() (total view.Cost, unused []kept, _ error) {
-	for _, dir := range []*os.Root{s.dir.Views, s.dir.Registrations, s.dir.Closures} {
-		all, err := names(dir)
+	for _, dir := range []*owndir.Dir{s.dir.Views, s.dir.Registrations, s.dir.Closures} {
+		all, err := dir.Names()
 		if err != nil {
 			return total, nil, err
 		}
@@ -147,7 +148,7 @@ func (s *sweeper) inventory() (total view.Cost, unused []kept, _ error) {
 }
 
 // cost returns what an entry of the runtime directory takes of its file system.
-func (s *sweeper) cost(dir *os.Root, name string) (view.Cost, error) {
+func (s *sweeper) cost(dir *owndir.Dir, name string) (view.Cost, error) {
 	st, err := dir.Lstat(name)
 	if err != nil {
 		return view.Cost{}, err

@@ -21,11 +21,12 @@ type Claim struct {
 
 var errSecondClosure = errors.New("the container has a closure already")
 
-// Claim writes the first record of a container. It checks for an older record in the same
+// Claim writes the first record of a container, and reserves what that says, as Reserve
+// does. pins are the GC roots; empty: none are needed yet. It checks for an older record in the same
 // step, so that of two containers with one ID that start at the same time, in two
 // engines, one fails. It removes what an ended container with this ID left. attached
 // means that this container already has its closure; the claim is nil then.
-func (d *Dir) Claim(ctx context.Context, r Record) (_ *Claim, attached bool, _ error) {
+func (d *Dir) Claim(ctx context.Context, r Record, pins []closure.BaseName) (_ *Claim, attached bool, _ error) {
 	lock, err := d.lockID(ctx, r.ID)
 	if err != nil {
 		return nil, false, err
@@ -52,6 +53,9 @@ func (d *Dir) Claim(ctx context.Context, r Record) (_ *Claim, attached bool, _ e
 	}
 	if err := d.writeRecord(r); err != nil {
 		return nil, false, err
+	}
+	if err := d.reserve(r, pins); err != nil {
+		return nil, false, errors.Join(err, d.forget(r))
 	}
 	return &Claim{dir: d, first: r, record: r}, false, nil
 }
@@ -133,17 +137,26 @@ func (c *Claim) Reserve(ctx context.Context, r Record, pins []closure.BaseName) 
 	if err := c.rewrite(r); err != nil {
 		return err
 	}
+	return c.dir.reserve(r, pins)
+}
+
+// reserve makes the marks and GC roots of a record that has just been written. Hold the
+// lock of its ID.
+func (d *Dir) reserve(r Record, pins []closure.BaseName) error {
 	if r.View != "" {
-		if err := c.dir.addRef(c.dir.Views, r.View, r.ID); err != nil {
+		if err := d.addRef(d.Views, r.View, r.ID); err != nil {
 			return err
 		}
 	}
 	if r.Registration != "" {
-		if err := c.dir.addRef(c.dir.Registrations, r.Registration, r.ID); err != nil {
+		if err := d.addRef(d.Registrations, r.Registration, r.ID); err != nil {
 			return err
 		}
 	}
-	return c.dir.GCRoots().Add(c.dir.store, r.ID, pins)
+	if len(pins) == 0 {
+		return nil
+	}
+	return d.GCRoots().Add(d.store, r.ID, pins)
 }
 
 // Update replaces the record, and drops the marks of what only the old record uses.

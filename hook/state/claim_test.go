@@ -32,7 +32,7 @@ func TestClaim(t *testing.T) {
 			r := runs(t, Record{ID: "web", Bundle: fmt.Sprint("/", i)})
 			all.Go(func() {
 				<-begin
-				_, attached, err := d.Claim(t.Context(), r)
+				_, attached, err := d.Claim(t.Context(), r, nil)
 				if attached || err != nil &&
 					!strings.Contains(err.Error(), "of another container with this ID is running (bundle /") {
 					t.Errorf("%d: %v, %v", i, attached, err)
@@ -85,7 +85,7 @@ func TestClaimAgain(t *testing.T) {
 		{name: "another process", old: own, new: Record{ID: "web", Bundle: "/a", Pid: 1, PidStart: 1}, refused: true},
 	} {
 		h.make(t, c.old)
-		_, attached, err := d.Claim(t.Context(), c.new)
+		_, attached, err := d.Claim(t.Context(), c.new, nil)
 		if attached != c.attached || (err != nil) != c.refused {
 			t.Errorf("%s: %v, %v", c.name, attached, err)
 		}
@@ -100,7 +100,7 @@ func TestClaimAgain(t *testing.T) {
 func TestClaimOfAnother(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
-	c, _, err := d.Claim(t.Context(), ended(t, Record{ID: "web", Bundle: "/a"}))
+	c, _, err := d.Claim(t.Context(), ended(t, Record{ID: "web", Bundle: "/a"}), nil)
 	must(t, err)
 	h.make(t, runs(t, Record{ID: "web", Bundle: "/b"}))
 	before := h.files(t)
@@ -131,7 +131,7 @@ func TestClaimOfAnother(t *testing.T) {
 func TestClaimReserve(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
-	c, _, err := d.Claim(t.Context(), runs(t, Record{ID: "web", Bundle: "/a"}))
+	c, _, err := d.Claim(t.Context(), runs(t, Record{ID: "web", Bundle: "/a"}), nil)
 	must(t, err)
 	r := c.Record()
 	r.View, r.Registration = "v", "db"

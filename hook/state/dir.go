@@ -9,46 +9,44 @@ import (
 	"os"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/internal/config"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 // Dir is the runtime directory and its contents. Nothing in it needs to survive a reboot.
 type Dir struct {
-	Closures      *os.Root // the memo, see closure.Memo
-	Views         *os.Root // <layer>: see view.Layer
-	Registrations *os.Root // <name>: see closure.RegistrationName
+	Closures      *owndir.Dir // the memo, see closure.Memo
+	Views         *owndir.Dir // <layer>: see view.Layer
+	Registrations *owndir.Dir // <name>: see closure.RegistrationName
 	// In Views and Registrations, an empty file <name>@<id> marks that the container uses
 	// name.
 
 	config     config.Config
 	store      closure.Store
-	path       string   // absolute
-	containers *os.Root // <id>.json: records
+	path       string      // absolute
+	containers *owndir.Dir // <id>.json: records
 
 	// roots is the directory gcroots, for an ordinary user. It has a directory for each
 	// container, with links that are indirect GC roots. It is nil for the owner of Nix's
 	// state directory.
-	roots *os.Root
+	roots *owndir.Dir
 }
 
 // Open makes the runtime directory that the configuration names. It refuses a directory
 // that another user could change, because its contents decide what containers see.
 //
 // The caller closes the Dir.
-func Open(c config.Config) (_ *Dir, Err error) {
+func Open(c config.Config) (*Dir, error) {
 	if err := EnsurePrivate(c.RuntimeDir); err != nil {
 		return nil, err
 	}
-	dir, err := os.OpenRoot(c.RuntimeDir)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
 	d := Dir{config: c, store: c.Store(), path: c.RuntimeDir}
 	subs := []struct {
 		name string
-		to   **os.Root
+		to   **owndir.Dir
 	}{
 		{"containers", &d.containers}, {"closures", &d.Closures},
 		{"views", &d.Views}, {"registrations", &d.Registrations},
@@ -57,33 +55,29 @@ func Open(c config.Config) (_ *Dir, Err error) {
 	if c.Rootless && !c.Store().Ours() {
 		subs = append(subs, struct {
 			name string
-			to   **os.Root
+			to   **owndir.Dir
 		}{"gcroots", &d.roots})
 	}
-	defer func() {
-		if Err != nil {
-			d.Close()
-		}
-	}()
 	for _, s := range subs {
-		sub, err := dir.OpenRoot(s.name)
-		if errors.Is(err, fs.ErrNotExist) {
-			if err := dir.Mkdir(s.name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-				return nil, err
-			}
-			sub, err = dir.OpenRoot(s.name)
+		path := c.RuntimeDir + "/" + s.name
+		var st unix.Stat_t
+		err := unix.Lstat(path, &st)
+		if errors.Is(err, unix.ENOENT) {
+			err = unix.Mkdir(path, 0o700)
+		} else if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			err = unix.ENOTDIR
 		}
-		if err != nil {
-			return nil, err
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, &os.PathError{Op: "mkdir", Path: path, Err: err}
 		}
-		*s.to = sub
+		*s.to = owndir.At(path)
 	}
 	return &d, nil
 }
 
 // Close closes the open directories. Their names stay valid.
 func (d *Dir) Close() {
-	for _, dir := range []*os.Root{d.containers, d.Closures, d.Views, d.Registrations, d.roots} {
+	for _, dir := range []*owndir.Dir{d.containers, d.Closures, d.Views, d.Registrations, d.roots} {
 		if dir != nil {
 			dir.Close()
 		}
@@ -157,16 +151,6 @@ func (d *Dir) GCRoots() closure.GCRoots {
 		return closure.GCRoots{Dir: d.roots.Name(), Indirect: true}
 	}
 	return d.store.GCRoots()
-}
-
-// names returns the names in a directory.
-func names(dir *os.Root) ([]string, error) {
-	f, err := dir.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return f.Readdirnames(-1)
 }
 
 func ignoreMissing(err error) error {

@@ -129,7 +129,7 @@ func TestNothingStaysOpen(t *testing.T) {
 			return err
 		}},
 		{"Claim, refused", func() error {
-			_, _, err := d.Claim(t.Context(), ended(t, Record{ID: "other", Bundle: "/another"}))
+			_, _, err := d.Claim(t.Context(), ended(t, Record{ID: "other", Bundle: "/another"}), nil)
 			if err == nil || !strings.Contains(err.Error(), "another container with this ID") {
 				t.Errorf("claimed: %v", err)
 			}

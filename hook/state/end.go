@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nix-closure/nix-closure/internal/proc"
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
@@ -30,7 +31,20 @@ const (
 // container was started again. If it cannot tell, it keeps the record and returns an
 // error. It also returns the record that it kept or removed.
 func (d *Dir) End(ctx context.Context, id, bundle string) (Outcome, Record, error) {
-	d.waitForEnd(ctx, id)
+	outcome, r, err := d.tryEnd(ctx, id, bundle)
+	if outcome == KeptRunning && err == nil && r.Pid > 0 && ctx.Err() == nil {
+		// Not every runtime waits for a process that it kills.
+		proc.AwaitEnd(r.Pid, endTimeout)
+		outcome, r, err = d.tryEnd(ctx, id, bundle)
+	}
+	return outcome, r, err
+}
+
+// endTimeout is how long End waits for a process.
+const endTimeout = 300 * time.Millisecond
+
+// tryEnd is End for a container whose processes have ended.
+func (d *Dir) tryEnd(ctx context.Context, id, bundle string) (Outcome, Record, error) {
 	lock, err := d.lockID(ctx, id)
 	if err != nil {
 		return NoRecord, Record{}, err
@@ -43,7 +57,7 @@ func (d *Dir) End(ctx context.Context, id, bundle string) (Outcome, Record, erro
 	if !ok {
 		return NoRecord, r, nil // the record is removed last, so nothing else is left
 	}
-	if r.Kind != "" || r.Bundle != "" && !samefile.Paths(r.Bundle, bundle) && (r.Stated == "" || r.Stated != bundle) {
+	if r.Kind != "" || !r.inBundle(bundle) {
 		return KeptOther, r, nil
 	}
 	// When the runtime calls poststop, it has ended the other processes too, even in a
@@ -64,15 +78,8 @@ func keptRecord(err error, file string) error {
 	return fmt.Errorf("record kept: %w; remove %s when no container with this ID runs", err, file)
 }
 
-// waitForEnd waits briefly for a container's process that was killed to end, because not
-// every runtime waits for it.
-func (d *Dir) waitForEnd(ctx context.Context, id string) {
-	for range 300 {
-		if r, ok, err := d.Record(id); !ok || err != nil || r.Pid <= 0 || ctx.Err() != nil {
-			return
-		} else if runs, err := r.ProcessRuns(); !runs || err != nil {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
+// inBundle reports whether the record is of the container that the runtime has in a bundle.
+func (r Record) inBundle(bundle string) bool {
+	return r.Bundle == "" || r.Bundle == bundle || samefile.Paths(r.Bundle, bundle) ||
+		r.Stated != "" && r.Stated == bundle
 }

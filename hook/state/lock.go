@@ -70,6 +70,9 @@ func setLock(fd int, id string) error {
 
 // lockID waits for the lock of an ID, at most for LockTimeout.
 func (d *Dir) lockID(ctx context.Context, id string) (idLock, error) {
+	if lock, err := d.tryLockID(id); !errors.Is(err, errLocked) {
+		return lock, err // without a timer, which would wake another thread
+	}
 	ctx, cancel := context.WithTimeout(ctx, LockTimeout)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {

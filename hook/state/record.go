@@ -3,8 +3,6 @@
 package state
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -77,7 +75,7 @@ func (d *Dir) recordFile(id string) string { return d.containers.Name() + "/" + 
 // lock of its ID. It is not synced, because nothing in the runtime directory survives a
 // reboot.
 func (d *Dir) writeRecord(r Record) error {
-	text, err := json.Marshal(r)
+	text, err := r.text()
 	if err != nil {
 		return err
 	}
@@ -104,11 +102,7 @@ func (d *Dir) Record(id string) (_ Record, ok bool, _ error) {
 	if err != nil {
 		return Record{}, false, err
 	}
-	var r Record
-	err = json.Unmarshal(text, &r)
-	if err == nil && !bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
-		err = errors.New("not a JSON object") // the decoder accepts null
-	}
+	r, err := parseRecord(text)
 	if err != nil {
 		return Record{}, false, fmt.Errorf("%w %s: %w", errDamaged, path, err)
 	}
@@ -166,7 +160,7 @@ func (r Record) ProcessRuns() (bool, error) {
 
 // IDs returns the IDs of containers that have a record.
 func (d *Dir) IDs() ([]string, error) {
-	all, err := names(d.containers)
+	all, err := d.containers.Names()
 	if err != nil {
 		return nil, err
 	}

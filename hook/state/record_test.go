@@ -60,7 +60,7 @@ func TestDamagedRecord(t *testing.T) {
 		if _, _, err := d.Record("web"); err == nil {
 			t.Errorf("%s: read", name)
 		}
-		if _, _, err := d.Claim(t.Context(), Record{ID: "web", Bundle: "/b"}); err == nil ||
+		if _, _, err := d.Claim(t.Context(), Record{ID: "web", Bundle: "/b"}, nil); err == nil ||
 			!strings.Contains(err.Error(), want) {
 			t.Errorf("%s: claimed: %v", name, err)
 		}
@@ -146,7 +146,7 @@ func TestLiveSharedPID(t *testing.T) {
 	// A restarted container is the same container.
 	h.make(t, ended(t, Record{ID: "web", SharedPID: true, Bundle: bundle, Attached: true}))
 	if _, attached, err := newDir(t, h).Claim(t.Context(),
-		runs(t, Record{ID: "web", SharedPID: true, Bundle: bundle})); attached || err != nil {
+		runs(t, Record{ID: "web", SharedPID: true, Bundle: bundle}), nil); attached || err != nil {
 		t.Errorf("%v, %v", attached, err)
 	}
 }
@@ -173,7 +173,7 @@ func TestLiveUnknown(t *testing.T) {
 			!strings.Contains(err.Error(), "record kept: ") || len(swept.Records) > 0 {
 			t.Errorf("%s: swept %+v, %v", name, swept, err)
 		}
-		_, _, err := newDir(t, h).Claim(t.Context(), Record{ID: "web", Bundle: "/other", Pid: 8})
+		_, _, err := newDir(t, h).Claim(t.Context(), Record{ID: "web", Bundle: "/other", Pid: 8}, nil)
 		if err == nil || !strings.Contains(err.Error(), "remove "+h.dir+"/run/containers/web.json when it does not") {
 			t.Errorf("%s: claimed: %v", name, err)
 		}

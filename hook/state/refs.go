@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 // separator is between a name and the ID of the container that uses it. Neither contains
@@ -17,7 +19,7 @@ const separator = "@"
 // addRef marks that a container uses name in dir. Call it before looking for name; the
 // mark stays until dropRef. That order, and not a lock, protects name from sweeps: see
 // sweeper. Hold the lock of the ID.
-func (d *Dir) addRef(dir *os.Root, name, id string) error {
+func (d *Dir) addRef(dir *owndir.Dir, name, id string) error {
 	path := dir.Name() + "/" + name + separator + id
 	fd, err := unix.Open(path, unix.O_CREAT|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -28,7 +30,7 @@ func (d *Dir) addRef(dir *os.Root, name, id string) error {
 
 // dropRef removes the mark that addRef made, and sets the access time of name to now.
 // Hold the lock of the ID.
-func (d *Dir) dropRef(dir *os.Root, name, id string) error {
+func (d *Dir) dropRef(dir *owndir.Dir, name, id string) error {
 	if name == "" {
 		return nil
 	}

@@ -13,7 +13,10 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 // Swept is what a sweep removed, or would remove.
@@ -88,11 +91,52 @@ func (d *Dir) SweepBeforeStart(ctx context.Context) (Swept, error) {
 }
 
 // SweepAfterEnd is Sweep for a container's end, in bounded time. It checks some entries
-// of each directory, and others at the next end.
+// of each directory, and others at the next end. If a sweep found nothing more to do, the
+// next sweeps check the records only, for some minutes: all the rest becomes old by time,
+// and what it takes until then is space.
 func (d *Dir) SweepAfterEnd(ctx context.Context) (Swept, error) {
 	s := sweeper{dir: d, unused: UnusedFor, most: some}
+	if d.sweptLately() {
+		err := s.records(ctx)
+		return s.swept, err
+	}
 	err := s.sweep(ctx)
+	if err == nil && !s.more {
+		err = d.noteSwept()
+	}
 	return s.swept, err
+}
+
+// sweepEvery is how long a sweep that found nothing more to do counts. It is short beside
+// UnusedFor.
+const sweepEvery = 10 * time.Minute
+
+// sweptFile was last modified when a sweep at a container's end found nothing more to do.
+func (d *Dir) sweptFile() string { return d.path + "/swept" }
+
+func (d *Dir) sweptLately() bool {
+	var st unix.Stat_t
+	if err := unix.Lstat(d.sweptFile(), &st); err != nil {
+		return false
+	}
+	ago := time.Since(time.Unix(st.Mtim.Unix()))
+	return 0 <= ago && ago < sweepEvery
+}
+
+func (d *Dir) noteSwept() error {
+	path := d.sweptFile()
+	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
+	err := unix.UtimesNanoAt(unix.AT_FDCWD, path, now, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		var fd int
+		if fd, err = unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600); err == nil {
+			err = unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return &os.PathError{Op: "touch", Path: path, Err: err}
+	}
+	return nil
 }
 
 // sweeper removes what no container needs, while containers start and end.
@@ -117,7 +161,8 @@ type sweeper struct {
 	dir       *Dir
 	unused    time.Duration
 	dryRun    bool
-	most      int // entries to check per directory; 0: all
+	most      int  // entries to check per directory; 0: all
+	more      bool // something was left for the next sweep
 	swept     Swept
 	ended     []string // views and registrations of removed records
 	moved     int      // views that were renamed
@@ -144,12 +189,13 @@ func (s *sweeper) part(names []string) []string {
 	if s.most == 0 || len(names) <= s.most {
 		return names
 	}
+	s.more = true
 	start := rand.IntN(len(names))
 	return slices.Concat(names[start:], names[:start])[:s.most]
 }
 
 func (s *sweeper) records(ctx context.Context) error {
-	all, err := names(s.dir.containers)
+	all, err := s.dir.containers.Names()
 	if err != nil {
 		return err
 	}
@@ -241,7 +287,7 @@ func (s *sweeper) temporaryRecord(name string) error {
 // temporary removes a file that atomicfile.Write or another process began and did not
 // finish. A process that still writes the file holds a lock on it, and then the file
 // stays.
-func (s *sweeper) temporary(dir *os.Root, name string) error {
+func (s *sweeper) temporary(dir *owndir.Dir, name string) error {
 	if !strings.HasPrefix(name, ".") || !old(dir, name, s.unused) {
 		return nil
 	}
@@ -250,7 +296,7 @@ func (s *sweeper) temporary(dir *os.Root, name string) error {
 }
 
 // file removes a file, unless another process is writing it.
-func (s *sweeper) file(dir *os.Root, name string) (removed bool, _ error) {
+func (s *sweeper) file(dir *owndir.Dir, name string) (removed bool, _ error) {
 	if strings.HasPrefix(name, ".") {
 		release, ok := atomicfile.LockAbandoned(dir, name)
 		if !ok {
@@ -262,7 +308,7 @@ func (s *sweeper) file(dir *os.Root, name string) (removed bool, _ error) {
 	return err == nil, err
 }
 
-func (s *sweeper) remove(dir *os.Root, name string) error {
+func (s *sweeper) remove(dir *owndir.Dir, name string) error {
 	if s.dryRun {
 		return nil
 	}
@@ -277,15 +323,12 @@ func (s *sweeper) remove(dir *os.Root, name string) error {
 // somebody removed their record by hand.
 func (s *sweeper) gcRoots(ctx context.Context) error {
 	roots := s.dir.GCRoots()
-	dir, err := os.OpenRoot(roots.Dir)
+	dir := owndir.At(roots.Dir)
+	defer dir.Close()
+	all, err := dir.Names()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
-		return err
-	}
-	defer dir.Close()
-	all, err := names(dir)
-	if err != nil {
 		return err
 	}
 	ofNobody := func(id string) (bool, error) {
@@ -311,7 +354,7 @@ func (s *sweeper) gcRoots(ctx context.Context) error {
 // unknown removes name, which belongs to an ID, from a directory, if ofNobody says that
 // nobody owns it, before and after taking the lock of the ID.
 func (s *sweeper) unknown(
-	id string, ofNobody func(id string) (bool, error), dir *os.Root, name string,
+	id string, ofNobody func(id string) (bool, error), dir *owndir.Dir, name string,
 ) (removed bool, _ error) {
 	if yes, err := ofNobody(id); err != nil || !yes {
 		return false, err

@@ -503,6 +503,58 @@ func TestSweepPreparing(t *testing.T) {
 	}
 }
 
+// While a sweep at an end has found nothing more to do, the next ones check the records
+// only.
+func TestSweepLately(t *testing.T) {
+	h := newHost(t)
+	d := newDir(t, h)
+	left := h.dir + "/run/registrations/left"
+	pass := func() {
+		t.Helper()
+		_, err := d.SweepAfterEnd(t.Context())
+		must(t, err)
+	}
+	plant := func() {
+		t.Helper()
+		fill(t, left)
+		age(t, left, 2*UnusedFor)
+		h.make(t, ended(t, Record{ID: "ended"}))
+	}
+	isThere := func() bool { _, err := os.Lstat(left); return err == nil }
+	plant()
+	pass()
+	if isThere() {
+		t.Error("the first sweep left something")
+	}
+	for _, c := range []struct {
+		ago   time.Duration // since the last sweep that found nothing more to do
+		there bool
+	}{{0, true}, {sweepEvery - time.Minute, true}, {sweepEvery + time.Minute, false}, {-time.Hour, false}} {
+		plant()
+		age(t, d.sweptFile(), c.ago)
+		pass()
+		if isThere() != c.there {
+			t.Errorf("%s after a sweep: left behind: %v", c.ago, isThere())
+		}
+		if _, ok, err := d.Record("ended"); ok || err != nil {
+			t.Errorf("%s after a sweep: the record stays, %v", c.ago, err)
+		}
+	}
+	// What was left for the next sweep is not forgotten.
+	plant()
+	for i := range 2 * some {
+		fill(t, fmt.Sprintf("%s-%d", left, i))
+		age(t, fmt.Sprintf("%s-%d", left, i), 2*UnusedFor)
+	}
+	age(t, d.sweptFile(), sweepEvery+time.Minute)
+	for range 10 {
+		pass()
+	}
+	if names := list(t, h.dir+"/run/registrations"); len(names) > 0 {
+		t.Errorf("left: %q", names)
+	}
+}
+
 // Each sweep at an end checks some of the entries, and together the sweeps check all.
 func TestSweepSome(t *testing.T) {
 	h := newHost(t)

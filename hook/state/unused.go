@@ -16,12 +16,13 @@ import (
 
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
 // users returns the names in a directory that containers use, and the other names, which
 // may be unused. A use mark of a container without a record does not count.
-func (s *sweeper) users(dir *os.Root) (used map[string]bool, others []string, _ error) {
-	all, err := names(dir)
+func (s *sweeper) users(dir *owndir.Dir) (used map[string]bool, others []string, _ error) {
+	all, err := dir.Names()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -51,20 +52,20 @@ func (s *sweeper) users(dir *os.Root) (used map[string]bool, others []string, _ 
 // unusedLong reports whether an unmarked view or registration was unused for the time
 // unused. One whose use ends in this sweep does not count: its access time is now, and a
 // dry run must say the same.
-func (s *sweeper) unusedLong(dir *os.Root, name string) bool {
+func (s *sweeper) unusedLong(dir *owndir.Dir, name string) bool {
 	return (s.unused <= 0 || !slices.Contains(s.ended, name)) && old(dir, name, s.unused)
 }
 
 // old reports whether a file was neither made nor used for the time unused. A file that
 // cannot be inspected is not old.
-func old(dir *os.Root, name string, unused time.Duration) bool {
+func old(dir *owndir.Dir, name string, unused time.Duration) bool {
 	last, err := lastUse(dir, name)
 	return err == nil && time.Since(last) >= unused
 }
 
 // lastUse returns when a file was last made or used, as far as the file system records
 // it.
-func lastUse(dir *os.Root, name string) (time.Time, error) {
+func lastUse(dir *owndir.Dir, name string) (time.Time, error) {
 	st, err := dir.Lstat(name)
 	if err != nil {
 		return time.Time{}, err
@@ -100,6 +101,7 @@ func (s *sweeper) views(ctx context.Context) error {
 			continue
 		}
 		if s.most > 0 && s.moved > 0 {
+			s.more = true
 			break // removing one view takes long; the next sweep removes the next
 		}
 		removed, err := s.view(name)
@@ -193,7 +195,7 @@ func (s *sweeper) registration(name string) (removed bool, _ error) {
 // the next start faster. A container that is being prepared needs its memo.
 func (s *sweeper) closures(context.Context) error {
 	dir := s.dir.Closures
-	all, err := names(dir)
+	all, err := dir.Names()
 	if err != nil {
 		return err
 	}

@@ -16,12 +16,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/internal/owndir"
 	"github.com/nix-closure/nix-closure/internal/samefile"
 )
 
 // Write writes a file of mode 0600 in a directory that other processes write to and sweep:
 // see CreateTemporary.
-func Write(dir *os.Root, name string, data []byte) (Err error) {
+func Write(dir *owndir.Dir, name string, data []byte) (Err error) {
 	temporary := "." + name + "." + rand.Text()
 	f, err := CreateTemporary(dir, temporary)
 	if err != nil {
@@ -129,7 +130,7 @@ func write(fd int, name string, data []byte) error {
 
 // CreateTemporary makes a file that the caller will rename. A lock (flock(2)) keeps sweeps
 // from it while it is open. No other process has its name.
-func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
+func CreateTemporary(dir *owndir.Dir, name string) (*os.File, error) {
 	for range 100 {
 		f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
 		if err != nil {
@@ -149,7 +150,7 @@ func CreateTemporary(dir *os.Root, name string) (*os.File, error) {
 // LockAbandoned takes the lock of a file that CreateTemporary made, or whose name is that
 // name with a hyphen and more, if nobody holds it: then its maker was killed. Until
 // release, nobody makes the file again. Remove it before release.
-func LockAbandoned(dir *os.Root, name string) (release func(), ok bool) {
+func LockAbandoned(dir *owndir.Dir, name string) (release func(), ok bool) {
 	dot := strings.LastIndexByte(name, '.') + 1
 	random, _, _ := strings.Cut(name[dot:], "-")
 	f, err := dir.Open(name[:dot] + random)

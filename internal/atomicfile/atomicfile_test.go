@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nix-closure/nix-closure/internal/owndir"
 	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
@@ -18,10 +19,7 @@ func TestMain(m *testing.M) { os.Exit(settle.Run(m.Run)) }
 
 // A reader sees one text or the other, and after a failure nothing is left.
 func TestWrite(t *testing.T) {
-	dir, err := os.OpenRoot(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := owndir.At(t.TempDir())
 	defer dir.Close()
 	texts := [2][]byte{bytes.Repeat([]byte("a"), 100_000), bytes.Repeat([]byte("b"), 50_000)}
 	if err := Write(dir, "file", texts[0]); err != nil {
@@ -52,13 +50,13 @@ func TestWrite(t *testing.T) {
 		}
 	}
 	// A failure leaves nothing.
-	if err := dir.MkdirAll("directory/full", 0o700); err != nil {
+	if err := os.MkdirAll(dir.Name()+"/directory/full", 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := Write(dir, "directory", texts[0]); err == nil {
 		t.Error("a directory was replaced")
 	}
-	entries, err := fs.ReadDir(dir.FS(), ".")
+	entries, err := os.ReadDir(dir.Name())
 	if err != nil || len(entries) != 2 {
 		t.Errorf("there are %v, %v", entries, err)
 	}

@@ -197,3 +197,14 @@ func TestRefused(t *testing.T) {
 		t.Errorf("link: %v", err)
 	}
 }
+
+// What a device needs of the store is pinned: its roots, and the hook where that is there.
+func TestPins(t *testing.T) {
+	const program = closure.BaseName("33333333333333333333333333333333-nix-closure-0.1.0")
+	all := devices()
+	all = append(all, Device{Name: "other", Trouble: errors.New("another program's")})
+	all[0].Hook = store.Path(program) + "/bin/nix-closure-hook"
+	if d := cmp.Diff([]closure.BaseName{hello, bash, info, program}, pins(store, all)); d != "" {
+		t.Error(d)
+	}
+}

@@ -105,7 +105,7 @@ func (d Device) edits(store closure.Store) specs.Device {
 		args = append(args, "--annotation", key+"="+annotations[key])
 	}
 	// With an empty environment, some runtimes give a hook the container's.
-	env := []string{"LC_ALL=C"}
+	env := spec.HookEnv()
 	if d.Asked != nil {
 		env = append(env, askedVariable+strings.Join(d.Asked, ":"))
 	}

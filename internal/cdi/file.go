@@ -15,6 +15,7 @@ import (
 	"slices"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 	"tags.cncf.io/container-device-interface/pkg/parser"
 	"tags.cncf.io/container-device-interface/specs-go"
@@ -117,18 +118,20 @@ func commented(n *yaml.Node) bool {
 	return n.HeadComment+n.LineComment+n.FootComment != "" || slices.ContainsFunc(n.Content, commented)
 }
 
-// validate is the CDI module's own validation, which engines do when they read a file.
+// validate is the CDI module's own validation, which engines do when they read a file. It
+// writes to no file system, because a reader may have none that it can write to.
 func validate(text []byte) error {
-	dir, err := os.MkdirTemp("", "nix-closure-cdi-")
+	fd, err := unix.MemfdCreate("nix-closure.json", unix.MFD_CLOEXEC)
 	if err != nil {
+		return os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "nix-closure.json")
+	defer f.Close()
+	if _, err := f.Write(text); err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	path := filepath.Join(dir, "nix-closure.json") // JSON and YAML are read by the same parser
-	if err := os.WriteFile(path, text, 0o600); err != nil {
-		return err
-	}
-	_, err = cdi.ReadSpec(path, 0)
+	// JSON and YAML are read by the same parser.
+	_, err = cdi.ReadSpec(fmt.Sprintf("/proc/self/fd/%d", fd), 0)
 	return err
 }
 

@@ -33,19 +33,35 @@ type Arguments struct {
 // =X for crun, `-bundle X` is X for runc and undle for crun, and crun's --config names the
 // file that it reads instead of config.json.
 var (
-	globalOptions = map[string]bool{
-		"--cgroup-manager": true, "--criu": true, "--log": true, "--log-format": true, "--log-level": true,
-		"--root": true, "--rootless": true,
-		"--debug": false, "--systemd-cgroup": false,
-		"--help": false, "-h": false, "-?": false, "--usage": false, "--version": false, "-v": false, "-V": false,
+	globalOptions = options{
+		{"--cgroup-manager", true}, {"--criu", true}, {"--log", true}, {"--log-format", true}, {"--log-level", true},
+		{"--root", true}, {"--rootless", true},
+		{"--debug", false}, {"--systemd-cgroup", false},
+		{"--help", false}, {"-h", false}, {"-?", false}, {"--usage", false},
+		{"--version", false}, {"-v", false}, {"-V", false},
 	}
-	createOptions = map[string]bool{
-		"--bundle": true, "-b": true, "--console-socket": true, "--pid-file": true, "--pidfd-socket": true,
-		"--preserve-fds": true, "--detach": false, "-d": false, "--keep": false, "--no-new-keyring": false,
-		"--no-pivot": false, "--no-subreaper": false,
-		"--help": false, "-h": false, "-?": false, "--usage": false,
+	createOptions = options{
+		{"--bundle", true}, {"-b", true}, {"--console-socket", true}, {"--pid-file", true}, {"--pidfd-socket", true},
+		{"--preserve-fds", true}, {"--detach", false}, {"-d", false}, {"--keep", false}, {"--no-new-keyring", false},
+		{"--no-pivot", false}, {"--no-subreaper", false},
+		{"--help", false}, {"-h", false}, {"-?", false}, {"--usage", false},
 	}
 )
+
+// options are options and whether each takes a value. A map would be made at every start.
+type options []struct {
+	name       string
+	takesValue bool
+}
+
+func (known options) find(name string) (takesValue, ok bool) {
+	for _, o := range known {
+		if o.name == name {
+			return o.takesValue, true
+		}
+	}
+	return false, false
+}
 
 // makers are the commands that make a container.
 var makers = []string{"create", "run", "restore"}
@@ -90,7 +106,7 @@ func Parse(args []string) Arguments {
 
 // options parses options, and returns the arguments from the first that is no option. In
 // doubt, it returns nothing.
-func (a *Arguments) options(args []string, known map[string]bool) []string {
+func (a *Arguments) options(args []string, known options) []string {
 	for len(args) > 0 {
 		arg := args[0]
 		if len(arg) < 2 || arg[0] != '-' {
@@ -98,7 +114,7 @@ func (a *Arguments) options(args []string, known map[string]bool) []string {
 		}
 		args = args[1:]
 		name, value, inline := strings.Cut(arg, "=")
-		takesValue, ok := known[name]
+		takesValue, ok := known.find(name)
 		if !ok || inline && !strings.HasPrefix(name, "--") {
 			a.Doubt = fmt.Errorf("option %s: not every runtime would read it alike; write --bundle and other "+
 				"long options, of those that this version knows, before the container's id", arg)

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/nix-closure/nix-closure/closure"
+	"github.com/nix-closure/nix-closure/internal/nopoll"
 	"github.com/nix-closure/nix-closure/internal/policy"
 	"github.com/nix-closure/nix-closure/spec"
 )
@@ -88,7 +88,7 @@ func (c Config) Policy() policy.Policy {
 // Read reads the configuration with this path. The file at Path need not exist. Its runtime
 // directory and log file are for root only: other users have their own.
 func Read(path string) (Config, error) {
-	text, err := os.ReadFile(path)
+	text, err := nopoll.ReadFile(path, 0)
 	if path == Path && errors.Is(err, fs.ErrNotExist) {
 		return Default(), nil
 	}
@@ -109,6 +109,13 @@ func Read(path string) (Config, error) {
 // Parse parses the text of a configuration. An unknown key is an error: a typing mistake
 // must not weaken anything.
 func Parse(text []byte) (Config, error) {
+	if c, ok := parsePlain(string(text)); ok {
+		return c, c.check()
+	}
+	return parseTOML(text)
+}
+
+func parseTOML(text []byte) (Config, error) {
 	c := Default()
 	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
 	var document struct {

@@ -17,6 +17,7 @@ import (
 	"github.com/nix-closure/nix-closure/closure"
 	"github.com/nix-closure/nix-closure/closure/view"
 	"github.com/nix-closure/nix-closure/internal/mntns"
+	"github.com/nix-closure/nix-closure/internal/owndir"
 	"github.com/nix-closure/nix-closure/spec"
 )
 
@@ -223,10 +224,7 @@ func (e *exam) tryViews(ctx context.Context, store closure.Store, c closure.Clos
 		if err := unix.Mkdir(work+"/views", 0o700); err != nil {
 			return err
 		}
-		views, err := os.OpenRoot(work + "/views")
-		if err != nil {
-			return err
-		}
+		views := owndir.At(work + "/views")
 		defer views.Close()
 		layer, err := view.EnsureLayer(ctx, views, store, c, options)
 		if err != nil {

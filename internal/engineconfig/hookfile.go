@@ -171,7 +171,7 @@ func hookFiles(dir, program, engine string) map[string][]byte {
   "hook": {
     "path": %s,
     "args": ["nix-closure-hook", "--engine", %q, %q],
-    "env": ["LC_ALL=C"]
+    "env": ["GOMAXPROCS=1"]
   },
   "when": {
     "annotations": {

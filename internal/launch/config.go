@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/nix-closure/nix-closure/spec"
 )
 
 // version is of the runtime specification: older than what is used of it, because crun
@@ -94,7 +96,7 @@ func (c Container) mounts(rootless bool) []specs.Mount {
 func (c Container) hooks() *specs.Hooks {
 	call := func(stage string) []specs.Hook {
 		args := slices.Concat([]string{"nix-closure-hook"}, c.HookArgs, []string{stage})
-		return []specs.Hook{{Path: c.Hook, Args: args, Env: []string{"LC_ALL=C"}}}
+		return []specs.Hook{{Path: c.Hook, Args: args, Env: spec.HookEnv()}}
 	}
 	return &specs.Hooks{CreateRuntime: call("createRuntime"), Poststop: call("poststop")}
 }

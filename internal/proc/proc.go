@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -59,6 +60,26 @@ func startTime(pid int, fields []string) (uint64, error) {
 // IsGone reports whether an error of StartTime says that the process has ended: it does not
 // exist, or it ended between opening and reading.
 func IsGone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
+
+// AwaitEnd waits until a process has ended, at most for a time (pidfd_open(2), Linux 5.3).
+func AwaitEnd(pid int, most time.Duration) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // it has ended
+	}
+	defer unix.Close(fd)
+	deadline := time.Now().Add(most)
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return
+		}
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+		if err != unix.EINTR {
+			return
+		}
+	}
+}
 
 // InitProcess returns the container's process, from inside the container's mount namespace,
 // where /proc is still the host's. It is the oldest of this process's ancestors in that

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nix-closure/nix-closure/internal/settle"
 )
@@ -96,5 +97,27 @@ func TestInitProcess(t *testing.T) {
 	Dir = t.TempDir()
 	if got := InitProcess(); got != -1 {
 		t.Errorf("without /proc: %d, want -1", got)
+	}
+}
+
+// AwaitEnd returns when the process ends, and does not wait longer than it may.
+func TestAwaitEnd(t *testing.T) {
+	sleep := exec.Command("sleep", "0.2")
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	AwaitEnd(sleep.Process.Pid, time.Minute)
+	if _, err := StartTime(sleep.Process.Pid); !IsGone(err) {
+		t.Errorf("after %s: %v", time.Since(began), err)
+	}
+	if err := sleep.Wait(); err != nil {
+		t.Error(err)
+	}
+	began = time.Now()
+	AwaitEnd(os.Getpid(), 20*time.Millisecond)
+	AwaitEnd(1<<30, time.Minute)
+	if took := time.Since(began); took < 20*time.Millisecond || took > 30*time.Second {
+		t.Errorf("waited %s", took)
 	}
 }

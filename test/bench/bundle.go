@@ -53,7 +53,7 @@ func bothStages(path string, args ...string) map[string][]hook {
 
 // write makes the bundle in dir, for a container that runs one program of the
 // image.
-func (b *bundle) write(dir, program string) error {
+func (b *bundle) write(dir string, program ...string) error {
 	type object = map[string]any
 	capabilities := []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"}
 	config := object{
@@ -61,7 +61,7 @@ func (b *bundle) write(dir, program string) error {
 		"process": object{
 			"terminal": false,
 			"user":     object{"uid": 0, "gid": 0},
-			"args":     []string{program},
+			"args":     program,
 			"env":      []string{"PATH=/bin"},
 			"cwd":      "/",
 			"capabilities": object{
@@ -103,7 +103,7 @@ func (b *bundle) write(dir, program string) error {
 	return os.WriteFile(filepath.Join(dir, "config.json"), text, 0o644)
 }
 
-// makeImage makes the root of an image that holds two programs and an empty
+// makeImage makes the root of an image that holds a few programs and an empty
 // store directory.
 func makeImage(root string, p programs) error {
 	for _, dir := range []string{"bin", "dev", "proc", "sys", "tmp", storeDir} {
@@ -111,10 +111,12 @@ func makeImage(root string, p programs) error {
 			return err
 		}
 	}
-	if err := copyProgram(p.empty, filepath.Join(root, "bin/true")); err != nil {
-		return err
+	for name, program := range map[string]string{"true": p.empty, "count": p.count, "idle": p.idle, "walk": p.walk} {
+		if err := copyProgram(program, filepath.Join(root, "bin", name)); err != nil {
+			return err
+		}
 	}
-	return copyProgram(p.count, filepath.Join(root, "bin/count"))
+	return nil
 }
 
 func copyProgram(from, to string) error {

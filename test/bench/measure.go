@@ -6,134 +6,154 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"time"
+
+	"github.com/nix-closure/nix-closure/test/speed"
 )
 
 const (
-	warmUps = 3
-	// tooSlow is the time after which a case is not run again.
-	tooSlow = 30 * time.Second
-	// patience is how long all timed runs of one case may take; a slow case has
-	// fewer runs, but never fewer than fewest.
-	patience = 6 * time.Second
-	fewest   = 5
+	// fewest is how many values each row has at least.
+	fewest = 15
+	// tooSlow is the time of one run after which there are no others.
+	tooSlow = 6 * time.Second
+	// slow is the time of one run after which there are no more than the fewest.
+	slow = 400 * time.Millisecond
 )
 
-// check runs each case once, with the program that counts, and drops those that
-// cannot be measured. Only a container with very many mounts may be one.
-func check(cases []*testCase, p *progress) error {
-	for i, c := range cases {
-		p.show("checking %d of %d: %v", i+1, len(cases), c)
-		begin := time.Now()
-		err := c.check()
-		switch {
-		case err == nil && time.Since(begin) > tooSlow:
-			c.absent = fmt.Sprintf("too slow: one run takes %v", time.Since(begin).Round(time.Second))
-		case err != nil && (c.variant == mounts || c.variant == mountsNew) && !errors.Is(err, errStopped):
-			c.absent = "fails: " + err.Error()
-		case err != nil:
-			return fmt.Errorf("%v: %w", c, err)
-		}
-	}
-	return nil
+// A subject is one way to do one thing, which is measured many times.
+type subject struct {
+	row speed.Row
+	// run does it once, and returns the value: milliseconds, if the row has no unit.
+	run func() (float64, error)
+	// beside is what each run is divided by, and runs directly before or after it.
+	beside func() (float64, error)
+	// of has the values that each value is divided by, if nothing runs beside it: those of
+	// the same round.
+	of *subject
+	// others are compared in rows of their own, with the value of the same round.
+	others []other
+
+	values, besides []float64
+	last            time.Duration // of one run, with what is beside it
 }
 
-// check sees to it that the container has the store paths that it should have,
-// and that something is behind each of them.
-func (c *testCase) check() error {
-	entries := c.paths
-	if c.links {
-		entries++
-	}
-	if c.wholeStore {
-		// Nix keeps a directory of its own beside the store paths.
-		all, err := os.ReadDir(storeDir)
-		if err != nil {
-			return err
-		}
-		entries = len(all)
-	}
-	if c.prepare != nil {
-		if err := c.prepare(); err != nil {
-			return err
-		}
-	}
-	seen, err := c.runtime.output(c.counting)
-	if err != nil {
-		return err
-	}
-	if want := fmt.Sprintln(entries, c.paths); seen != want {
-		return fmt.Errorf("the container sees the wrong store: entries and those not empty are %q and should be %q",
-			seen, want)
-	}
-	return nil
+// other is what a subject is also compared to.
+type other struct {
+	name string
+	to   *subject
 }
 
-// measure takes the samples of all cases. In each round every case has its
-// turn, so that a drift of the machine hits all alike, and in another order
-// each time, so that none always follows the one with most mounts.
-func measure(cases []*testCase, runs int, p *progress) error {
-	due := map[*testCase]int{}
-	for i, c := range cases {
-		if c.absent != "" {
-			continue
-		}
-		p.show("warming up %d of %d: %v", i+1, len(cases), c)
-		estimate, err := c.warmUp()
-		if err != nil {
-			return fmt.Errorf("%v: %w", c, err)
-		}
-		due[c] = min(runs, max(fewest, int(patience/estimate)))
-	}
+// group is what is measured together.
+type group struct {
+	name string
+	// quick: it is measured in a quick run too.
+	quick bool
+	// budget is how long it may take; each subject has its fewest runs all the same.
+	budget  time.Duration
+	measure func(*bench, time.Duration) error
+}
+
+// absent notes that a subject cannot be measured.
+func (b *bench) absent(s *subject, why string) {
+	b.results.Rows = append(b.results.Rows, s.row.Absent(why))
+}
+
+// failed notes that something went wrong that should not have.
+func (b *bench) failed(row speed.Row, err error) {
+	b.results.Rows = append(b.results.Rows, row.Absent("failed: "+err.Error()))
+	b.failures = append(b.failures, fmt.Sprintf("%s: %v", row.Name(), err))
+}
+
+// measure takes the values of all subjects, and adds their rows. In each round every
+// subject has its turn, so that a drift of the machine hits all alike, and in another
+// order each time, so that none always follows the same one.
+func (b *bench) measure(subjects []*subject, budget time.Duration) error {
+	began := time.Now()
 	random := rand.New(rand.NewPCG(3, 4))
-	for round := range runs {
-		p.show("round %d of %d", round+1, runs)
-		random.Shuffle(len(cases), func(i, k int) { cases[i], cases[k] = cases[k], cases[i] })
-		for _, c := range cases {
-			// Fewer runs than rounds are spread over all rounds.
-			if len(c.samples) >= (round+1)*due[c]/runs {
+	gone := map[*subject]bool{}
+	once := func(s *subject, keep bool) error {
+		err := s.once(random, keep)
+		if errors.Is(err, errStopped) {
+			return err
+		}
+		if err != nil {
+			gone[s] = true
+			b.failed(s.row, err)
+		}
+		return nil
+	}
+	for i, s := range subjects {
+		b.progress.show("warming up %d of %d: %s", i+1, len(subjects), s.row.Name())
+		for range 2 {
+			if err := once(s, false); err != nil {
+				return err
+			}
+			if s.last > slow || gone[s] {
+				break
+			}
+		}
+		if !gone[s] && s.last > tooSlow {
+			gone[s] = true
+			b.absent(s, fmt.Sprintf("too slow: one run takes %.0f s", s.last.Seconds()))
+		}
+	}
+	for round := 0; round < b.runs && (round < b.fewest || time.Since(began) < budget); round++ {
+		order := random.Perm(len(subjects))
+		for i, k := range order {
+			s := subjects[k]
+			if gone[s] || round >= b.fewest && s.last > slow {
 				continue
 			}
-			took, err := c.time()
-			if err != nil {
-				return fmt.Errorf("%v: %w", c, err)
+			b.progress.show("round %d, %d of %d: %s", round+1, i+1, len(order), s.row.Name())
+			if err := once(s, true); err != nil {
+				return err
 			}
-			c.samples = append(c.samples, took)
+		}
+	}
+	for _, s := range subjects {
+		if gone[s] {
+			continue
+		}
+		if s.of != nil && !gone[s.of] {
+			n := min(len(s.values), len(s.of.values))
+			s.values, s.besides = s.values[:n], s.of.values[:n]
+		}
+		b.results.Rows = append(b.results.Rows, s.row.Summary(s.values, s.besides))
+		for _, o := range s.others {
+			if n := min(len(s.values), len(o.to.values)); n > 0 && !gone[o.to] {
+				row := s.row
+				row.Of = o.name
+				row.Note = "the same runs"
+				b.results.Rows = append(b.results.Rows, row.Summary(s.values[:n], o.to.values[:n]))
+			}
 		}
 	}
 	return nil
 }
 
-// warmUp says how long the case takes.
-func (c *testCase) warmUp() (time.Duration, error) {
-	var last, sum time.Duration
-	for range warmUps {
-		took, err := c.time()
-		if err != nil {
-			return 0, err
-		}
-		last, sum = took, sum+took
-		if sum > patience/4 {
-			break
+// once runs the subject once, and what is beside it.
+func (s *subject) once(random *rand.Rand, keep bool) error {
+	began := time.Now()
+	defer func() { s.last = time.Since(began) }()
+	var value, beside float64
+	steps := []func() error{
+		func() (err error) { value, err = s.run(); return err },
+	}
+	if s.beside != nil {
+		steps = append(steps, func() (err error) { beside, err = s.beside(); return err })
+	}
+	for _, i := range random.Perm(len(steps)) {
+		if err := steps[i](); err != nil {
+			return err
 		}
 	}
-	return last, nil
+	if keep {
+		s.values = append(s.values, value)
+		if s.beside != nil {
+			s.besides = append(s.besides, beside)
+		}
+	}
+	return nil
 }
 
-// time runs the case once, always directly after a container that is not timed.
-// Moving a process into a cgroup waits for an RCU grace period, 10 to 20 ms,
-// unless another one was moved a few milliseconds ago. Without the container
-// before it, a run would have this wait or not depending on how long the
-// previous case took.
-func (c *testCase) time() (time.Duration, error) {
-	if c.prepare != nil {
-		if err := c.prepare(); err != nil {
-			return 0, err
-		}
-	}
-	if _, err := c.runtime.time(c.before); err != nil {
-		return 0, err
-	}
-	return c.runtime.time(c.bundle)
-}
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -18,7 +18,7 @@ var sources embed.FS
 
 // programs are the paths of the small programs, built and static.
 type programs struct {
-	empty, count, measure string
+	empty, count, measure, become, idle, walk string
 }
 
 func buildPrograms(dir string) (programs, error) {
@@ -26,8 +26,11 @@ func buildPrograms(dir string) (programs, error) {
 		empty:   filepath.Join(dir, "empty"),
 		count:   filepath.Join(dir, "count"),
 		measure: filepath.Join(dir, "measure"),
+		become:  filepath.Join(dir, "become"),
+		idle:    filepath.Join(dir, "idle"),
+		walk:    filepath.Join(dir, "walk"),
 	}
-	for _, program := range []string{p.empty, p.count, p.measure} {
+	for _, program := range []string{p.empty, p.count, p.measure, p.become, p.idle, p.walk} {
 		if err := build(program); err != nil {
 			return programs{}, fmt.Errorf("building %s: %w", program, err)
 		}

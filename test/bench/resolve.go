@@ -3,59 +3,54 @@
 package main
 
 import (
-	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
 	"time"
+
+	"github.com/nix-closure/nix-closure/test/speed"
 )
 
-// resolveRuns is how often each way is timed.
-const resolveRuns = 20
+const (
+	nixStoreRequisites = "nix-store --query --requisites"
+	pathInfo           = "nix path-info --recursive"
+)
 
-// resolving is how long it takes to print a closure of memoryPaths.
-type resolving struct {
-	// nix is `nix-store --query --requisites`; cold is `nix-closure resolve` of what is
-	// not remembered, and warm of what is.
-	nix, cold, warm []time.Duration
-}
-
-// measureResolve resolves one closure in each way, in turn.
-func (h *host) measureResolve(p *progress) (*resolving, error) {
-	p.show("resolving %d paths", memoryPaths)
-	root := h.store.Root(memoryPaths)
-	program := filepath.Join(filepath.Dir(h.hook), "nix-closure")
-	resolve := append(h.cold.args(), "resolve", root)
-	r := &resolving{}
-	for range resolveRuns {
-		if err := os.RemoveAll(h.cold.runtimeDir); err != nil {
-			return nil, err
+// measureResolve prints closures in each way.
+func measureResolve(b *bench, budget time.Duration) error {
+	h := b.host
+	var all []*subject
+	for _, n := range b.sizes {
+		if n < usualPaths {
+			continue
 		}
-		for _, way := range []struct {
-			samples *[]time.Duration
-			program string
-			args    []string
-		}{
-			{&r.nix, "nix-store", []string{"--query", "--requisites", root}},
-			{&r.cold, program, resolve},
-			{&r.warm, program, resolve},
-		} {
-			took, err := timeProcess(os.DevNull, way.program, way.args...)
-			if err != nil {
-				return nil, err
+		root := h.store.Root(n)
+		add := func(variant, program string, forget bool, args ...string) *subject {
+			s := &subject{
+				row: speed.Row{Group: "resolve", What: "print a closure", Variant: variant, Paths: n, Unit: "ms"},
+				run: func() (float64, error) {
+					if forget {
+						if err := os.RemoveAll(h.cold.runtimeDir); err != nil {
+							return 0, err
+						}
+					}
+					return timeProcess(os.DevNull, program, args...)
+				},
 			}
-			*way.samples = append(*way.samples, took)
+			all = append(all, s)
+			return s
+		}
+		requisites := add(nixStoreRequisites, "nix-store", false, "--query", "--requisites", root)
+		ways := []*subject{
+			add(pathInfo, "nix", false, "--extra-experimental-features", "nix-command", "path-info",
+				"--recursive", root),
+			add("nix-closure resolve, cold", h.command(), true,
+				slices.Concat(h.cold.args(), []string{"resolve", root})...),
+			add("nix-closure resolve, remembered", h.command(), false,
+				slices.Concat(h.warm.args(), []string{"resolve", root})...),
+		}
+		for _, w := range ways {
+			w.row.Of, w.of = nixStoreRequisites, requisites
 		}
 	}
-	return r, nil
-}
-
-// figures are empty where nothing was measured.
-func (r *resolving) figures() []figure {
-	if r == nil {
-		return nil
-	}
-	what := fmt.Sprintf("resolve %d paths / nix-store -qR", memoryPaths)
-	return []figure{{
-		what: what, value: median(r.cold) / median(r.nix), measured: true, most: resolveToNix,
-	}}
+	return b.measure(all, budget)
 }

@@ -318,8 +318,58 @@ func TestCDIAtTheSameTime(t *testing.T) {
 	})
 }
 
-// The garbage collector keeps the closure of a device, also while it runs already when the
-// device is added, and takes it afterwards.
+// While the garbage collector runs over and over, a device is added with its whole closure,
+// which stays, or it is refused because that is not valid any more.
+func TestCDICollectorLoop(t *testing.T) {
+	removeDevices(t)
+	var names []string
+	for i := range 24 {
+		names = append(names, fmt.Sprintf("device-%d", i))
+	}
+	added, refused := 0, 0
+	link := t.TempDir() + "/kept"
+	trees := buildTrees(t, names, "--out-link", link)
+	stop := over(t, "nix-store", "--gc")
+	for i, one := range trees {
+		kept := fmt.Sprintf("%s-%d", link, i+1)
+		if i == 0 {
+			kept = link
+		}
+		if i%3 == 0 {
+			removeAll(t, kept) // the collector may take it at any moment
+		}
+		_, stderr, status := operator("/", "cdi", "generate", one.name+"="+one.root)
+		removeAll(t, kept)
+		switch {
+		case status == 0:
+			added++
+		case status == 3 && i%3 == 0:
+			refused++
+		default:
+			t.Errorf("%s: %d %s", one.name, status, stderr)
+		}
+	}
+	if times, failed := stop(); times < 2 || len(failed) > 0 {
+		t.Errorf("the collector ran %d times: %q", times, failed)
+	}
+	must(t, "nix-store", "--gc")
+	devices := listDevices(t)
+	if len(devices) != added || added < len(trees)/2 {
+		t.Errorf("%d devices, %d added, %d refused", len(devices), added, refused)
+	}
+	for _, d := range devices {
+		if d.State != "ok" {
+			t.Errorf("%+v", d)
+		}
+		for _, path := range trees[slices.Index(names, d.Name)].closure {
+			if _, err := os.Lstat(path); err != nil {
+				t.Errorf("%s: %v", d.Name, err)
+			}
+		}
+	}
+}
+
+// The garbage collector keeps the closure of a device, and takes it afterwards.
 func TestCDICollector(t *testing.T) {
 	removeDevices(t)
 	root := addStorePath(t, "collected")
@@ -721,6 +771,10 @@ func TestCDIRootless(t *testing.T) {
 	}
 	alice.must(t, program, "cdi", "remove", "--file", file, "mine")
 	must(t, "nix-store", "--delete", root)
+	_, stderr, err := alice.call(program, "cdi", "generate", "--output", file, "mine="+root)
+	if status(err) != 3 || !strings.Contains(stderr, "is not valid") {
+		t.Errorf("%v %s", err, stderr)
+	}
 	left, err := filepath.Glob(alice.home + "/.local/state/nix-closure/*")
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q %v", left, err)

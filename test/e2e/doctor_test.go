@@ -160,7 +160,7 @@ var misconfigurations = []misconfiguration{
 		id: "hook-stage", severity: "open", starts: true},
 	{name: "CRI-O's hook file", plant: replaceIn(createFile, `"podman"`, `"cri-o"`), id: "hook-engine",
 		severity: "warning"},
-	{name: "no environment", plant: replaceIn(createFile, `"env": ["LC_ALL=C"]`, `"env": []`), id: "hook-env",
+	{name: "no environment", plant: replaceIn(createFile, `"env": ["GOMAXPROCS=1"]`, `"env": []`), id: "hook-env",
 		severity: "warning"},
 	{name: "no hook file for poststop", plant: "rm " + endFile, id: "no-poststop", severity: "warning"},
 	{name: "a hook file that is cut off", plant: "truncate -s 100 " + createFile, id: "hook-file", severity: "closed"},

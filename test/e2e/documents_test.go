@@ -15,7 +15,7 @@ var (
 	documentLink   = regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
 	documentedName = regexp.MustCompile("(?:^|[` ])" +
 		`((?:\.ci|closure|cmd|docs|examples|hook|internal|spec|test)/[\w./-]*)`)
-	makeTarget = regexp.MustCompile("(?m)(?:^    |`|&& )make ([a-z][a-z0-9]*)\\b")
+	makeTarget = regexp.MustCompile("(?m)(?:^    |`|&& )make ([a-z][a-z0-9-]*)\\b")
 	testName   = regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*…?`)
 )
 
@@ -40,7 +40,7 @@ func TestDocumentedNames(t *testing.T) {
 			}
 		}
 		for _, m := range makeTarget.FindAllStringSubmatch(text, -1) {
-			if !regexp.MustCompile(`(?m)^([a-z0-9 ]+ )?` + m[1] + `( [a-z0-9 ]+)?:`).MatchString(makefile) {
+			if !regexp.MustCompile(`(?m)^([a-z0-9 -]+ )?` + m[1] + `( [a-z0-9 -]+)?:`).MatchString(makefile) {
 				t.Errorf("%s names make %s", name, m[1])
 			}
 		}

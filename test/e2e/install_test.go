@@ -145,7 +145,8 @@ func TestInstall(t *testing.T) {
 		if !slices.Equal(stages, []string{"createRuntime", "poststop"}) {
 			t.Errorf("%q: the hook files are for %q", c.arguments, stages)
 		}
-		for _, program := range []string{"nix-closure-hook", "nix-closure", "nix-closure-runtime", "nix-closure-nri"} {
+		for _, program := range []string{"nix-closure-hook", "nix-closure", "nix-closure-runtime", "nix-closure-nri",
+			"nix-closure-device-plugin"} {
 			// Static: in an image or a rescue system it needs nothing.
 			f, err := elf.Open(dir + c.prefix + "/bin/" + program)
 			if err != nil {

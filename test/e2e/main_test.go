@@ -235,9 +235,9 @@ func must(t *testing.T, program string, args ...string) string {
 
 // logLine is a line of the log.
 type logLine struct {
-	Level, Msg, Stage, Container, Mode, Why string
-	NixStore                                string   `json:"nix-store"` // what it writes of its progress
-	Records                                 []string // swept
+	Level, Msg, Stage, Container, Mode, Why, Error string
+	NixStore                                       string   `json:"nix-store"` // what it writes of its progress
+	Records                                        []string // swept
 }
 
 func readLog(t *testing.T) []logLine {

@@ -291,7 +291,8 @@ func TestNixPackage(t *testing.T) {
 		return nil
 	})
 	want := append([]string{
-		"bin/nix-closure", "bin/nix-closure-hook", "bin/nix-closure-nri", "bin/nix-closure-runtime",
+		"bin/nix-closure", "bin/nix-closure-device-plugin", "bin/nix-closure-hook", "bin/nix-closure-nri",
+		"bin/nix-closure-runtime",
 		"lib/systemd/system/nix-closure-nri.service",
 		"share/containers/oci/hooks.d/nix-closure-createRuntime.json",
 		"share/containers/oci/hooks.d/nix-closure-poststop.json",

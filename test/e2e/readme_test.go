@@ -94,6 +94,9 @@ var documents = []document{
 			notRun: noKubernetes},
 		{text: "kubectl describe pod nix-closure-canary", notRun: noKubernetes},
 		{text: "kubectl delete pod nix-closure-canary", notRun: noKubernetes},
+		{text: "useradd --system --no-create-home --shell /usr/sbin/nologin nix-closure", notRun: noSystemd},
+		{text: "cp examples/systemd/nix-closure-device-plugin.service /etc/systemd/system/", notRun: noSystemd},
+		{text: "systemctl enable --now nix-closure-device-plugin", notRun: noSystemd},
 		{text: "docker run --annotation nix-closure/roots=/nix/store/…-hello-2.12 IMAGE " +
 			"/nix/store/…-hello-2.12/bin/hello",
 			notRun: "TestDocker… does it by Docker's API"},

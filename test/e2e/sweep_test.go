@@ -63,11 +63,13 @@ func TestKilledHook(t *testing.T) {
 		path   string // of it; empty: any
 		times  int    // which of them; 0: the first
 		mode   string // empty: both in turn
+		made   bool   // views is there, so that what is made is the layer
+		known  bool   // another container had the same closure, so that it is on record at once
 	}{
 		{before: "openat", path: configFile},
-		{before: "mkdirat", path: "views"},
+		{before: "mkdirat", path: runtimeDir + "/views"},
 		{before: "flock"},
-		{before: "openat", path: runtimeDir + "/registrations"}, // sweeping
+		{before: "openat", path: runtimeDir + "/containers"}, // sweeping
 		{before: "openat", path: "/nix/var/nix/gc.lock"},
 		{before: "renameat", path: runtimeDir + "/closures"}, // by the program that resolves
 		{before: "fcntl", path: runtimeDir + "/locks"},       // claiming the ID
@@ -76,7 +78,7 @@ func TestKilledHook(t *testing.T) {
 		{before: "renameat", path: runtimeDir + "/containers/" + id + ".json"},
 		{before: "mkdirat", path: id}, // for GC roots
 		{before: "symlinkat"},
-		{before: "mkdirat", path: runtimeDir + "/views", mode: "overlay"},
+		{before: "mkdirat", path: runtimeDir + "/views", mode: "overlay", made: true},
 		{before: "fsetxattr", mode: "overlay"},
 		{before: "mkdirat", path: filepath.Base(store["tools"]), mode: "overlay"}, // half of the layer
 		{before: "utimensat", path: runtimeDir + "/views", mode: "overlay"},       // all of it
@@ -95,6 +97,17 @@ func TestKilledHook(t *testing.T) {
 		{before: "mount_setattr"},
 		{before: "setns", times: 2}, // all is attached
 		{before: "write", path: logFile},
+		{before: "fcntl", path: runtimeDir + "/locks", known: true},
+		{before: "openat", path: runtimeDir + "/containers/." + id + ".json", known: true},
+		{before: "renameat", path: runtimeDir + "/containers/" + id + ".json", known: true},
+		{before: "openat", path: gcRoots, known: true}, // all use marks are there
+		{before: "mkdirat", path: id, known: true},
+		{before: "symlinkat", path: id + "/.boot", known: true},
+		{before: "symlinkat", path: id + "/" + filepath.Base(store["tools"]), known: true},
+		{before: "newfstatat", path: "/proc/self/ns/user", known: true}, // all is reserved
+		{before: "fsopen", mode: "overlay", known: true},
+		{before: "move_mount", mode: "overlay", known: true},
+		{before: "setns", times: 2, known: true},
 	}
 	program := filepath.Join(*bin, "nix-closure-hook")
 	for i, m := range moments {
@@ -109,9 +122,21 @@ func TestKilledHook(t *testing.T) {
 			args = append(args, "-P", m.path)
 		}
 		for _, sweepFirst := range []bool{false, true} {
-			when := fmt.Sprintf("%s %s %d, %s %s, sweep first %v", m.before, m.path, m.times, runtime, mode, sweepFirst)
+			when := fmt.Sprintf("%s %s %d, %s %s, known %v, sweep first %v", m.before, m.path, m.times, runtime, mode,
+				m.known, sweepFirst)
 			removeAll(t, runtimeDir)
 			removeAll(t, gcRoots)
+			if m.made {
+				if err := os.MkdirAll(runtimeDir+"/views", 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if m.known {
+				b := newBundle(t, annotations, "ls /nix/store | wc -l", "createRuntime", "poststop")
+				if _, out, stderr, err := b.run(t, runtime); err != nil || out != want {
+					t.Fatalf("%s: the start before: %v %q %s", when, err, out, stderr)
+				}
+			}
 			killed := newBundle(t, annotations, "echo it runs")
 			killed.config["hooks"] = object{"createRuntime": []object{{
 				"path": "/usr/bin/strace", "args": append(args, program, "createRuntime"), "env": []string{"LC_ALL=C"},

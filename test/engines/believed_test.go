@@ -97,9 +97,9 @@ func TestBelievedOfDocker(t *testing.T) {
 
 // Docker knows devices, which ask for a closure by their name.
 func TestDeviceOfDocker(t *testing.T) {
-	d := newDocker(t)
 	generate(t, "env", store["env"])
 	generate(t, "tools", store["tools"])
+	d := newDocker(t)
 	const env, tools = "nix-closure/closure=env", "nix-closure/closure=tools"
 	closure := closureOf(t, store["env"])
 	if sees, err := d.runOnce(t, "busybox", nil, env); err != nil || !slices.Equal(sees, closure) {

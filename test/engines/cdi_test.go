@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/pkg/cdi"
 	"github.com/containerd/containerd/v2/pkg/cio"
@@ -19,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	devices "tags.cncf.io/container-device-interface/pkg/cdi"
 )
 
 const (
@@ -74,9 +76,26 @@ func isAlone(t *testing.T, run func(t *testing.T, devices ...string) ([]string, 
 		sees, err := run(t, devices...)
 		isRefused(t, sees, err, says)
 	}
+	// A daemon hears of a change of the file, and reads it a moment later.
+	noticed := func(says string) {
+		t.Helper()
+		for range 50 {
+			if _, err := run(t, kind+"env"); err != nil && strings.Contains(err.Error(), says) {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		refused(says, kind+"env")
+	}
 	// The control: without a device there is the whole store.
 	if sees, err := run(t); err != nil || !slices.Contains(sees, filepath.Base(store["foreign"])) {
 		t.Fatalf("without a device: %v %q", err, sees)
+	}
+	for range 50 {
+		if _, err := run(t, kind+"goes"); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 	env, tools := closureOf(t, store["env"]), closureOf(t, store["tools"])
 	both := slices.Concat(env, tools)
@@ -106,11 +125,11 @@ func isAlone(t *testing.T, run func(t *testing.T, devices ...string) ([]string, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused("/nowhere/nix-closure-hook", kind+"env")
+	noticed("/nowhere/nix-closure-hook")
 	if err := os.Remove(cdiFile); err != nil {
 		t.Fatal(err)
 	}
-	refused(kind+"env", kind+"env")
+	noticed("nresolvable CDI devices")
 }
 
 // Docker as it is knows devices.
@@ -125,6 +144,11 @@ func TestDeviceAloneOfDocker(t *testing.T) {
 func TestDeviceAloneOfClient(t *testing.T) {
 	n := newNode(t, nodeOptions{})
 	if _, err := n.client.Import(namespaces.WithNamespace(t.Context(), "default"), busyboxImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	// As a client that was just started: it reads the files now, and not when it hears of a
+	// change.
+	if err := devices.Configure(devices.WithAutoRefresh(false)); err != nil {
 		t.Fatal(err)
 	}
 	count := 0

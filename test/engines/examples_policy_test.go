@@ -14,6 +14,7 @@ import (
 	"time"
 
 	core "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // Every manifest is valid, by the API server's own validation.
@@ -222,4 +223,53 @@ func TestExamplePolicy(t *testing.T) {
 		EphemeralContainerCommon: core.EphemeralContainerCommon{Name: "debug", Image: "image"},
 	}}
 	check([]question{{ends, ""}, {debugged, ""}, {pod("", keys("nix-closure/roots")), class}}, "-update")
+}
+
+// The policy for named closures refuses pods that pass the scheduler by, and no others.
+func TestExamplePolicyNamed(t *testing.T) {
+	type resources = map[core.ResourceName]string
+	pod := func(node string, init, container resources) *core.Pod {
+		p := &core.Pod{Spec: core.PodSpec{
+			NodeName:       node,
+			InitContainers: []core.Container{{Name: "setup", Image: "image"}},
+			Containers:     []core.Container{{Name: "web", Image: "image"}, {Name: "db", Image: "image"}},
+		}}
+		p.APIVersion, p.Kind, p.Name = "v1", "Pod", "pod"
+		list := func(all resources) core.ResourceRequirements {
+			limits := core.ResourceList{}
+			for name, quantity := range all {
+				limits[name] = resource.MustParse(quantity)
+			}
+			return core.ResourceRequirements{Limits: limits, Requests: limits}
+		}
+		p.Spec.InitContainers[0].Resources, p.Spec.Containers[1].Resources = list(init), list(container)
+		return p
+	}
+	named, others := resources{"nix-closure/hello": "1", "cpu": "1"}, resources{"example.org/gpu": "1", "memory": "1Gi"}
+	example := only[*core.Pod](t, example(t, "kubernetes/pod-named.yaml"))
+	elsewhere := example.DeepCopy()
+	elsewhere.Spec.NodeName = "node"
+	var pods []*core.Pod
+	var want []bool
+	for _, q := range []struct {
+		pod     *core.Pod
+		allowed bool
+	}{
+		{pod("", nil, nil), true},
+		{pod("node", nil, nil), true},
+		{pod("node", others, others), true},
+		{pod("", named, named), true},
+		{pod("node", nil, named), false},
+		{pod("node", named, nil), false},
+		{example, true},
+		{elsewhere, false},
+	} {
+		pods, want = append(pods, q.pod), append(want, q.allowed)
+	}
+	for i, said := range askPolicyOf(t, examples+"/kubernetes/components/device-plugin/policy-named.yaml", pods) {
+		if allowed := said == "allowed"; allowed != want[i] ||
+			!allowed && !strings.Contains(said, "a pod with a nix-closure/ resource must not name its node") {
+			t.Errorf("pod %d: %s", i, said)
+		}
+	}
 }

@@ -118,7 +118,7 @@ func TestExampleManifests(t *testing.T) {
 			count[fmt.Sprintf("%T", o)]++
 		}
 	}
-	want := map[string]int{"*v1.Namespace": 1, "*v1.DaemonSet": 1, "*v1.RuntimeClass": 1, "*v1.Pod": 3,
+	want := map[string]int{"*v1.Namespace": 1, "*v1.DaemonSet": 1, "*v1.RuntimeClass": 1, "*v1.Pod": 4,
 		"*v1.ValidatingAdmissionPolicy": 1, "*v1.ValidatingAdmissionPolicyBinding": 1}
 	for kind := range want {
 		if count[kind] != want[kind] {
@@ -419,13 +419,19 @@ func checkUnit(t *testing.T, name, program string, others ...string) {
 	if !strings.HasPrefix(settings["ExecStart"], installedIn+"/"+program) {
 		t.Errorf("it starts %s", settings["ExecStart"])
 	}
+	verifyUnits(t, append([]string{name}, others...)...)
+}
+
+// verifyUnits has systemd verify units.
+func verifyUnits(t *testing.T, units ...string) {
+	t.Helper()
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Fatalf("%v: install systemd, or have test/install.sh do it", err)
 	}
 	// Of a program that there is.
 	dir := t.TempDir()
 	args := []string{"verify"}
-	for _, unit := range append([]string{name}, others...) {
+	for _, unit := range units {
 		text := strings.ReplaceAll(example(t, "systemd/"+unit), installedIn, *bin)
 		args = append(args, dir+"/"+unit)
 		if err := os.WriteFile(dir+"/"+unit, []byte(text), 0o644); err != nil {
@@ -548,11 +554,16 @@ func (n *node) inNetwork(f func() error) error {
 
 // statusOf asks a kubelet on the node, which may just be starting, for a pod's
 // status.
-func (n *node) statusOf(t *testing.T, address, pod string) (s core.PodStatus) {
+func (n *node) statusOf(t *testing.T, address, pod string) core.PodStatus {
 	t.Helper()
-	dial := func(context.Context, string, string) (c net.Conn, _ error) {
+	return podStatus(address, pod, func(context.Context, string, string) (c net.Conn, _ error) {
 		return c, n.inNetwork(func() (err error) { c, err = net.Dial("tcp", address); return err })
-	}
+	})
+}
+
+// podStatus asks a kubelet, which may just be starting, for a pod's status. dial connects
+// to it; nil: as usual.
+func podStatus(address, pod string, dial func(context.Context, string, string) (net.Conn, error)) (s core.PodStatus) {
 	client := http.Client{Transport: &http.Transport{
 		DialContext: dial, DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
@@ -615,18 +626,12 @@ func asStatic(t *testing.T, pod core.Pod, image string) []byte {
 	return text
 }
 
-// The DaemonSet installs the programs and runs the plugin on a node that requires
-// it, with the capabilities that it has there; the pods of the examples see their
-// closures, and the canary does not start.
-func TestExampleDaemonSet(t *testing.T) {
-	// The DaemonSet installs on the host.
-	if err := syscall.Mount("tmpfs", "/opt", "tmpfs", 0, "mode=0755"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount("/opt", syscall.MNT_DETACH) })
+// buildExampleImage builds the image of the examples, and returns an archive of it.
+func buildExampleImage(t *testing.T) string {
+	t.Helper()
 	programs := t.TempDir()
-	for _, program := range []string{*bin + "/nix-closure", *bin + "/nix-closure-hook", *bin + "/nix-closure-nri",
-		*bin + "/nix-closure-runtime", "/bin/busybox"} {
+	for _, program := range []string{*bin + "/nix-closure", *bin + "/nix-closure-device-plugin",
+		*bin + "/nix-closure-hook", *bin + "/nix-closure-nri", *bin + "/nix-closure-runtime", "/bin/busybox"} {
 		text, err := os.ReadFile(program)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(programs, filepath.Base(program)), text, 0o755)
@@ -644,6 +649,19 @@ func TestExampleDaemonSet(t *testing.T) {
 			t.Fatalf("podman %q: %v %s", command, err, out)
 		}
 	}
+	return archive
+}
+
+// The DaemonSet installs the programs and runs the plugin on a node that requires
+// it, with the capabilities that it has there; the pods of the examples see their
+// closures, and the canary does not start.
+func TestExampleDaemonSet(t *testing.T) {
+	// The DaemonSet installs on the host.
+	if err := syscall.Mount("tmpfs", "/opt", "tmpfs", 0, "mode=0755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount("/opt", syscall.MNT_DETACH) })
+	archive := buildExampleImage(t)
 
 	n := newNode(t, nodeOptions{})
 	n.with(t, copiedTo, "nix-closure-nri.toml")
@@ -661,7 +679,7 @@ func TestExampleDaemonSet(t *testing.T) {
 	if err := os.WriteFile("/etc/hosts", []byte(hosts+"192.0.2.1 node\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	var manifests string
+	var kubelet *kubelet
 	err := n.inNetwork(func() error {
 		for _, command := range []string{"link set lo up", "link add node0 type bridge",
 			"addr add 192.0.2.1/24 dev node0", "link set node0 up", "route add default dev node0"} {
@@ -670,18 +688,13 @@ func TestExampleDaemonSet(t *testing.T) {
 				return fmt.Errorf("ip %s: %w %s", command, err, out)
 			}
 		}
-		manifests = n.startKubelet(t)
+		kubelet = n.startKubelet(t)
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var config struct{ Port int }
-	if err := yaml.Unmarshal([]byte(readFile(t, filepath.Join(machine.Dir(), "kubelet/config.yaml"))),
-		&config); err != nil {
-		t.Fatal(err)
-	}
-	address := fmt.Sprintf("127.0.0.1:%d", config.Port)
+	manifests, address := kubelet.manifests, kubelet.address
 
 	// With the handler: /etc is this machine's own, and k0s has cgroupfs as this kubelet does.
 	set := only[*apps.DaemonSet](t, charts(t, "kustomize", examples+"/kubernetes/overlays/k0s"))

@@ -3,13 +3,12 @@
 package engines
 
 import (
+	"cmp"
+	"context"
 	"crypto/sha256"
-	"flag"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -20,70 +19,69 @@ import (
 	"github.com/nix-closure/nix-closure/test/synthetic"
 )
 
-var figures = flag.Bool("figures", false, "compare a full node's ways to show the store, and print a table")
-
 const (
 	fullNode  = 110  // pods: a kubelet's default
 	usualSize = 1000 // store paths
 	// atOnce is how many pods are being made at a time, a few for each core.
 	atOnce = 4
-	// startToWhole is what a start may take, with the store bound whole as 1.
-	startToWhole = 1.1
 )
 
 // load is what starting many pods took.
 type load struct {
-	starts []time.Duration // of each pod: sandbox, container, process
-	slab   int64           // kernel memory for all, in bytes
+	starts []time.Duration // of each pod: sandbox, container, process; 0: it did not start
 	ids    []string        // of containers
 	pods   []*pod
+	errs   []error // of the pods that did not start, in their order
 }
 
-func (l load) median() time.Duration {
-	sorted := slices.Sorted(slices.Values(l.starts))
-	return sorted[len(sorted)/2]
-}
-
-// fill starts so many pods of one container, as fast as the engine does.
-func (n *node) fill(t *testing.T, count int, handler string, annotations map[string]string, mounts ...*cri.Mount) load {
+// fill starts so many pods of one container, as fast as the engine does. After the
+// deadline it starts no more.
+func (n *node) fill(t *testing.T, count int, deadline time.Time, w way) load {
 	t.Helper()
-	before := slab(t)
-	l := load{starts: make([]time.Duration, count), ids: make([]string, count), pods: make([]*pod, count)}
+	l := load{starts: make([]time.Duration, count), ids: make([]string, count), pods: make([]*pod, count),
+		errs: make([]error, count)}
 	configs := make([]*cri.PodSandboxConfig, count)
 	for i := range configs {
-		configs[i] = podConfig(t, maps.Clone(annotations))
+		configs[i] = podConfig(t, maps.Clone(w.annotations))
 	}
 	next := make(chan int)
 	var workers sync.WaitGroup
 	for range atOnce {
 		workers.Go(func() {
 			for i := range next {
-				began := time.Now()
-				got, err := n.runtime.RunPodSandbox(t.Context(),
-					&cri.RunPodSandboxRequest{Config: configs[i], RuntimeHandler: handler})
-				if err != nil {
-					t.Errorf("pod %d: %v", i, err)
-					continue
-				}
-				l.pods[i] = &pod{n, got.PodSandboxId, configs[i], handler}
-				id, err := l.pods[i].create(t.Context(), "a", mounts...)
-				if err == nil {
-					_, err = n.runtime.StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: id})
-				}
-				if err != nil {
-					t.Errorf("pod %d: %v", i, err)
-				}
-				l.starts[i], l.ids[i] = time.Since(began), id
+				l.pods[i], l.ids[i], l.starts[i], l.errs[i] = n.startPod(t.Context(), configs[i], w)
 			}
 		})
 	}
 	for i := range count {
+		if !deadline.IsZero() && time.Now().After(deadline) {
+			l.errs[i] = fmt.Errorf("%d were not asked for in time", count-i)
+			break
+		}
 		next <- i
 	}
 	close(next)
 	workers.Wait()
-	l.slab = slab(t) - before
 	return l
+}
+
+// startPod starts a pod of one container, and says how long that took. The pod is there
+// whenever something of it is.
+func (n *node) startPod(ctx context.Context, config *cri.PodSandboxConfig, w way) (p *pod, id string, _ time.Duration,
+	_ error) {
+	began := time.Now()
+	got, err := n.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: w.handler})
+	if err != nil {
+		return nil, "", 0, err
+	}
+	p = &pod{n, got.PodSandboxId, config, w.handler}
+	if id, err = p.createOf(ctx, cmp.Or(w.image, image), "a", nil, w.mounts...); err != nil {
+		return p, "", 0, err
+	}
+	if _, err = n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id}); err != nil {
+		return p, id, 0, err
+	}
+	return p, id, time.Since(began), nil
 }
 
 // empty removes the pods.
@@ -100,27 +98,6 @@ func (l load) empty(t *testing.T) {
 		})
 	}
 	workers.Wait()
-}
-
-// slab is the memory that the kernel has for its own, in bytes
-// (proc_meminfo(5)).
-func slab(t *testing.T) int64 {
-	t.Helper()
-	text, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "Slab:" {
-			kib, err := strconv.ParseInt(fields[1], 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return kib << 10
-		}
-	}
-	t.Fatal("/proc/meminfo has no Slab")
-	return 0
 }
 
 // many is made by the first test that needs it.
@@ -157,56 +134,13 @@ func (l load) check(t *testing.T, n *node, want string) {
 func TestFullNode(t *testing.T) {
 	annotations, want := manyPaths(t)
 	n := wrapper(t)
-	l := n.fill(t, fullNode, "nix-closure", annotations)
+	l := n.fill(t, fullNode, time.Time{}, way{handler: "nix-closure", annotations: annotations})
+	for i, err := range l.errs {
+		if err != nil {
+			t.Errorf("pod %d: %v", i, err)
+		}
+	}
 	l.check(t, n, want)
 	l.empty(t)
 	nothingLeft(t)
-	if *figures {
-		compare(t, n, annotations)
-	}
-}
-
-// compare prints, for docs/speed.md, what a start takes and what the kernel keeps.
-func compare(t *testing.T, n *node, annotations map[string]string) {
-	inMode := func(mode string) map[string]string {
-		a := maps.Clone(annotations)
-		a["nix-closure/mode"] = mode
-		return a
-	}
-	type way struct {
-		name        string
-		handler     string
-		annotations map[string]string
-		mounts      []*cri.Mount
-	}
-	ways := []way{
-		{"store bound whole", "runc", nil, []*cri.Mount{wholeStore}},
-		{"overlay", "nix-closure", inMode("overlay"), nil},
-		{"bind", "nix-closure", inMode("bind"), nil},
-	}
-	medians := map[string][]time.Duration{}
-	slabs := map[string][]int64{}
-	for range 3 { // what drifts, hits all alike
-		for _, w := range ways {
-			l := n.fill(t, fullNode, w.handler, w.annotations, w.mounts...)
-			medians[w.name] = append(medians[w.name], l.starts...)
-			slabs[w.name] = append(slabs[w.name], l.slab/fullNode)
-			l.empty(t)
-		}
-	}
-	whole := load{starts: medians[ways[0].name]}.median()
-	fmt.Printf("%d pods of a closure of %d paths, %d at a time: median ms, times the store bound whole, KiB of slab "+
-		"a pod\n", fullNode, usualSize, atOnce)
-	for _, w := range ways {
-		median := load{starts: medians[w.name]}.median()
-		ratio := float64(median) / float64(whole)
-		verdict := "        "
-		if w.name == "overlay" {
-			if verdict = "within  "; ratio > startToWhole {
-				verdict = "MISSED  "
-			}
-		}
-		fmt.Printf("%s %-18s %8.1f %6.2f %8d\n", verdict, w.name, median.Seconds()*1000, ratio,
-			slices.Sorted(slices.Values(slabs[w.name]))[1]>>10)
-	}
 }

@@ -42,17 +42,40 @@ func coverSysctls(t *testing.T) {
 	}
 }
 
-// startKubelet starts a kubelet that has no API server, only static pods, and
-// returns the directory of their manifests.
-func (n *node) startKubelet(t *testing.T) (manifests string) {
+// kubelet is a kubelet that has no API server, only static pods.
+type kubelet struct {
+	process   *exec.Cmd
+	dir       string // its configuration and its log
+	manifests string // the directory of the pods' manifests
+	address   string // of its HTTPS server, on the loopback of its network namespace
+}
+
+// kubeletDir is a kubelet's directory. What it notes of device plugins is there whatever
+// --root-dir says.
+const kubeletDir = "/var/lib/kubelet"
+
+// startKubelet starts a kubelet, and ends it with the test.
+func (n *node) startKubelet(t *testing.T) *kubelet {
 	t.Helper()
 	coverSysctls(t)
-	dir := filepath.Join(machine.Dir(), "kubelet")
-	manifests = dir + "/manifests"
-	if err := os.MkdirAll(manifests, 0o755); err != nil {
+	// On the host, this directory only becomes a mount point.
+	if err := os.MkdirAll(kubeletDir, 0o750); err != nil {
 		t.Fatal(err)
 	}
-	_, port, _ := strings.Cut(freeAddress(t), ":")
+	if err := syscall.Mount("tmpfs", kubeletDir, "tmpfs", 0, "mode=0750"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(kubeletDir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	k := &kubelet{dir: filepath.Join(machine.Dir(), "kubelet"), address: freeAddress(t)}
+	k.manifests = k.dir + "/manifests"
+	if err := os.MkdirAll(k.manifests, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := strings.Cut(k.address, ":")
 	config := fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 address: 127.0.0.1
@@ -71,46 +94,63 @@ oomScoreAdj: 0
 makeIPTablesUtilChains: false
 localStorageCapacityIsolation: false
 podLogsDir: %s/logs
-`, port, n.socket(), manifests, dir)
-	if err := os.WriteFile(dir+"/config.yaml", []byte(config), 0o644); err != nil {
+`, port, n.socket(), k.manifests, k.dir)
+	if err := os.WriteFile(k.dir+"/config.yaml", []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	log, err := os.Create(dir + "/log")
-	if err != nil {
+	if err := os.WriteFile(k.dir+"/log", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
-	kubelet := exec.Command(filepath.Join(*bin, "stack/kubelet"), "--config", dir+"/config.yaml", "--root-dir",
-		dir+"/root", "--hostname-override", "node")
-	kubelet.Stdout, kubelet.Stderr = log, log
-	if err := kubelet.Start(); err != nil {
-		t.Fatal(err)
-	}
+	k.start(t)
 	t.Cleanup(func() {
-		_ = kubelet.Process.Signal(syscall.SIGTERM)
-		_ = kubelet.Wait()
-		if text, _ := os.ReadFile(dir + "/log"); t.Failed() {
+		k.stop()
+		if text, _ := os.ReadFile(k.dir + "/log"); t.Failed() {
 			t.Logf("kubelet: %s", text[max(0, len(text)-5000):])
 		}
 		// It mounts a tmpfs for each pod's token, and unmounts it.
 	})
-	return manifests
+	return k
+}
+
+func (k *kubelet) start(t *testing.T) {
+	t.Helper()
+	log, err := os.OpenFile(k.dir+"/log", os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	k.process = exec.Command(filepath.Join(*bin, "stack/kubelet"), "--config", k.dir+"/config.yaml",
+		"--root-dir", kubeletDir, "--hostname-override", "node")
+	k.process.Stdout, k.process.Stderr = log, log
+	if err := k.process.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (k *kubelet) stop() {
+	_ = k.process.Process.Signal(syscall.SIGTERM)
+	_ = k.process.Wait()
+}
+
+// containersOf are the containers of a pod that run.
+func (n *node) containersOf(t *testing.T, pod string) []*cri.Container {
+	t.Helper()
+	got, err := n.runtime.ListContainers(t.Context(), &cri.ListContainersRequest{Filter: &cri.ContainerFilter{
+		State:         &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING},
+		LabelSelector: map[string]string{"io.kubernetes.pod.name": pod},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.Containers
 }
 
 // running waits until a container of a pod runs that is none of those, and returns
 // its id.
 func (n *node) running(t *testing.T, pod string, except ...string) string {
 	t.Helper()
-	filter := &cri.ContainerFilter{
-		State:         &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING},
-		LabelSelector: map[string]string{"io.kubernetes.pod.name": pod},
-	}
 	for range 600 {
-		got, err := n.runtime.ListContainers(t.Context(), &cri.ListContainersRequest{Filter: filter})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range got.Containers {
+		for _, c := range n.containersOf(t, pod) {
 			if !slices.Contains(except, c.Id) {
 				return c.Id
 			}
@@ -137,7 +177,7 @@ func TestKubelet(t *testing.T) {
 }
 
 func testKubelet(t *testing.T, n *node) {
-	manifests := n.startKubelet(t)
+	manifests := n.startKubelet(t).manifests
 	manifest := fmt.Sprintf(`apiVersion: v1
 kind: Pod
 metadata:

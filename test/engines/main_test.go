@@ -25,7 +25,7 @@ var bin = flag.String("bin", "", "absolute path of the directory with the progra
 func TestMain(m *testing.M) {
 	flag.Parse()
 	run := machine.Run
-	if *figures {
+	if *speedFile != "" {
 		run = machine.RunOnDisk
 	}
 	os.Exit(run(func() int {

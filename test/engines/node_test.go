@@ -45,6 +45,9 @@ type nodeOptions struct {
 	gvisor bool
 	// required: no container without the plugin.
 	required bool
+	// rival: there is a RuntimeClass nix, whose containers have their files from
+	// nix-snapshotter.
+	rival bool
 }
 
 // configuration is what config.toml has about the handlers.
@@ -69,6 +72,9 @@ func (o nodeOptions) configuration() string {
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.gvisor]
   runtime_type = "io.containerd.runsc.v1"
 `)
+	}
+	if o.rival {
+		handlers.WriteString(rivalConfiguration)
 	}
 	return handlers.String()
 }
@@ -231,17 +237,24 @@ func busyboxImage(t *testing.T) *bytes.Reader {
 // annotatedImage is busyboxImage by another name, whose manifest has annotations.
 func annotatedImage(t *testing.T, name string, says map[string]string) *bytes.Reader {
 	t.Helper()
+	return bytes.NewReader(imageWith(t, name, says, nil, map[string][]byte{}))
+}
+
+// imageWith is annotatedImage with more files.
+func imageWith(t *testing.T, name string, says map[string]string, more []tar.Header, files map[string][]byte) []byte {
+	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		t.Fatal(err)
 	}
-	layer := archive(t, []tar.Header{
+	files["bin/busybox"] = busybox
+	layer := archive(t, append([]tar.Header{
 		{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755},
 		{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(busybox))},
 		{Name: "bin/sh", Typeflag: tar.TypeSymlink, Linkname: "busybox"},
 		{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o755},
 		{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777},
-	}, map[string][]byte{"bin/busybox": busybox})
+	}, more...), files)
 	digest := func(content []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(content)) }
 	type object = map[string]any
 	text := func(v any) []byte {
@@ -267,18 +280,18 @@ func annotatedImage(t *testing.T, name string, says map[string]string) *bytes.Re
 	})
 	named := blob("manifest.v1+json", manifest)
 	named["annotations"] = object{"io.containerd.image.name": name}
-	files := map[string][]byte{
+	blobs := map[string][]byte{
 		"oci-layout": text(object{"imageLayoutVersion": "1.0.0"}),
 		"index.json": text(object{"schemaVersion": 2, "manifests": []object{named}}),
 	}
 	for _, content := range [][]byte{layer, config, manifest} {
-		files["blobs/sha256/"+strings.TrimPrefix(digest(content), "sha256:")] = content
+		blobs["blobs/sha256/"+strings.TrimPrefix(digest(content), "sha256:")] = content
 	}
 	var headers []tar.Header
-	for name, content := range files {
+	for name, content := range blobs {
 		headers = append(headers, tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(content))})
 	}
-	return bytes.NewReader(archive(t, headers, files))
+	return archive(t, headers, blobs)
 }
 
 func archive(t *testing.T, headers []tar.Header, files map[string][]byte) []byte {

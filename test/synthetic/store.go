@@ -142,3 +142,44 @@ func nixStore(input *bytes.Buffer, args ...string) ([]byte, error) {
 	}
 	return output, nil
 }
+
+// Files adds a closure of so many paths, with so many files of some KiB in each, and
+// returns its root and all paths.
+func (s *Store) Files(count, each int) (root string, paths []string, _ error) {
+	begin, end := len(s.Paths), len(s.Paths)+count
+	random := rand.New(rand.NewPCG(uint64(count), uint64(each)))
+	content := make([]byte, 8<<10)
+	for i := range content {
+		content[i] = byte(random.Uint32())
+	}
+	for i := begin; i < end; i++ {
+		s.Paths = append(s.Paths, filepath.Join(storeDir, baseName(i)))
+	}
+	var registration bytes.Buffer
+	for i := begin; i < end; i++ {
+		var refs []int
+		place := end - 1 - i
+		for child := 4*place + 1; child <= 4*place+4 && child < count; child++ {
+			refs = append(refs, end-1-child)
+		}
+		if err := os.MkdirAll(filepath.Join(s.Paths[i], "share"), 0o755); err != nil {
+			return "", nil, err
+		}
+		for k := range each {
+			size := 512 + random.IntN(len(content)-512)
+			file := filepath.Join(s.Paths[i], "share", fmt.Sprintf("file-%d", k))
+			if err := os.WriteFile(file, content[:size], 0o444); err != nil {
+				return "", nil, err
+			}
+		}
+		fmt.Fprintf(&registration, "%s\n\n%d\n", s.Paths[i], len(refs))
+		for _, r := range refs {
+			fmt.Fprintln(&registration, s.Paths[r])
+		}
+	}
+	if _, err := nixStore(&registration, "--register-validity"); err != nil {
+		return "", nil, err
+	}
+	syscall.Sync()
+	return s.Paths[end-1], s.Paths[begin:end], nil
+}
