@@ -30,6 +30,8 @@ fi
 
 rm -f /var/log/nix-closure.log /var/log/nix-closure.log.1
 rm -f /etc/cdi/nix-closure.json
+rmdir /etc/cdi 2>/dev/null || true
+rm -rf /nix/var/nix/gcroots/nix-closure-cdi
 rm -rf /etc/nix-closure/installed
 rmdir /etc/nix-closure 2>/dev/null || true
 

@@ -33,6 +33,10 @@ func TestDebian(t *testing.T) {
 		t.Errorf("nix-closure doctor: %v %s%s", err, stdout, stderr)
 	}
 
+	d.must("nix-closure", "cdi", "generate", "hello="+d.hello)
+	d.must("podman", "--runtime", "runc", "run", "--rm", "--device", "nix-closure/closure=hello", image,
+		d.hello+"/bin/busybox", "true")
+
 	id := d.start()
 	d.upgrade()
 	for _, verb := range []string{"remove", "purge"} {
