@@ -419,8 +419,19 @@ func (h *readmeHost) greetsByDevice(t *testing.T, script string) {
 func (h *readmeHost) installsForUser(t *testing.T, script string) {
 	t.Helper()
 	h.must(t, "make uninstall")
-	h.must(t, script, "HOME="+h.alice.home)
+	h.must(t, script, h.homeOf(t, h.alice)...)
 	must(t, "chown", "--recursive", h.alice.name, h.alice.home+"/.local")
+}
+
+// homeOf is an environment with a user's home directory. What Go keeps below HOME is not
+// made once more there.
+func (h *readmeHost) homeOf(t *testing.T, u *ordinary) []string {
+	t.Helper()
+	own := strings.Fields(h.must(t, "PATH=$PATH:/usr/local/go/bin go env GOCACHE GOMODCACHE"))
+	if len(own) != 2 {
+		t.Fatalf("go env: %q", own)
+	}
+	return []string{"HOME=" + u.home, "GOCACHE=" + own[0], "GOMODCACHE=" + own[1]}
 }
 
 // configuresUser: then the user's podman finds the hook, and root's does not. Afterwards
