@@ -126,7 +126,7 @@ func TestOneClosure(t *testing.T) {
 	nixDaemon(t)
 	env, tools := store["env"], store["tools"]
 	const info, hidden = "nix-closure/closure-info", "hidden"
-	writeDevices(t, map[string]annotations{
+	plantDevices(t, map[string]annotations{
 		"env": roots(env), "again": roots(env), "tools": roots(tools),
 		"info": {info: store["closureInfo"]}, "bind": asking(annotations{"nix-closure/mode": "bind"}),
 		"hides":   asking(annotations{"nix-closure/listing": "false"}),

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -265,8 +266,7 @@ func (u *ordinary) loadImage(t *testing.T, image string) {
 }
 
 // writeDevices writes devices that the hook is called for with these annotations, for the
-// length of a test: the file that `nix-closure cdi generate` would write, with any
-// annotation. Every user can run its hook.
+// length of a test: the file that `nix-closure cdi generate` writes. Every user can run its hook.
 func writeDevices(t *testing.T, devices map[string]annotations) {
 	t.Helper()
 	user(t, "alice") // has installed the programs
@@ -283,6 +283,29 @@ func writeDevices(t *testing.T, devices map[string]annotations) {
 		}
 	}
 	write(t, cdiFile, []byte(text))
+}
+
+// plantDevices writes devices with annotations that `nix-closure cdi generate` would not
+// write, for the length of a test.
+func plantDevices(t *testing.T, devices map[string]annotations) {
+	t.Helper()
+	user(t, "alice") // has installed the programs
+	removeDevices(t)
+	var all []object
+	for name, says := range devices {
+		var hooks []object
+		for _, stage := range []string{"createRuntime", "poststop"} {
+			args := append(append([]string{"nix-closure-hook"}, flags(says)...), stage)
+			hooks = append(hooks, object{"hookName": stage, "path": hookProgram(), "args": args,
+				"env": []string{"LC_ALL=C"}})
+		}
+		all = append(all, object{"name": name, "containerEdits": object{"hooks": hooks}})
+	}
+	text, err := json.Marshal(object{"cdiVersion": "0.5.0", "kind": "nix-closure/closure", "devices": all})
+	if err := errors.Join(err, os.MkdirAll(filepath.Dir(cdiFile), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	write(t, cdiFile, text)
 }
 
 var wholeStore = []string{"-v", storeDir + ":" + storeDir + ":ro"}
