@@ -63,6 +63,7 @@ var manualFiles = []string{
 	"man/man1/nix-closure-cdi-remove.1",
 	"man/man1/nix-closure-cdi.1",
 	"man/man1/nix-closure-confine.1",
+	"man/man1/nix-closure-device-plugin.1",
 	"man/man1/nix-closure-diff.1",
 	"man/man1/nix-closure-doctor.1",
 	"man/man1/nix-closure-export.1",

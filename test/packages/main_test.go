@@ -32,7 +32,9 @@ func TestMain(m *testing.M) {
 const repository = "../.."
 
 // programs are those of each package, in its directory of programs.
-var programs = []string{"nix-closure", "nix-closure-hook", "nix-closure-nri", "nix-closure-runtime"}
+var programs = []string{
+	"nix-closure", "nix-closure-device-plugin", "nix-closure-hook", "nix-closure-nri", "nix-closure-runtime",
+}
 
 // dist is the path of the one file of make dist that matches a pattern.
 func dist(t *testing.T, pattern string) string {
