@@ -152,7 +152,7 @@ lint:
 	$(GOLANGCI) run ./...
 	cd test && $(GOLANGCI) run ./...
 	shellcheck packaging/*.sh packaging/scripts/*.sh
-	shellcheck test/install.sh test/stack/build.sh test/store/*.sh test/e2e/testdata/*.sh .ci/run
+	shellcheck test/install.sh test/stack/build.sh test/stores/real/*.sh test/e2e/testdata/*.sh .ci/run
 
 install: build manual
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(HOOKSDIR)

@@ -242,7 +242,7 @@ func (d *filesDisk) writeLists(root string, requisites []string) error {
 		}
 	}
 	if python == "" || static == "" {
-		return fmt.Errorf("the store of test/store has no python (%q) or no static program (%q)", python, static)
+		return fmt.Errorf("the store of test/stores/real has no python (%q) or no static program (%q)", python, static)
 	}
 	lists := map[string]string{
 		"stat": strings.Join(files, "\n"), "read": strings.Join(files, "\n"), "python": python,

@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/nix-closure/nix-closure/test/machine"
-	"github.com/nix-closure/nix-closure/test/synthetic"
+	"github.com/nix-closure/nix-closure/test/stores/synthetic"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // usualPaths is the size of a closure where there is only one size.
@@ -34,7 +34,7 @@ func (h *host) command() string { return filepath.Join(h.bin, "nix-closure") }
 
 // newHost makes the programs, the image, the configurations and the store.
 func newHost(bin string, storeSize int, sizes []int, p *progress) (*host, error) {
-	h := &host{dir: machine.Dir(), bin: bin}
+	h := &host{dir: testhost.Dir(), bin: bin}
 	if _, err := os.Stat(h.hook()); err != nil {
 		return nil, err
 	}

@@ -29,8 +29,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/nix-closure/nix-closure/test/machine"
 	"github.com/nix-closure/nix-closure/test/speed"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // groups are in the order in which they are measured.
@@ -88,7 +88,7 @@ func main() {
 		os.Exit(2)
 	}
 	if o.inside {
-		os.Exit(machine.RunOnDisk(func() int { return status(o.measureInside()) }))
+		os.Exit(testhost.RunOnDisk(func() int { return status(o.measureInside()) }))
 	}
 	switch {
 	case o.check != "":

@@ -14,8 +14,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/nix-closure/nix-closure/test/machine"
 	"github.com/nix-closure/nix-closure/test/speed"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // Whose podman it is.
@@ -85,8 +85,8 @@ func measurePodman(b *bench, budget time.Duration) error {
 
 // installHooks puts the programs and podman's hook files where every user can use them.
 func (b *bench) installHooks() (hooks string, _ error) {
-	bin, hooks := filepath.Join(machine.Dir(), "local"), filepath.Join(machine.Dir(), "hooks.d")
-	if err := errors.Join(os.Chmod(machine.Dir(), 0o711), os.MkdirAll(bin, 0o755),
+	bin, hooks := filepath.Join(testhost.Dir(), "local"), filepath.Join(testhost.Dir(), "hooks.d")
+	if err := errors.Join(os.Chmod(testhost.Dir(), 0o711), os.MkdirAll(bin, 0o755),
 		os.MkdirAll(hooks, 0o755)); err != nil {
 		return "", err
 	}
@@ -116,7 +116,7 @@ func (b *bench) installHooks() (hooks string, _ error) {
 func (b *bench) user() (*caller, error) {
 	// The host's users are in this machine too.
 	name := fmt.Sprintf("bench%d", os.Getpid())
-	home := filepath.Join(machine.Dir(), "home", name)
+	home := filepath.Join(testhost.Dir(), "home", name)
 	if _, err := output("useradd", "--no-create-home", "--home-dir", home, name); err != nil {
 		return nil, err
 	}

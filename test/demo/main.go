@@ -15,13 +15,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 func main() {
 	bin := flag.String("bin", "../bin", "the directory with the programs and hooks.d")
 	flag.Parse()
-	os.Exit(machine.Run(func() int {
+	os.Exit(testhost.Run(func() int {
 		if err := demo(*bin); err != nil {
 			fmt.Fprintf(os.Stderr, "demo: %v\n", err)
 			return 1
@@ -37,7 +37,7 @@ func demo(bin string) error {
 	}
 	say("A small Nix store, built by Nix in a private mount namespace")
 	began := time.Now()
-	out := filepath.Join(machine.Dir(), "store")
+	out := filepath.Join(testhost.Dir(), "store")
 	if _, err := run("store/build.sh", out); err != nil {
 		return err
 	}
@@ -52,11 +52,11 @@ func demo(bin string) error {
 	fmt.Printf("  built in %.1f s\n", time.Since(began).Seconds())
 
 	say("An ordinary image: no /nix, no libc, no shell")
-	image := filepath.Join(machine.Dir(), "image")
+	image := filepath.Join(testhost.Dir(), "image")
 	if err := os.MkdirAll(filepath.Join(image, "etc"), 0o755); err != nil {
 		return err
 	}
-	tar := filepath.Join(machine.Dir(), "image.tar")
+	tar := filepath.Join(testhost.Dir(), "image.tar")
 	if _, err := run("tar", "-C", image, "-cf", tar, "."); err != nil {
 		return err
 	}

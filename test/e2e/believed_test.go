@@ -15,24 +15,23 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/host"
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // What engines say, and what may come of it if somebody else does.
 const (
-	criType, criID, criName, criNamespace     = host.CRIType, host.CRIID, host.CRIName, host.CRINamespace
-	crioType, crioID, crioName, crioNamespace = host.CRIOType, host.CRIOID, host.CRIOName, host.CRIONamespace
+	criType, criID, criName, criNamespace     = testhost.CRIType, testhost.CRIID, testhost.CRIName, testhost.CRINamespace
+	crioType, crioID, crioName, crioNamespace = testhost.CRIOType, testhost.CRIOID, testhost.CRIOName, testhost.CRIONamespace
 
-	itsOwn, foreign, refused = host.ItsOwn, host.Foreign, host.Refused
+	itsOwn, foreign, refused = testhost.ItsOwn, testhost.Foreign, testhost.Refused
 )
 
 type (
 	annotations = map[string]string // what an image or a user says of a container
-	claim       = host.Claim
+	claim       = testhost.Claim
 )
 
-func claims() []claim { return host.Claims(store["foreign"]) }
+func claims() []claim { return testhost.Claims(store["foreign"]) }
 
 // seen is what a container could do, or why it did not start.
 type seen struct {
@@ -275,7 +274,7 @@ func writeDevices(t *testing.T, devices map[string]annotations) {
 	for name, says := range devices {
 		args = append(args, name+"="+cmp.Or(says["nix-closure/roots"], says["nix-closure/closure-info"]))
 	}
-	must(t, machine.Dir()+"/local/bin/nix-closure", append([]string{"cdi", "generate"}, args...)...)
+	must(t, testhost.Dir()+"/local/bin/nix-closure", append([]string{"cdi", "generate"}, args...)...)
 	text := string(read(t, cdiFile))
 	for _, says := range devices {
 		if info := says["nix-closure/closure-info"]; info != "" {

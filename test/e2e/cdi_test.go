@@ -14,7 +14,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 const (
@@ -481,7 +481,7 @@ func deviceWays(t *testing.T) []way {
 }
 
 // hookProgram is the program that the devices of writeDevices call.
-func hookProgram() string { return machine.Dir() + "/local/bin/nix-closure-hook" }
+func hookProgram() string { return testhost.Dir() + "/local/bin/nix-closure-hook" }
 
 // hide moves a file away, and returns what brings it back.
 func hide(t *testing.T, path string) (back func()) {
@@ -751,7 +751,7 @@ func TestDevicePolicy(t *testing.T) {
 func TestCDIRootless(t *testing.T) {
 	nixDaemon(t)
 	alice := user(t, "alice")
-	program := machine.Dir() + "/local/bin/nix-closure"
+	program := testhost.Dir() + "/local/bin/nix-closure"
 	root := addStorePath(t, "of-alice")
 	file := alice.home + "/cdi/closures.yaml"
 	alice.must(t, program, "cdi", "generate", "--output", file, "mine="+root)

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // cli calls nix-closure.
@@ -328,4 +328,4 @@ func TestHostViewPrinted(t *testing.T) {
 }
 
 // machineProgram is nix-closure where every user can run it.
-func machineProgram() string { return machine.Dir() + "/local/bin/nix-closure" }
+func machineProgram() string { return testhost.Dir() + "/local/bin/nix-closure" }

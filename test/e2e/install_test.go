@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // podmansHooks is the directory of hook files that podman reads by itself.
@@ -260,7 +260,7 @@ func TestInstalled(t *testing.T) {
 	alice.loadImage(t, ordinaryImage(t))
 	for name, arguments := range map[string][]string{
 		"the usual prefix": nil,
-		"elsewhere":        {"PREFIX=" + machine.Dir() + "/opt"},
+		"elsewhere":        {"PREFIX=" + testhost.Dir() + "/opt"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			install(t, arguments...)

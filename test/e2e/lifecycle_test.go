@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // Record and GC roots are there while a container runs, and gone after it,
@@ -87,7 +87,7 @@ func TestGarbageCollector(t *testing.T) {
 
 func rebuildStore(t *testing.T) {
 	t.Helper()
-	must(t, "../store/build.sh", filepath.Join(machine.Dir(), "store"))
+	must(t, "../stores/real/build.sh", filepath.Join(testhost.Dir(), "store"))
 }
 
 // A container that starts while the garbage collector runs is told to the

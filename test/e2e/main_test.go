@@ -18,15 +18,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/host"
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 var bin = flag.String("bin", "", "absolute path of the directory with the programs and hooks.d")
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(machine.Run(func() int {
+	os.Exit(testhost.Run(func() int {
 		if err := setUp(); err != nil {
 			fmt.Fprintf(os.Stderr, "setting up: %v\n", err)
 			return 1
@@ -35,23 +34,23 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// store has the store paths of ../store by attribute.
+// store has the store paths of ../stores/real by attribute.
 var store map[string]string
 
 const (
-	storeDir   = host.StoreDir
-	runtimeDir = host.RuntimeDir
-	gcRoots    = host.GCRoots
-	logFile    = host.LogFile
-	configFile = host.ConfigFile
+	storeDir   = testhost.StoreDir
+	runtimeDir = testhost.RuntimeDir
+	gcRoots    = testhost.GCRoots
+	logFile    = testhost.LogFile
+	configFile = testhost.ConfigFile
 )
 
 // What tests of every engine have.
 var (
-	nothingLeft = host.NothingLeft
-	leftovers   = host.Leftovers
-	closureOf   = host.ClosureOf
-	writeConfig = host.WriteConfig
+	nothingLeft = testhost.NothingLeft
+	leftovers   = testhost.Leftovers
+	closureOf   = testhost.ClosureOf
+	writeConfig = testhost.WriteConfig
 )
 
 // The images. None has a libc, a shell or a python.
@@ -62,14 +61,14 @@ const (
 )
 
 // storeRoots has a GC root for each attribute of the store.
-func storeRoots() string { return filepath.Join(machine.Dir(), "store", "roots") }
+func storeRoots() string { return filepath.Join(testhost.Dir(), "store", "roots") }
 
 func setUp() error {
 	if !filepath.IsAbs(*bin) {
 		return fmt.Errorf("-bin %q is not an absolute path", *bin)
 	}
 	var err error
-	if store, err = host.BuildStore(); err != nil {
+	if store, err = testhost.BuildStore(); err != nil {
 		return err
 	}
 	for image, files := range map[string][]tar.Header{

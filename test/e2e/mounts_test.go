@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // hooksWith makes a directory of the hook files that are installed, and of those of
@@ -215,9 +215,9 @@ func TestLeakingMounts(t *testing.T) {
 		{"a directory with a bind alias in it", nested + ":/x", "/nix/store"},
 		{"a symbolic link to /nix", links + "/nix:/x", "/nix"},
 		// /nix of this machine is a directory of that disk.
-		{"the disk below /nix", machine.Dir() + ":/x", "/nix/store"},
-		{"the directory below /nix", machine.Dir() + "/nix:/x", "/nix"},
-		{"a directory above all of that", filepath.Dir(machine.Dir()) + ":/x", "/nix/store"},
+		{"the disk below /nix", testhost.Dir() + ":/x", "/nix/store"},
+		{"the directory below /nix", testhost.Dir() + "/nix:/x", "/nix"},
+		{"a directory above all of that", filepath.Dir(testhost.Dir()) + ":/x", "/nix/store"},
 		{"the runtime directory", runtimeDir + "/closures:/x", runtimeDir + "/closures"},
 		{"an overlay on the host with the store in it", mounted + ":/x", "/nix/store"},
 		{"hard links of the store", "/nix/store/.links:/x", "/nix/store/.links"},

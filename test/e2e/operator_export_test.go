@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/synthetic"
+	"github.com/nix-closure/nix-closure/test/stores/synthetic"
 )
 
 // exportTo writes an export into a file.

@@ -15,7 +15,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 const (
@@ -214,7 +214,7 @@ func inOwnMachine(t *testing.T) {
 		args = append(args, "-test.v")
 	}
 	cmd := exec.Command("/proc/self/exe", args...)
-	within := "NIX_CLOSURE_TEST_MACHINE=" + machine.Dir()
+	within := "NIX_CLOSURE_TEST_MACHINE=" + testhost.Dir()
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return v == within }), ownMachine+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // remembering is a way by which podman comes to the hook, and whether that lasts.
@@ -119,7 +119,7 @@ func checkStartedAgain(t *testing.T, r remembering) {
 // podmanService is podman's socket, for the length of a test.
 func podmanService(t *testing.T) *http.Client {
 	t.Helper()
-	socket := machine.Dir() + "/podman.sock"
+	socket := testhost.Dir() + "/podman.sock"
 	service := exec.Command("podman", "--hooks-dir", *bin+"/hooks.d", "--runtime", "runc",
 		"system", "service", "--time", "0", "unix://"+socket)
 	if err := service.Start(); err != nil {

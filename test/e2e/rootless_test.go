@@ -19,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // ordinary is an ordinary user of the machine. Their podman finds the hooks as
@@ -62,7 +62,7 @@ func user(t *testing.T, name string) *ordinary {
 func userWithoutLogin(t *testing.T, name string) *ordinary {
 	t.Helper()
 	// The programs are where every user can run them.
-	local := machine.Dir() + "/local"
+	local := testhost.Dir() + "/local"
 	if _, err := os.Stat(local); err != nil {
 		must(t, "make", "-C", "../..", "install", "PREFIX="+local, "HOOKSDIR="+local+"/hooks.d")
 	}
@@ -73,7 +73,7 @@ func userWithoutLogin(t *testing.T, name string) *ordinary {
 		_, _, err := call("id", name)
 		exists = err == nil
 	}
-	u := &ordinary{name: name, home: machine.Dir() + "/home/" + name}
+	u := &ordinary{name: name, home: testhost.Dir() + "/home/" + name}
 	must(t, "useradd", "--no-create-home", "--home-dir", u.home, name)
 	id, err := strconv.Atoi(strings.TrimSpace(must(t, "id", "-u", name)))
 	if err != nil {
@@ -81,7 +81,7 @@ func userWithoutLogin(t *testing.T, name string) *ordinary {
 	}
 	u.id, u.own = id, fmt.Sprintf("/tmp/nix-closure-%d", id)
 	u.env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + u.home, "USER=" + name}
-	if err := errors.Join(os.Chmod(machine.Dir(), 0o711), os.MkdirAll(filepath.Dir(u.conf()), 0o755)); err != nil {
+	if err := errors.Join(os.Chmod(testhost.Dir(), 0o711), os.MkdirAll(filepath.Dir(u.conf()), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	u.setHooksDir(t, local+"/hooks.d")
@@ -473,11 +473,11 @@ func TestRootlessRefused(t *testing.T) {
 		return "looking at the container's mounts: mount of " + source + " on " + destination + ": shows " + source +
 			" of the host, and with it more than the closure; take the mount out"
 	}
-	early := machine.Dir() + "/early"
-	must(t, "cp", "--recursive", machine.Dir()+"/local/hooks.d", early)
+	early := testhost.Dir() + "/early"
+	must(t, "cp", "--recursive", testhost.Dir()+"/local/hooks.d", early)
 	t.Cleanup(func() { removeAll(t, early) })
 	must(t, "cp", "../../examples/podman/precreate/nix-closure-precreate.json", early)
-	must(t, "sed", "--in-place", "s|/usr/local/bin|"+machine.Dir()+"/local/bin|", early+"/nix-closure-precreate.json")
+	must(t, "sed", "--in-place", "s|/usr/local/bin|"+testhost.Dir()+"/local/bin|", early+"/nix-closure-precreate.json")
 	for _, runtime := range runtimes {
 		for _, c := range []struct {
 			name  string
@@ -612,7 +612,7 @@ func TestRootlessDatabase(t *testing.T) {
 func TestRootlessHooksDir(t *testing.T) {
 	nixDaemon(t)
 	alice := user(t, "alice")
-	hooks := machine.Dir() + "/local/hooks.d"
+	hooks := testhost.Dir() + "/local/hooks.d"
 	canary := []string{"--annotation", "nix-closure/roots=/nix/store/canary", "-v", store["foreign"] + ":/f"}
 	t.Cleanup(func() { alice.setHooksDir(t, hooks) })
 	for _, dir := range []string{hooks, "/nowhere"} {
@@ -674,7 +674,7 @@ func TestRootlessEnvironment(t *testing.T) {
 func privateTmp(t *testing.T) {
 	t.Helper()
 	var shown []*os.File
-	for _, path := range []string{machine.Dir(), *bin} {
+	for _, path := range []string{testhost.Dir(), *bin} {
 		if !strings.HasPrefix(path, "/tmp/") {
 			continue
 		}

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 var writeSession = flag.Bool("write-session", false, "write the session of docs/cli.md anew")
@@ -51,7 +51,7 @@ func TestSession(t *testing.T) {
 	id := strings.TrimSpace(must(t, "podman", append(append([]string{"--runtime", "runc", "run", "--detach",
 		"--name", "web"}, flags(roots(path))...), ordinaryImage(t), "/bin/busybox", "sleep", "600")...))
 	t.Cleanup(func() { remove(t, id) })
-	socket := filepath.Join(machine.Dir(), "tmux")
+	socket := filepath.Join(testhost.Dir(), "tmux")
 	tmux := func(args ...string) string {
 		t.Helper()
 		return must(t, "tmux", append([]string{"-S", socket, "-f", "/dev/null"}, args...)...)

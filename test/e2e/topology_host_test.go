@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/internal/mntns"
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // seedStore is a /nix that hosts of the topology test are made of.
@@ -340,4 +340,4 @@ func layoutNames() string {
 }
 
 // topologyDir is where the topology test has its files.
-func topologyDir() string { return filepath.Join(machine.Dir(), "topologies") }
+func topologyDir() string { return filepath.Join(testhost.Dir(), "topologies") }

@@ -13,13 +13,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // verify is called by the user, in podman's user namespace or outside of it.
 func (u *ordinary) verify(t *testing.T, unshare bool, args ...string) (verdicts, int) {
 	t.Helper()
-	call := append([]string{machine.Dir() + "/local/bin/nix-closure", "verify", "--json"}, args...)
+	call := append([]string{testhost.Dir() + "/local/bin/nix-closure", "verify", "--json"}, args...)
 	if unshare {
 		call = append([]string{"podman", "unshare"}, call...)
 	}

@@ -22,11 +22,11 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/nix-closure/nix-closure/test/host"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // claims are what only some engine may say, but somebody else does.
-func claims() []host.Claim { return host.Claims(store["foreign"]) }
+func claims() []testhost.Claim { return testhost.Claims(store["foreign"]) }
 
 // isRefused fails unless an error has one of these.
 func isRefused(t *testing.T, sees []string, err error, reasons ...string) {
@@ -43,10 +43,10 @@ func isRefused(t *testing.T, sees []string, err error, reasons ...string) {
 }
 
 // check fails if a container that an engine ran sees more or less than it may.
-func check(t *testing.T, c host.Claim, engine string, sees []string, err error) {
+func check(t *testing.T, c testhost.Claim, engine string, sees []string, err error) {
 	t.Helper()
 	want := c.Outcome(engine)
-	if want == host.Refused {
+	if want == testhost.Refused {
 		isRefused(t, sees, err, c.Reasons()...)
 	} else if closure := closureOf(t, store[want]); err != nil || !slices.Equal(sees, closure) {
 		t.Errorf("%v: it sees %q\nwant %q", err, sees, closure)
@@ -116,7 +116,7 @@ func TestDeviceOfDocker(t *testing.T) {
 		t.Run(c.Name, func(t *testing.T) {
 			writeConfig(t, c.Config)
 			if c.Config != "" {
-				c.Want = map[string]string{"*": host.ItsOwn} // the rules are not for devices
+				c.Want = map[string]string{"*": testhost.ItsOwn} // the rules are not for devices
 			}
 			sees, err := d.runOnce(t, "busybox", c.Says, env)
 			if err == nil {
@@ -247,25 +247,25 @@ func TestDeviceOfPod(t *testing.T) {
 
 // podClaims are what a pod's author says of a container a of a pod in the namespace team-a.
 // What the engine says itself takes its place, and any other is an error.
-func podClaims() []host.Claim {
+func podClaims() []testhost.Claim {
 	type m = map[string]string
 	const forTeamA = "[[allow]]\nnamespaces = [\"team-a\"]\nroots = [\"/nix/store/*-test-env\"]\n"
 	const forTeamB = "[[allow]]\nnamespaces = [\"team-b\"]\nroots = [\"/nix/store/*-test-env\"]\n"
 	const web = "web.nix-closure/roots"
-	path, own, refused := store["foreign"], m{"*": host.ItsOwn}, m{"*": host.Refused}
-	byCRI, byCRIO := m{host.CRINamespace: "team-b"}, m{host.CRIONamespace: "team-b"}
+	path, own, refused := store["foreign"], m{"*": testhost.ItsOwn}, m{"*": testhost.Refused}
+	byCRI, byCRIO := m{testhost.CRINamespace: "team-b"}, m{testhost.CRIONamespace: "team-b"}
 	somebody := strings.Repeat("5eed", 16)
 	const teamA = `namespace "team-a"`
-	return []host.Claim{
+	return []testhost.Claim{
 		{Name: "nothing", Want: own},
 		{Name: "nothing, allowed", Config: forTeamA, Want: own},
 		{Name: "nothing, not allowed", Config: forTeamB, Want: refused, Reason: teamA},
-		{Name: "sandbox, containerd", Says: m{host.CRIType: "sandbox"}, Want: own},
-		{Name: "sandbox, CRI-O", Says: m{host.CRIOType: "sandbox"}, Want: refused},
-		{Name: "sandbox of an ID, containerd", Says: m{host.CRIType: "sandbox", host.CRIID: somebody}, Want: own},
-		{Name: "sandbox of an ID, CRI-O", Says: m{host.CRIOType: "sandbox", host.CRIOID: somebody}, Want: refused},
-		{Name: "name, containerd", Says: m{host.CRIName: "web", web: path}, Want: own},
-		{Name: "name, CRI-O", Says: m{host.CRIOName: "web", web: path}, Want: refused},
+		{Name: "sandbox, containerd", Says: m{testhost.CRIType: "sandbox"}, Want: own},
+		{Name: "sandbox, CRI-O", Says: m{testhost.CRIOType: "sandbox"}, Want: refused},
+		{Name: "sandbox of an ID, containerd", Says: m{testhost.CRIType: "sandbox", testhost.CRIID: somebody}, Want: own},
+		{Name: "sandbox of an ID, CRI-O", Says: m{testhost.CRIOType: "sandbox", testhost.CRIOID: somebody}, Want: refused},
+		{Name: "name, containerd", Says: m{testhost.CRIName: "web", web: path}, Want: own},
+		{Name: "name, CRI-O", Says: m{testhost.CRIOName: "web", web: path}, Want: refused},
 		{Name: "another's key", Says: m{web: path}, Want: own},
 		{Name: "another team, containerd", Says: byCRI, Config: forTeamB, Want: refused, Reason: teamA},
 		{Name: "another team, CRI-O", Says: byCRIO, Config: forTeamB, Want: refused, Reason: teamA},
@@ -339,7 +339,7 @@ func TestBelievedInPods(t *testing.T) {
 						sees, err := n.once(t, w.handler, image, says[0], says[1])
 						claim := c
 						if !w.passesAll && who == "pod" && c.Config == "" {
-							claim.Want = map[string]string{"*": host.ItsOwn} // nobody hears of it
+							claim.Want = map[string]string{"*": testhost.ItsOwn} // nobody hears of it
 						}
 						check(t, claim, "containerd", sees, err)
 					})
@@ -354,7 +354,7 @@ func TestBelievedInPods(t *testing.T) {
 func TestImagesSayNothing(t *testing.T) {
 	const name = "localhost/says:latest"
 	says := map[string]string{
-		"nix-closure/roots": store["foreign"], host.CRIType: "sandbox", host.CRIOType: "sandbox", host.CRIName: "web",
+		"nix-closure/roots": store["foreign"], testhost.CRIType: "sandbox", testhost.CRIOType: "sandbox", testhost.CRIName: "web",
 	}
 	whole := filepath.Base(store["foreign"])
 	look := func(t *testing.T, run func(asks map[string]string) ([]string, error)) {

@@ -21,7 +21,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // docker is a Docker daemon.
@@ -59,7 +59,7 @@ func newDockerWith(t *testing.T, text []byte) docker {
 	defer log.Close()
 	// Of the host's network it leaves everything alone.
 	daemon := exec.Command(filepath.Join(*bin, "stack/dockerd"), "--config-file", config, "--host", "unix://"+socket,
-		"--data-root", filepath.Join(machine.Dir(), "docker"), "--exec-root", "/run/docker", "--pidfile",
+		"--data-root", filepath.Join(testhost.Dir(), "docker"), "--exec-root", "/run/docker", "--pidfile",
 		"/run/docker.pid",
 		"--bridge=none", "--iptables=false", "--ip6tables=false", "--userland-proxy=false")
 	daemon.Stdout, daemon.Stderr = log, log

@@ -34,7 +34,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 const (
@@ -467,7 +467,7 @@ func TestExampleUnitCapabilities(t *testing.T) {
 	t.Cleanup(func() { p.end(t, syscall.SIGTERM) })
 	p.connected(t)
 	// A directory that is closed to all but an ordinary user.
-	home := filepath.Join(machine.Dir(), "home")
+	home := filepath.Join(testhost.Dir(), "home")
 	if err := os.MkdirAll(home+"/volume", 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/nix-closure/nix-closure/test/synthetic"
+	"github.com/nix-closure/nix-closure/test/stores/synthetic"
 )
 
 const (

@@ -15,7 +15,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // sysctls are what a kubelet changes of the host.
@@ -70,7 +70,7 @@ func (n *node) startKubelet(t *testing.T) *kubelet {
 			t.Error(err)
 		}
 	})
-	k := &kubelet{dir: filepath.Join(machine.Dir(), "kubelet"), address: freeAddress(t)}
+	k := &kubelet{dir: filepath.Join(testhost.Dir(), "kubelet"), address: freeAddress(t)}
 	k.manifests = k.dir + "/manifests"
 	if err := os.MkdirAll(k.manifests, 0o755); err != nil {
 		t.Fatal(err)

@@ -15,8 +15,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/host"
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 var bin = flag.String("bin", "", "absolute path of the directory with the programs, and in stack/ containerd "+
@@ -24,9 +23,9 @@ var bin = flag.String("bin", "", "absolute path of the directory with the progra
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	run := machine.Run
+	run := testhost.Run
 	if *speedFile != "" {
-		run = machine.RunOnDisk
+		run = testhost.RunOnDisk
 	}
 	os.Exit(run(func() int {
 		if err := setUp(); err != nil {
@@ -37,23 +36,23 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// store has the store paths of ../store by attribute.
+// store has the store paths of ../stores/real by attribute.
 var store map[string]string
 
 const (
-	storeDir   = host.StoreDir
-	runtimeDir = host.RuntimeDir
-	gcRoots    = host.GCRoots
-	logFile    = host.LogFile
-	configFile = host.ConfigFile
+	storeDir   = testhost.StoreDir
+	runtimeDir = testhost.RuntimeDir
+	gcRoots    = testhost.GCRoots
+	logFile    = testhost.LogFile
+	configFile = testhost.ConfigFile
 )
 
 // What tests of every engine have.
 var (
-	nothingLeft = host.NothingLeft
-	leftovers   = host.Leftovers
-	closureOf   = host.ClosureOf
-	writeConfig = host.WriteConfig
+	nothingLeft = testhost.NothingLeft
+	leftovers   = testhost.Leftovers
+	closureOf   = testhost.ClosureOf
+	writeConfig = testhost.WriteConfig
 )
 
 func setUp() error {
@@ -61,7 +60,7 @@ func setUp() error {
 		return fmt.Errorf("-bin %q is not an absolute path", *bin)
 	}
 	var err error
-	store, err = host.BuildStore()
+	store, err = testhost.BuildStore()
 	return err
 }
 

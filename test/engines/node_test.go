@@ -23,7 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // node is a containerd of a test's own.
@@ -90,7 +90,7 @@ func newNode(t *testing.T, o nodeOptions) *node {
 	t.Helper()
 	nodes++
 	n := &node{options: o, dir: fmt.Sprintf("/run/node-%d", nodes)}
-	root := filepath.Join(machine.Dir(), fmt.Sprintf("node-%d", nodes))
+	root := filepath.Join(testhost.Dir(), fmt.Sprintf("node-%d", nodes))
 	for _, dir := range []string{n.dir, root, "/run/netns"} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			t.Fatal(err)

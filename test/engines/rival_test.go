@@ -22,7 +22,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 const (
@@ -52,7 +52,7 @@ var rivalConfiguration = fmt.Sprintf(`
 // after it.
 func startRival(t *testing.T) {
 	t.Helper()
-	dir := filepath.Join(machine.Dir(), "nix-snapshotter")
+	dir := filepath.Join(testhost.Dir(), "nix-snapshotter")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ type rivalMaker struct {
 // newRival makes an image of a closure, and of the node's busybox.
 func (n *node) newRival(t *testing.T, paths []string) *rivalMaker {
 	t.Helper()
-	dir := filepath.Join(machine.Dir(), "rival")
+	dir := filepath.Join(testhost.Dir(), "rival")
 	info := filepath.Join(dir, "closure-info")
 	if err := os.MkdirAll(info, 0o755); err != nil {
 		t.Fatal(err)

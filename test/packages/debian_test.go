@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // debian is a clean Debian with podman, runc, crun and Nix, with a small store and an
@@ -38,7 +38,7 @@ const (
 // unpacked is where what test/install.sh made is unpacked.
 func unpacked(t *testing.T) string {
 	t.Helper()
-	dir := filepath.Join(machine.Dir(), "debian")
+	dir := filepath.Join(testhost.Dir(), "debian")
 	if err := os.Mkdir(dir, 0o755); errors.Is(err, os.ErrExist) {
 		return dir
 	}
@@ -52,7 +52,7 @@ func unpacked(t *testing.T) string {
 
 func newDebian(t *testing.T) *debian {
 	t.Helper()
-	work, err := os.MkdirTemp(machine.Dir(), "root-")
+	work, err := os.MkdirTemp(testhost.Dir(), "root-")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,14 +13,14 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 var bin = flag.String("bin", "", "absolute path of the directory with dist/, and debian/ of test/install.sh")
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(machine.Run(func() int {
+	os.Exit(testhost.Run(func() int {
 		if !filepath.IsAbs(*bin) {
 			fmt.Fprintf(os.Stderr, "-bin %q is not an absolute path\n", *bin)
 			return 1

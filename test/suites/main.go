@@ -50,7 +50,7 @@ func allSuites(bin string) []suite {
 	return []suite{
 		{"programs", []step{{prepare: []string{"./install.sh", "test"}}, target("all"), target("cross")}},
 		{"unit", []step{{dir: "..", args: []string{"./..."}}}},
-		{"machine", []step{{dir: ".", args: []string{"./machine", "./suites", "./speed", "./bench"}}}},
+		{"machine", []step{{dir: ".", args: []string{"./testhost", "./suites", "./speed", "./bench"}}}},
 		{"packages", []step{
 			target("dist"),
 			{dir: ".", args: []string{"./packages", "-args", "-bin", bin}},

@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"github.com/nix-closure/nix-closure/test/bench/interleaved"
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 const paths = 1000
@@ -30,7 +30,7 @@ func main() {
 	file := flag.String("csv", "", "file for the measurements; the times are for 1,000 store paths")
 	rounds := flag.Int("rounds", 15, "timed rounds")
 	flag.Parse()
-	os.Exit(machine.Run(func() int {
+	os.Exit(testhost.Run(func() int {
 		if err := run(*file, *rounds); err != nil {
 			fmt.Fprintln(os.Stderr, "bindfloor:", err)
 			return 1
@@ -40,7 +40,7 @@ func main() {
 }
 
 func run(file string, rounds int) error {
-	dir := machine.Dir()
+	dir := testhost.Dir()
 	floor, hook, store, list := dir+"/floor", dir+"/view.test", dir+"/store", dir+"/names"
 	if err := command("gcc", "-O2", "-Wall", "-o", floor, "bench/bindfloor/testdata/floor.c"); err != nil {
 		return err

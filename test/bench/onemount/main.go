@@ -19,8 +19,8 @@ import (
 	"time"
 
 	"github.com/nix-closure/nix-closure/test/bench/interleaved"
-	"github.com/nix-closure/nix-closure/test/machine"
-	"github.com/nix-closure/nix-closure/test/synthetic"
+	"github.com/nix-closure/nix-closure/test/stores/synthetic"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 const paths = 1000
@@ -32,7 +32,7 @@ func main() {
 	file := flag.String("csv", "", "file for the measurements, one a runtime")
 	rounds := flag.Int("rounds", 50, "timed rounds")
 	flag.Parse()
-	os.Exit(machine.RunOnDisk(func() int {
+	os.Exit(testhost.RunOnDisk(func() int {
 		for _, runtime := range []string{"crun", "runc"} {
 			if err := run(runtime, *bin, *file+"."+runtime, *rounds); err != nil {
 				fmt.Fprintln(os.Stderr, "onemount:", err)
@@ -46,7 +46,7 @@ func main() {
 var store *synthetic.Store
 
 func run(runtime, bin, file string, rounds int) (err error) {
-	dir := machine.Dir()
+	dir := testhost.Dir()
 	view, root := dir+"/view", dir+"/root"
 	empty, wrapper := root+"/empty", filepath.Join(bin, "nix-closure-runtime")
 	if store == nil {

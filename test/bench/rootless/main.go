@@ -21,8 +21,8 @@ import (
 	"time"
 
 	"github.com/nix-closure/nix-closure/test/bench/interleaved"
-	"github.com/nix-closure/nix-closure/test/machine"
-	"github.com/nix-closure/nix-closure/test/synthetic"
+	"github.com/nix-closure/nix-closure/test/stores/synthetic"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // paths are those of the container's closure.
@@ -33,7 +33,7 @@ func main() {
 	file := flag.String("csv", "", "file for the measurements")
 	rounds := flag.Int("rounds", 25, "timed rounds")
 	flag.Parse()
-	os.Exit(machine.Run(func() int {
+	os.Exit(testhost.Run(func() int {
 		if err := run(*bin, *file, *rounds); err != nil {
 			fmt.Fprintln(os.Stderr, "rootless:", err)
 			return 1
@@ -87,7 +87,7 @@ type user struct {
 }
 
 func newUser(bin string) (*user, error) {
-	dir := machine.Dir()
+	dir := testhost.Dir()
 	u := &user{home: dir + "/home", hooks: dir + "/hooks.d"}
 	const name = "bench"
 	add := exec.Command("useradd", "--no-create-home", "--home-dir", u.home, name)

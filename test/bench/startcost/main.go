@@ -19,8 +19,8 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"github.com/nix-closure/nix-closure/test/machine"
-	"github.com/nix-closure/nix-closure/test/synthetic"
+	"github.com/nix-closure/nix-closure/test/stores/synthetic"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 // paths is the size of the closure, and storePaths of the host's store.
@@ -40,7 +40,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: startcost -bin DIR -csv FILE [-page FILE] [-before DIR [-before-name NAME]]")
 		os.Exit(2)
 	}
-	os.Exit(machine.RunOnDisk(func() int {
+	os.Exit(testhost.RunOnDisk(func() int {
 		if err := run(*bin, *before, *name, *file, *page); err != nil {
 			fmt.Fprintln(os.Stderr, "startcost:", err)
 			return 1
@@ -124,7 +124,7 @@ func install(from, to string) error {
 
 // newHost makes the store, the image and the programs.
 func newHost() (*host, error) {
-	h := &host{dir: machine.Dir()}
+	h := &host{dir: testhost.Dir()}
 	h.empty, h.observe = h.dir+"/empty", h.dir+"/observe"
 	if err := errors.Join(build(h.empty), build(h.observe)); err != nil {
 		return nil, err

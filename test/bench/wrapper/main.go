@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"github.com/nix-closure/nix-closure/test/bench/interleaved"
-	"github.com/nix-closure/nix-closure/test/machine"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 func main() {
@@ -26,7 +26,7 @@ func main() {
 	file := flag.String("csv", "", "file for the measurements")
 	rounds := flag.Int("rounds", 200, "timed rounds")
 	flag.Parse()
-	os.Exit(machine.Run(func() int {
+	os.Exit(testhost.Run(func() int {
 		if err := run(*bin, *file, *rounds); err != nil {
 			fmt.Fprintln(os.Stderr, "wrapper:", err)
 			return 1
@@ -40,7 +40,7 @@ const config = `{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"args"
 	`"env":["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},"annotations":{"io.kubernetes.cri.container-type":"container"}}`
 
 func run(bin, file string, rounds int) error {
-	dir := machine.Dir()
+	dir := testhost.Dir()
 	empty, become, wrapper := dir+"/empty", dir+"/become", filepath.Join(bin, "nix-closure-runtime")
 	bundle := dir + "/bundle"
 	err := errors.Join(build(empty), build(become), os.Mkdir(bundle, 0o755),

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package host has what tests of every engine look at on their Nix host: its store,
-// its configuration, and what containers leave there. The host is a machine
-// (package machine).
-package host
+package testhost
 
 import (
 	"encoding/json"
@@ -15,8 +12,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/nix-closure/nix-closure/test/machine"
 )
 
 // Where things are if the configuration does not say.
@@ -28,11 +23,11 @@ const (
 	ConfigFile = "/etc/nix-closure/config.toml"
 )
 
-// BuildStore builds the store of ../store, and returns its store paths by
+// BuildStore builds the store of ../stores/real, and returns its store paths by
 // attribute. It is called in a directory beside that.
 func BuildStore() (paths map[string]string, _ error) {
-	out := filepath.Join(machine.Dir(), "store")
-	if text, err := exec.Command("../store/build.sh", out).CombinedOutput(); err != nil {
+	out := filepath.Join(Dir(), "store")
+	if text, err := exec.Command("../stores/real/build.sh", out).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building the store: %w\n%s", err, text)
 	}
 	text, err := os.ReadFile(filepath.Join(out, "store.json"))

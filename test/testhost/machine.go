@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package machine gives a test, the demo and the benchmark a Nix host of their
+// Package testhost gives a test, the demo and the benchmark a Nix host of their
 // own: a private mount namespace in which /nix, /run, /etc, /var/log, /usr/local/bin,
 // /usr/local/share and /usr/share/containers may be changed at will, and after which
-// nothing of the real host has changed.
-package machine
+// nothing of the real host has changed. It also has what tests of every engine look at there: the
+// store, the configuration, and what containers leave.
+package testhost
 
 import (
 	"errors"
