@@ -119,14 +119,16 @@ func TestStampIsRacy(t *testing.T) {
 		times [2]time.Time // of the database, of the log
 		want  bool
 	}{
-		{"both older than a second", now.Add(3 * time.Second), [2]time.Time{now, now}, true},
-		{"both long ago", now.Add(3 * time.Second), [2]time.Time{now.Add(-time.Hour), time.Unix(1, 0)}, true},
-		{"the database younger than a second", now.Add(3 * time.Second),
-			[2]time.Time{now.Add(2100 * time.Millisecond), now}, false},
-		{"the log younger than a second", now.Add(3 * time.Second), [2]time.Time{now, now.Add(2100 * time.Millisecond)},
-			false},
-		{"the database of the future", now.Add(3 * time.Second), [2]time.Time{now.Add(time.Hour), now}, false},
-		{"the log of the future", now.Add(3 * time.Second), [2]time.Time{now, now.Add(time.Hour)}, false},
+		{name: "both older than a second", taken: now.Add(3 * time.Second), times: [2]time.Time{now, now}, want: true},
+		{name: "both long ago", taken: now.Add(3 * time.Second),
+			times: [2]time.Time{now.Add(-time.Hour), time.Unix(1, 0)}, want: true},
+		{name: "the database younger than a second", taken: now.Add(3 * time.Second),
+			times: [2]time.Time{now.Add(2100 * time.Millisecond), now}},
+		{name: "the log younger than a second", taken: now.Add(3 * time.Second),
+			times: [2]time.Time{now, now.Add(2100 * time.Millisecond)}},
+		{name: "the database of the future", taken: now.Add(3 * time.Second),
+			times: [2]time.Time{now.Add(time.Hour), now}},
+		{name: "the log of the future", taken: now.Add(3 * time.Second), times: [2]time.Time{now, now.Add(time.Hour)}},
 	} {
 		touch(t, db, c.times[0])
 		touch(t, db+"-wal", c.times[1])

@@ -25,7 +25,8 @@ type installation struct {
 func newInstallation(t *testing.T) installation {
 	t.Helper()
 	h := newHost(t)
-	i := installation{h, h.dir + "/bundle", h.dir + "/bundle/config.json", h.dir + "/nix-closure-hook"}
+	i := installation{host: h, bundle: h.dir + "/bundle", file: h.dir + "/bundle/config.json",
+		program: h.dir + "/nix-closure-hook"}
 	must(t, os.Mkdir(i.bundle, 0o755), os.WriteFile(i.program, nil, 0o755))
 	return i
 }
@@ -89,13 +90,14 @@ func TestAddHooks(t *testing.T) {
 		mode           os.FileMode
 		uid, gid       int
 	}{
-		{"one mount", i.configOf(i.roots(), data, ""), i.installed(i.roots(), data), 0o644, 0, 0},
-		{"the store too", i.configOf(i.roots(), mount(i.store.Dir, i.store.Dir)+","+data, ""),
-			i.installed(i.roots(), data), 0o600, 0, 0},
-		{"another's hooks", i.configOf(i.roots(), data, `"poststop":[`+other+`],"createRuntime":[`+other+`]`),
-			i.installed(i.roots(), data, "createRuntime:"+other, "poststop:"+other), 0o440, 1234, 4321},
-		{"a source below the bundle", i.configOf(i.roots(), mount("r/data", "/data"), ""),
-			i.installed(i.roots(), mount("r/data", "/data")), 0o777, 7, 0},
+		{name: "one mount", in: i.configOf(i.roots(), data, ""), want: i.installed(i.roots(), data), mode: 0o644},
+		{name: "the store too", in: i.configOf(i.roots(), mount(i.store.Dir, i.store.Dir)+","+data, ""),
+			want: i.installed(i.roots(), data), mode: 0o600},
+		{name: "another's hooks", in: i.configOf(i.roots(), data, `"poststop":[`+other+`],"createRuntime":[`+other+`]`),
+			want: i.installed(i.roots(), data, "createRuntime:"+other, "poststop:"+other), mode: 0o440, uid: 1234,
+			gid: 4321},
+		{name: "a source below the bundle", in: i.configOf(i.roots(), mount("r/data", "/data"), ""),
+			want: i.installed(i.roots(), mount("r/data", "/data")), mode: 0o777, uid: 7},
 	} {
 		must(t, os.MkdirAll(i.bundle+"/r/data", 0o755), os.WriteFile(i.file, []byte(c.in), 0o600),
 			os.Chmod(i.file, c.mode), os.Chown(i.file, c.uid, c.gid))
@@ -400,13 +402,15 @@ func TestFailureOf(t *testing.T) {
 		err              error
 		want             string
 	}{
-		{"web", "looking", cause, "nix-closure: container web: looking: no such thing"},
-		{"", "looking", cause, "nix-closure: a container: looking: no such thing"},
-		{"web", "looking", &failure{"", "reading", cause}, "nix-closure: container web: reading: no such thing"},
-		{"web", "looking", &failure{"db", "reading", cause}, "nix-closure: container db: reading: no such thing"},
-		{"web", "looking", fmt.Errorf("in all: %w", &failure{"", "reading", cause}),
-			"nix-closure: container web: reading: no such thing"},
-		{"a\nb", "looking", cause, "nix-closure: container a b: looking: no such thing"},
+		{container: "web", doing: "looking", err: cause, want: "nix-closure: container web: looking: no such thing"},
+		{container: "", doing: "looking", err: cause, want: "nix-closure: a container: looking: no such thing"},
+		{container: "web", doing: "looking", err: &failure{"", "reading", cause},
+			want: "nix-closure: container web: reading: no such thing"},
+		{container: "web", doing: "looking", err: &failure{"db", "reading", cause},
+			want: "nix-closure: container db: reading: no such thing"},
+		{container: "web", doing: "looking", err: fmt.Errorf("in all: %w", &failure{"", "reading", cause}),
+			want: "nix-closure: container web: reading: no such thing"},
+		{container: "a\nb", doing: "looking", err: cause, want: "nix-closure: container a b: looking: no such thing"},
 	} {
 		err := Failure(c.container, c.doing, c.err)
 		if err.Error() != c.want || !errors.Is(err, cause) {

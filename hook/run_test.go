@@ -140,26 +140,29 @@ func TestRefusedEarly(t *testing.T) {
 	must(t, os.Mkdir(h.dir+"/bundle", 0o755))
 	roots := fmt.Sprintf(`"nix-closure/roots":%q`, h.store.Path(named("hello")))
 	for _, c := range []struct{ name, in, bundle, want string }{
-		{"no JSON", "{", "", "nix-closure: a container: reading the OCI state: "},
-		{"no id", `{"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`, "",
-			"nix-closure: a container: reading the OCI state: "},
-		{"id that is a path", state("../x", roots), "", "nix-closure: a container: reading the OCI state: "},
-		{"bundle that is relative", `{"id":"web","bundle":"b","annotations":{"nix-closure/roots":"x"}}`, "",
-			"nix-closure: container web: reading the OCI state: "},
-		{"unknown key", state("web", `"nix-closure/rots":"x"`), "",
-			"nix-closure: container web: reading the annotations: annotation nix-closure/rots: unknown"},
-		{"a key of two lines", state("web", `"nix-closure/x\nnix-closure: container db: attached":"x"`), "",
-			"nix-closure: container web: reading the annotations: annotation nix-closure/x nix-closure: container " +
+		{name: "no JSON", in: "{", want: "nix-closure: a container: reading the OCI state: "},
+		{name: "no id", in: `{"bundle":"/b","annotations":{"nix-closure/roots":"x"}}`,
+			want: "nix-closure: a container: reading the OCI state: "},
+		{name: "id that is a path", in: state("../x", roots),
+			want: "nix-closure: a container: reading the OCI state: "},
+		{name: "bundle that is relative", in: `{"id":"web","bundle":"b","annotations":{"nix-closure/roots":"x"}}`,
+			want: "nix-closure: container web: reading the OCI state: "},
+		{name: "unknown key", in: state("web", `"nix-closure/rots":"x"`),
+			want: "nix-closure: container web: reading the annotations: annotation nix-closure/rots: unknown"},
+		{name: "a key of two lines", in: state("web", `"nix-closure/x\nnix-closure: container db: attached":"x"`),
+			want: "nix-closure: container web: reading the annotations: annotation nix-closure/x nix-closure: " +
+				"container " +
 				"db: attached: unknown"},
-		{"no config.json", state("web", roots), "",
-			"nix-closure: container web: reading the container's config.json: open " + h.dir +
+		{name: "no config.json", in: state("web", roots),
+			want: "nix-closure: container web: reading the container's config.json: open " + h.dir +
 				"/bundle/config.json: no such file"},
-		{"config.json that is none", state("web", roots), "{}",
-			"nix-closure: container web: reading the container's config.json: " + h.dir +
+		{name: "config.json that is none", in: state("web", roots), bundle: "{}",
+			want: "nix-closure: container web: reading the container's config.json: " + h.dir +
 				"/bundle/config.json: has no root.path"},
-		{"a mount that leaks", state("web", roots),
-			`{"root":{"path":"r"},"mounts":[{"type":"bind","source":"/","destination":"/host"}]}`,
-			"nix-closure: container web: looking at the container's mounts: mount of / on /host: shows / of the " +
+		{name: "a mount that leaks", in: state("web", roots),
+			bundle: `{"root":{"path":"r"},"mounts":[{"type":"bind","source":"/","destination":"/host"}]}`,
+			want: "nix-closure: container web: looking at the container's mounts: mount of / on /host: shows / of " +
+				"the " +
 				"host, and with it more than the closure; take the mount out"},
 	} {
 		if c.bundle != "" {

@@ -37,13 +37,19 @@ func TestContainerOwner(t *testing.T) {
 		want        view.Owner
 		fails       bool
 	}{
-		{"root of the container", "createRuntime", c.Process.Pid, 0, 0, view.Owner{UID: 100000, GID: 200000}, false},
-		{"a user of the container", "createRuntime", c.Process.Pid, 1000, 1999, view.Owner{UID: 7, GID: 201999}, false},
-		{"a user without a number", "createRuntime", c.Process.Pid, 1001, 0, view.Owner{}, true},
-		{"a group without a number", "createRuntime", c.Process.Pid, 0, 2000, view.Owner{}, true},
-		{"the same user namespace", "createRuntime", os.Getpid(), 1000, 100, view.Owner{UID: 1000, GID: 100}, false},
-		{"from inside", "createContainer", 1, 1000, 100, view.Owner{UID: 1000, GID: 100}, false},
-		{"no process", "createRuntime", 1 << 30, 0, 0, view.Owner{}, true},
+		{name: "root of the container", stage: "createRuntime", pid: c.Process.Pid,
+			want: view.Owner{UID: 100000, GID: 200000}},
+		{name: "a user of the container", stage: "createRuntime", pid: c.Process.Pid, uid: 1000, gid: 1999,
+			want: view.Owner{UID: 7, GID: 201999}},
+		{name: "a user without a number", stage: "createRuntime", pid: c.Process.Pid, uid: 1001, want: view.Owner{},
+			fails: true},
+		{name: "a group without a number", stage: "createRuntime", pid: c.Process.Pid, gid: 2000, want: view.Owner{},
+			fails: true},
+		{name: "the same user namespace", stage: "createRuntime", pid: os.Getpid(), uid: 1000, gid: 100,
+			want: view.Owner{UID: 1000, GID: 100}},
+		{name: "from inside", stage: "createContainer", pid: 1, uid: 1000, gid: 100,
+			want: view.Owner{UID: 1000, GID: 100}},
+		{name: "no process", stage: "createRuntime", pid: 1 << 30, want: view.Owner{}, fails: true},
 	} {
 		got, err := containerOwner(x.stage, x.pid, spec.Config{UID: x.uid, GID: x.gid})
 		if x.fails != (err != nil) || err == nil && got != x.want {

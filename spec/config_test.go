@@ -241,12 +241,12 @@ func TestReceiving(t *testing.T) {
 		mount specs.Mount
 		keep  []string
 	}{
-		{"nothing is asked for", false, bind("rbind"), nil},
-		{"a volume with all below it", false, bind("rbind", "rslave"), []string{asked, below, own}},
-		{"a volume alone", false, bind("bind", "rslave"), []string{asked, own}},
-		{"the root", true, bind("rbind"), []string{root}},
-		{"a file system of its own", false, tmpfs, []string{tmp}},
-		{"no source", false, nowhere, nil},
+		{name: "nothing is asked for", mount: bind("rbind")},
+		{name: "a volume with all below it", mount: bind("rbind", "rslave"), keep: []string{asked, below, own}},
+		{name: "a volume alone", mount: bind("bind", "rslave"), keep: []string{asked, own}},
+		{name: "the root", root: true, mount: bind("rbind"), keep: []string{root}},
+		{name: "a file system of its own", mount: tmpfs, keep: []string{tmp}},
+		{name: "no source", mount: nowhere},
 	} {
 		config := Config{RootPropagates: c.root, Mounts: []specs.Mount{c.mount}}
 		var want []string

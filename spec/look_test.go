@@ -72,58 +72,69 @@ func TestOverlaysOfTheStore(t *testing.T) {
 		below string // of the mount: what is bound; empty: the mount
 		shows string // empty: that cannot be told
 	}{
-		{"by its name", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store)) }, "", store},
-		{"relative", func(t *testing.T, at string) { mountOverlay(t, nix, at, of("store")) }, "", store},
-		{"the current directory", func(t *testing.T, at string) { mountOverlay(t, store, at, of(".")) }, "", store},
-		{"not clean", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix+"/./../nix/store")) }, "", store},
-		{"by a symbolic link", func(t *testing.T,
+		{name: "by its name", mount: func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store)) },
+			shows: store},
+		{name: "relative", mount: func(t *testing.T, at string) { mountOverlay(t, nix, at, of("store")) },
+			shows: store},
+		{name: "the current directory", mount: func(t *testing.T, at string) { mountOverlay(t, store, at, of(".")) },
+			shows: store},
+		{name: "not clean",
+			mount: func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix+"/./../nix/store")) }, shows: store},
+		{name: "by a symbolic link", mount: func(t *testing.T,
 			at string) {
 			mountOverlay(t, "/", at, of(h.link(t, store, at+"-link")))
-		}, "", store},
-		{"below /proc", func(t *testing.T, at string) { mountOverlay(t, nix, at, of("/proc/self/cwd/store")) }, "",
-			store},
-		{"a bind that was unmounted", func(t *testing.T, at string) {
+		}, shows: store},
+		{name: "below /proc",
+			mount: func(t *testing.T, at string) { mountOverlay(t, nix, at, of("/proc/self/cwd/store")) },
+			shows: store},
+		{name: "a bind that was unmounted", mount: func(t *testing.T, at string) {
 			alias := bindMount(t, store, at+"-alias")
 			mountOverlay(t, "/", at, of(alias))
 			if err := syscall.Unmount(alias, 0); err != nil {
 				t.Fatal(err)
 			}
-		}, "", store},
-		{"a bind that was moved", func(t *testing.T, at string) {
+		}, shows: store},
+		{name: "a bind that was moved", mount: func(t *testing.T, at string) {
 			alias := bindMount(t, store, at+"-alias")
 			mountOverlay(t, "/", at, of(alias))
 			if err := syscall.Mount(alias, made(t, at+"-moved"), "", syscall.MS_MOVE, ""); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = syscall.Unmount(at+"-moved", syscall.MNT_DETACH) })
-		}, "", store},
-		{"a directory above it that was renamed", func(t *testing.T, at string) {
+		}, shows: store},
+		{name: "a directory above it that was renamed", mount: func(t *testing.T, at string) {
 			alias := bindMount(t, store, at+"-before/alias")
 			mountOverlay(t, "/", at, of(alias))
 			if err := os.Rename(at+"-before", at+"-after"); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = syscall.Unmount(at+"-after/alias", syscall.MNT_DETACH) })
-		}, "", store},
-		{"an overlay of an overlay", func(t *testing.T, at string) {
+		}, shows: store},
+		{name: "an overlay of an overlay", mount: func(t *testing.T, at string) {
 			mountOverlay(t, "/", at, of(mountOverlay(t, "/", at+"-inner", of(store))))
-		}, "", store},
-		{"an overlay of an overlay of the parent", func(t *testing.T, at string) {
+		}, shows: store},
+		{name: "an overlay of an overlay of the parent", mount: func(t *testing.T, at string) {
 			mountOverlay(t, "/", at, of(mountOverlay(t, "/", at+"-inner", of(nix))))
-		}, "", store},
-		{"a part of an overlay of the parent", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix)) },
-			"/store", store},
-		{"the state directory in an overlay of the parent",
-			func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix)) }, "/var/nix/profiles/per-user",
-			state + "/profiles/per-user"},
-		{"the links in an overlay", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store)) }, "/.links",
-			store + "/.links"},
-		{"the links alone", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store+"/.links")) }, "",
-			store + "/.links"},
-		{"the state directory", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(state)) }, "", state},
-		{"the database's directory", func(t *testing.T, at string) { mountOverlay(t, "/", at, of(state+"/db")) }, "",
-			state + "/db"},
-		{"the database alone", func(t *testing.T, at string) {
+		}, shows: store},
+		{name: "a part of an overlay of the parent",
+			mount: func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix)) },
+			below: "/store", shows: store},
+		{name: "the state directory in an overlay of the parent",
+			mount: func(t *testing.T, at string) { mountOverlay(t, "/", at, of(nix)) },
+			below: "/var/nix/profiles/per-user",
+			shows: state + "/profiles/per-user"},
+		{name: "the links in an overlay", mount: func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store)) },
+			below: "/.links",
+			shows: store + "/.links"},
+		{name: "the links alone",
+			mount: func(t *testing.T, at string) { mountOverlay(t, "/", at, of(store+"/.links")) },
+			shows: store + "/.links"},
+		{name: "the state directory", mount: func(t *testing.T, at string) { mountOverlay(t, "/", at, of(state)) },
+			shows: state},
+		{name: "the database's directory",
+			mount: func(t *testing.T, at string) { mountOverlay(t, "/", at, of(state+"/db")) },
+			shows: state + "/db"},
+		{name: "the database alone", mount: func(t *testing.T, at string) {
 			all := mountOverlay(t, "/", at+"-all", of(state+"/db"))
 			if err := os.WriteFile(at, nil, 0o600); err != nil {
 				t.Fatal(err)
@@ -135,28 +146,29 @@ func TestOverlaysOfTheStore(t *testing.T) {
 			if err := syscall.Unmount(all, syscall.MNT_DETACH); err != nil {
 				t.Fatal(err)
 			}
-		}, "", ""},
-		{"a redirect in a part of an overlay", func(t *testing.T, at string) {
+		}},
+		{name: "a redirect in a part of an overlay", mount: func(t *testing.T, at string) {
 			made(t, at+"-upper/sub/x", at+"-work", at)
 			must(t, unix.Setxattr(at+"-upper/sub/x", "trusted.overlay.redirect", []byte("/"+string(named("a"))), 0))
 			all := mountOverlay(t, "/", at+"-all",
 				"redirect_dir=on,lowerdir="+store+",upperdir="+at+"-upper,workdir="+at+"-work")
 			must(t, syscall.Mount(all+"/sub", at, "", syscall.MS_BIND, ""), syscall.Unmount(all, syscall.MNT_DETACH))
 			t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
-		}, "", ""},
-		{"directories of the same names above it", func(t *testing.T, at string) {
+		}},
+		{name: "directories of the same names above it", mount: func(t *testing.T, at string) {
 			made(t, at+"-upper/"+string(named("a"))+"/bin", at+"-work")
 			mountOverlay(t, "/", at, "lowerdir="+store+",upperdir="+at+"-upper,workdir="+at+"-work")
-		}, "", store},
-		{"all of it hidden but one file, deep inside", func(t *testing.T, at string) {
+		}, shows: store},
+		{name: "all of it hidden but one file, deep inside", mount: func(t *testing.T, at string) {
 			mountOverlay(t, "/", at, "lowerdir="+store+",upperdir="+made(t, at+"-upper")+",workdir="+
 				made(t, at+"-work"))
 			must(t, os.Remove(at+"/"+string(named("file"))), os.RemoveAll(at+"/.links"),
 				os.Remove(at+"/"+string(named("a"))+".lock"),
 				os.Chmod(at+"/"+string(named("a")), 0o700), os.Chmod(at+"/"+string(named("a"))+"/bin", 0o700))
-		}, "", store},
-		{"inside a directory", func(t *testing.T, at string) { mountOverlay(t, "/", made(t, at+"/deep"), of(store)) },
-			"", store},
+		}, shows: store},
+		{name: "inside a directory",
+			mount: func(t *testing.T, at string) { mountOverlay(t, "/", made(t, at+"/deep"), of(store)) },
+			shows: store},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			at := h.dir + "/mounts/" + strings.NewReplacer(" ", "-", ",", "").Replace(c.name)

@@ -194,11 +194,12 @@ func TestClosure(t *testing.T) {
 		max   int
 		want  []closure.BaseName
 	}{
-		{"a thousand", []closure.BaseName{named("p0")}, 50000, all},
-		{"as many as allowed", []closure.BaseName{named("p0")}, 1000, all},
-		{"roots that are among each other's references", []closure.BaseName{leaf, named("p0"), leaf}, 1000, all},
-		{"every path as a root", all, 1000, all},
-		{"no root", nil, 1, nil},
+		{name: "a thousand", roots: []closure.BaseName{named("p0")}, max: 50000, want: all},
+		{name: "as many as allowed", roots: []closure.BaseName{named("p0")}, max: 1000, want: all},
+		{name: "roots that are among each other's references", roots: []closure.BaseName{leaf, named("p0"), leaf},
+			max: 1000, want: all},
+		{name: "every path as a root", roots: all, max: 1000, want: all},
+		{name: "no root", max: 1},
 	} {
 		got, err := mustOpen(t, store).Closure(t.Context(), c.roots, c.max)
 		slices.Sort(got)

@@ -143,7 +143,8 @@ func TestStateDirectoryMount(t *testing.T) {
 	}
 	must(t, v.Attach(target))
 	at := target.Name()
-	if all, want := mountsAt(t, at), (mount{at, "rw,nosuid,nodev,relatime", "", "tmpfs"}); len(all) != 1 ||
+	if all, want := mountsAt(t, at), (mount{point: at, options: "rw,nosuid,nodev,relatime",
+		kind: "tmpfs"}); len(all) != 1 ||
 		all[0] != want {
 		t.Errorf("mounts %q, want %q", all, want)
 	}

@@ -84,7 +84,8 @@ func mountsAt(t *testing.T, dir string) []mount {
 		fields := strings.Fields(line)
 		if point := fields[4]; point == dir || strings.HasPrefix(point, dir+"/") {
 			end := slices.Index(fields, "-")
-			all = append(all, mount{point, fields[5], strings.Join(fields[6:end], " "), fields[end+1]})
+			all = append(all, mount{point: point, options: fields[5], optional: strings.Join(fields[6:end], " "),
+				kind: fields[end+1]})
 		}
 	}
 	return all
@@ -386,14 +387,14 @@ func TestShows(t *testing.T) {
 			path string
 			want bool
 		}{
-			{"itself", v, at, true},
-			{"the other", w, other, true},
-			{"another of the same closure", v, other, false},
-			{"another of the same closure", w, at, false},
-			{"one that is not attached", before, at, false},
-			{"a path in it", v, at + "/" + string(named("a-directory")), false},
-			{"the store", v, h.store.Dir, false},
-			{"the directory above", v, h.dir, false},
+			{name: "itself", view: v, path: at, want: true},
+			{name: "the other", view: w, path: other, want: true},
+			{name: "another of the same closure", view: v, path: other},
+			{name: "another of the same closure", view: w, path: at},
+			{name: "one that is not attached", view: before, path: at},
+			{name: "a path in it", view: v, path: at + "/" + string(named("a-directory"))},
+			{name: "the store", view: v, path: h.store.Dir},
+			{name: "the directory above", view: v, path: h.dir},
 		} {
 			if got := shows(s.view, s.path); got != s.want {
 				t.Errorf("%s: %v", s.name, got)

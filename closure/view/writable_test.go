@@ -73,7 +73,8 @@ func TestWritableMount(t *testing.T) {
 	c := h.fill(t)
 	at, _ := attach(t, h, "target", newWritable(1<<20), c, listed)
 	all := mountsAt(t, at)
-	if want := (mount{at, "rw,nosuid,nodev,relatime", "", "overlay"}); len(all) != 1 || all[0] != want {
+	if want := (mount{point: at, options: "rw,nosuid,nodev,relatime",
+		kind: "overlay"}); len(all) != 1 || all[0] != want {
 		t.Errorf("mounts %q, want %q", all, want)
 	}
 	for _, name := range []string{upper, work, shown, upper + "/" + shown} {

@@ -29,7 +29,8 @@ func TestCheckName(t *testing.T) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
-	for _, name := range []string{"", "a:b", "-a", "a-", ".a", "a.", "_a", "a_", "a/b", "a b", "a\n", "ä", long + "x"} {
+	for _, name := range []string{"", "a:b", "-a", "a-", ".a", "a.", "_a", "a_", "a/b", "a b", "a\n", "ä",
+		long + "x"} {
 		if err := checkName(name); err == nil {
 			t.Errorf("%q can be the name of a resource", name)
 		}
@@ -65,17 +66,18 @@ func TestAllocate(t *testing.T) {
 		containers [][]string // units
 		want       string     // the error
 	}{
-		{"one container", state{}, [][]string{{"0"}}, ""},
-		{"two containers", state{}, [][]string{{"0"}, {"2"}}, ""},
-		{"not valid", state{unfit: errors.New("it is not valid")}, [][]string{{"0"}}, "it is not valid"},
-		{"gone", state{gone: true}, [][]string{{"0"}}, "no closure of that name"},
-		{"no container", state{}, nil, "for no container"},
-		{"no unit", state{}, [][]string{{}}, "asks for 0 of it"},
-		{"two units", state{}, [][]string{{"0"}, {"1", "2"}}, "asks for 2 of it"},
-		{"another unit", state{}, [][]string{{"3"}}, `no unit "3"`},
-		{"a negative unit", state{}, [][]string{{"-1"}}, `no unit "-1"`},
-		{"a unit by another name", state{}, [][]string{{"+1"}}, `no unit "+1"`},
-		{"no number", state{}, [][]string{{"x"}}, `no unit "x"`},
+		{name: "one container", state: state{}, containers: [][]string{{"0"}}},
+		{name: "two containers", state: state{}, containers: [][]string{{"0"}, {"2"}}},
+		{name: "not valid", state: state{unfit: errors.New("it is not valid")}, containers: [][]string{{"0"}},
+			want: "it is not valid"},
+		{name: "gone", state: state{gone: true}, containers: [][]string{{"0"}}, want: "no closure of that name"},
+		{name: "no container", state: state{}, want: "for no container"},
+		{name: "no unit", state: state{}, containers: [][]string{{}}, want: "asks for 0 of it"},
+		{name: "two units", state: state{}, containers: [][]string{{"0"}, {"1", "2"}}, want: "asks for 2 of it"},
+		{name: "another unit", state: state{}, containers: [][]string{{"3"}}, want: `no unit "3"`},
+		{name: "a negative unit", state: state{}, containers: [][]string{{"-1"}}, want: `no unit "-1"`},
+		{name: "a unit by another name", state: state{}, containers: [][]string{{"+1"}}, want: `no unit "+1"`},
+		{name: "no number", state: state{}, containers: [][]string{{"x"}}, want: `no unit "x"`},
 	} {
 		r := testResource()
 		r.refresh = func(context.Context) { r.set(c.state) }

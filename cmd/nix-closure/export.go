@@ -153,7 +153,7 @@ func (e exported) writeJSON(w *bufio.Writer) error {
 		Digest     string   `json:"digest"`
 		Roots      []string `json:"roots"`
 		StorePaths []string `json:"storePaths"`
-	}{e.store.Dir, e.closure.Digest(), e.paths(e.roots), e.paths(e.closure.Names)})
+	}{StoreDir: e.store.Dir, Digest: e.closure.Digest(), Roots: e.paths(e.roots), StorePaths: e.paths(e.closure.Names)})
 }
 
 func (e exported) paths(names []closure.BaseName) []string {

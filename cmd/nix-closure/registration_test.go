@@ -145,14 +145,16 @@ func TestRegistrationMemory(t *testing.T) {
 		most  int64  // MiB, memory
 		err   string // with the host's store
 	}{
-		{"all reference all, too large", 1600, allReferenceAll, 120, 40, file + "larger than 96 MiB"},
-		{"other paths", 3, otherPaths, 80, 40,
-			file + "line 6: STORE/" + strings.Repeat("0", 32) + "-x is registered, but not in the closure"},
-		{"other references", 3, otherReferences, 70, 40,
-			file + "line 5: 1500000 references, but the closure has 3 paths"},
-		{"a long line", 3, longLine, 90, 40, file + "line 1: longer than 4096 bytes"},
-		{"all reference all", 1360, allReferenceAll, 90, 160, ""},
-		{"honest and large", 50_000, honest, 35, 150, ""},
+		{name: "all reference all, too large", paths: 1600, write: allReferenceAll, least: 120, most: 40,
+			err: file + "larger than 96 MiB"},
+		{name: "other paths", paths: 3, write: otherPaths, least: 80, most: 40,
+			err: file + "line 6: STORE/" + strings.Repeat("0", 32) + "-x is registered, but not in the closure"},
+		{name: "other references", paths: 3, write: otherReferences, least: 70, most: 40,
+			err: file + "line 5: 1500000 references, but the closure has 3 paths"},
+		{name: "a long line", paths: 3, write: longLine, least: 90, most: 40,
+			err: file + "line 1: longer than 4096 bytes"},
+		{name: "all reference all", paths: 1360, write: allReferenceAll, least: 90, most: 160},
+		{name: "honest and large", paths: 50_000, write: honest, least: 35, most: 150},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t, c.paths)

@@ -47,15 +47,18 @@ func TestScreen(t *testing.T) {
 		columns, noColour, term string
 		want                    string
 	}{
-		{"no terminal", 0, "20", "", "xterm", "  1B  " + shownPath},
-		{"wide", 100, "", "", "xterm", "  \x1b[31m1B\x1b[0m  " + shownPath},
-		{"just wide enough", 6 + len(shownPath), "", "", "xterm", "  \x1b[31m1B\x1b[0m  " + shownPath},
-		{"narrow", 6 + utf8.RuneCountInString(short), "", "", "xterm", "  \x1b[31m1B\x1b[0m  " + short},
-		{"COLUMNS", 200, fmt.Sprint(6 + utf8.RuneCountInString(short)), "", "xterm", "  \x1b[31m1B\x1b[0m  " + short},
-		{"COLUMNS that is no number", 200, "many", "", "xterm", "  \x1b[31m1B\x1b[0m  " + shownPath},
-		{"very narrow", 3, "", "", "xterm", "  \x1b[31m1B\x1b[0m  /nix/st…"},
-		{"NO_COLOR", 100, "", "1", "xterm", "  1B  " + shownPath},
-		{"dumb", 100, "", "", "dumb", "  1B  " + shownPath},
+		{name: "no terminal", columns: "20", term: "xterm", want: "  1B  " + shownPath},
+		{name: "wide", width: 100, term: "xterm", want: "  \x1b[31m1B\x1b[0m  " + shownPath},
+		{name: "just wide enough", width: 6 + len(shownPath), term: "xterm", want: "  \x1b[31m1B\x1b[0m  " + shownPath},
+		{name: "narrow", width: 6 + utf8.RuneCountInString(short), term: "xterm",
+			want: "  \x1b[31m1B\x1b[0m  " + short},
+		{name: "COLUMNS", width: 200, columns: fmt.Sprint(6 + utf8.RuneCountInString(short)), term: "xterm",
+			want: "  \x1b[31m1B\x1b[0m  " + short},
+		{name: "COLUMNS that is no number", width: 200, columns: "many", term: "xterm",
+			want: "  \x1b[31m1B\x1b[0m  " + shownPath},
+		{name: "very narrow", width: 3, term: "xterm", want: "  \x1b[31m1B\x1b[0m  /nix/st…"},
+		{name: "NO_COLOR", width: 100, noColour: "1", term: "xterm", want: "  1B  " + shownPath},
+		{name: "dumb", width: 100, term: "dumb", want: "  1B  " + shownPath},
 	} {
 		t.Setenv("COLUMNS", c.columns)
 		t.Setenv("NO_COLOR", c.noColour)

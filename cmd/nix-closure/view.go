@@ -258,7 +258,8 @@ func listViews(configPath string) ([]listedView, error) {
 	views, err := dir.HostViews()
 	listed := []listedView{}
 	for _, v := range views {
-		listed = append(listed, listedView{v.Mount.Target, v.State, v.Mode, storePaths(c.Store(), v.Roots), v.Created})
+		listed = append(listed, listedView{Dir: v.Mount.Target, State: v.State, Mode: v.Mode,
+			Roots: storePaths(c.Store(), v.Roots), Since: v.Created})
 	}
 	slices.SortFunc(listed, func(a, b listedView) int { return cmp.Compare(a.Dir, b.Dir) })
 	return listed, err

@@ -68,16 +68,17 @@ func TestMakeRoom(t *testing.T) {
 		removed Swept
 		full    bool
 	}{
-		{"all fits", 1000, 0, Swept{}, false},
-		{"one goes", 604, 0, Swept{Views: []string{"a-old"}}, false},
-		{"by size", 0, 604 << 10, Swept{Views: []string{"a-old"}}, false},
-		{"small ones too, if they are old", 503, 0,
-			Swept{Views: []string{"a-old"}, Registrations: []string{"r"}, Closures: []string{"c"}}, false},
-		{"all that may", 310, 0, Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"},
-			Closures: []string{"c"}}, false},
-		{"even that is too little", 300, 0,
-			Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"},
-				Closures: []string{"c"}}, true},
+		{name: "all fits", inodes: 1000, removed: Swept{}},
+		{name: "one goes", inodes: 604, removed: Swept{Views: []string{"a-old"}}},
+		{name: "by size", size: 604 << 10, removed: Swept{Views: []string{"a-old"}}},
+		{name: "small ones too, if they are old", inodes: 503,
+			removed: Swept{Views: []string{"a-old"}, Registrations: []string{"r"}, Closures: []string{"c"}}},
+		{name: "all that may", inodes: 310,
+			removed: Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"},
+				Closures: []string{"c"}}},
+		{name: "even that is too little", inodes: 300,
+			removed: Swept{Views: []string{"a-old", "d-younger", "b.stale.X"}, Registrations: []string{"r"},
+				Closures: []string{"c"}}, full: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)

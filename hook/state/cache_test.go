@@ -33,11 +33,11 @@ func TestSweepCache(t *testing.T) {
 		fetching    bool
 		swept       bool
 	}{
-		{"written lately", time.Minute, UnusedFor, false, false},
-		{"written long ago", long, UnusedFor, false, true},
-		{"while somebody fetches", long, UnusedFor, true, false},
-		{"all that is unused", 0, 0, false, true},
-		{"all that is unused while somebody fetches", 0, 0, true, false},
+		{name: "written lately", age: time.Minute, unused: UnusedFor},
+		{name: "written long ago", age: long, unused: UnusedFor, swept: true},
+		{name: "while somebody fetches", age: long, unused: UnusedFor, fetching: true},
+		{name: "all that is unused", swept: true},
+		{name: "all that is unused while somebody fetches", fetching: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)

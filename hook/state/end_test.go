@@ -15,10 +15,11 @@ func TestEnd(t *testing.T) {
 		bundle string
 		want   Outcome
 	}{
-		{"its bundle", ended(t, Record{Bundle: "/b", Stated: "/"}), "/b", Forgotten},
-		{"what the runtime said", ended(t, Record{Bundle: "/b", Stated: "/"}), "/", Forgotten},
-		{"another bundle", ended(t, Record{Bundle: "/b", Stated: "/"}), "/c", KeptOther},
-		{"a process that runs", runs(t, Record{Bundle: "/b"}), "/b", KeptRunning},
+		{name: "its bundle", record: ended(t, Record{Bundle: "/b", Stated: "/"}), bundle: "/b", want: Forgotten},
+		{name: "what the runtime said", record: ended(t, Record{Bundle: "/b", Stated: "/"}), bundle: "/",
+			want: Forgotten},
+		{name: "another bundle", record: ended(t, Record{Bundle: "/b", Stated: "/"}), bundle: "/c", want: KeptOther},
+		{name: "a process that runs", record: runs(t, Record{Bundle: "/b"}), bundle: "/b", want: KeptRunning},
 	} {
 		h := newHost(t)
 		c.record.ID = "web"

@@ -36,15 +36,15 @@ func TestHostMountThere(t *testing.T) {
 		there bool
 		err   bool
 	}{
-		{"mounted", HostMount{ID: id, Device: first[2], Namespaces: own}, true, false},
-		{"another device", HostMount{ID: id, Device: "0:0", Namespaces: own}, false, false},
-		{"another mount", HostMount{ID: 1 << 30, Device: first[2], Namespaces: own}, false, false},
-		{"an earlier boot", HostMount{ID: id, Device: first[2],
-			Namespaces: elsewhere(func(n *Namespaces) { n.Boot = "another" })}, false, false},
-		{"a mount namespace without processes", HostMount{ID: id, Device: first[2],
-			Namespaces: elsewhere(func(n *Namespaces) { n.Mount = "mnt:[1]" })}, false, false},
-		{"processes that cannot be seen", HostMount{ID: id, Device: first[2],
-			Namespaces: elsewhere(func(n *Namespaces) { n.Mount, n.PID = "mnt:[1]", "pid:[1]" })}, false, true},
+		{name: "mounted", mount: HostMount{ID: id, Device: first[2], Namespaces: own}, there: true},
+		{name: "another device", mount: HostMount{ID: id, Device: "0:0", Namespaces: own}},
+		{name: "another mount", mount: HostMount{ID: 1 << 30, Device: first[2], Namespaces: own}},
+		{name: "an earlier boot", mount: HostMount{ID: id, Device: first[2],
+			Namespaces: elsewhere(func(n *Namespaces) { n.Boot = "another" })}},
+		{name: "a mount namespace without processes", mount: HostMount{ID: id, Device: first[2],
+			Namespaces: elsewhere(func(n *Namespaces) { n.Mount = "mnt:[1]" })}},
+		{name: "processes that cannot be seen", mount: HostMount{ID: id, Device: first[2],
+			Namespaces: elsewhere(func(n *Namespaces) { n.Mount, n.PID = "mnt:[1]", "pid:[1]" })}, err: true},
 	} {
 		there, err := c.mount.There()
 		if there != c.there || (err != nil) != c.err {

@@ -64,14 +64,15 @@ func TestReadRuntimes(t *testing.T) {
 		file, text string
 		want       string // the ID and the bundle, or the error
 	}{
-		"runc": {readRunc, "state.json", `{"id":"a","init_process_pid":1,"init_process_start":1,
-			"config":{"labels":["x=y","bundle=/b"]}}`, "a /b"},
-		"runc, damaged":       {readRunc, "state.json", `{`, "unexpected end of JSON input"},
-		"crun":                {readCrun, "status", `{"pid":1,"process-start-time":1,"bundle":"/b"}`, "001 /b"},
-		"crun, damaged":       {readCrun, "status", `[]`, "cannot unmarshal array"},
-		"containerd":          {readTask, "init.pid", "1", "001 DIR"},
-		"containerd, damaged": {readTask, "init.pid", "one", `parsing "one"`},
-		"another's":           {readCrun, "other", "", "no such file"},
+		"runc": {read: readRunc, file: "state.json", text: `{"id":"a","init_process_pid":1,"init_process_start":1,
+			"config":{"labels":["x=y","bundle=/b"]}}`, want: "a /b"},
+		"runc, damaged": {read: readRunc, file: "state.json", text: `{`, want: "unexpected end of JSON input"},
+		"crun": {read: readCrun, file: "status", text: `{"pid":1,"process-start-time":1,"bundle":"/b"}`,
+			want: "001 /b"},
+		"crun, damaged":       {read: readCrun, file: "status", text: `[]`, want: "cannot unmarshal array"},
+		"containerd":          {read: readTask, file: "init.pid", text: "1", want: "001 DIR"},
+		"containerd, damaged": {read: readTask, file: "init.pid", text: "one", want: `parsing "one"`},
+		"another's":           {read: readCrun, file: "other", want: "no such file"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

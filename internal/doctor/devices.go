@@ -54,7 +54,7 @@ func (e *exam) devices(ctx context.Context) {
 			continue
 		}
 		e.program("", d.Hook, engineconfig.HookProgram, whereMissing{
-			Closed, none, refresh, "have what wrote " + cdi.Path + " write it anew",
+			severity: Closed, consequence: none, fix: refresh, advice: "have what wrote " + cdi.Path + " write it anew",
 		})
 		err := editor.CheckClosure(ctx, d)
 		switch what := fmt.Sprintf("%s: device %s: ", cdi.Path, d.Name); {

@@ -19,17 +19,17 @@ func TestFind(t *testing.T) {
 		want int
 		ok   bool
 	}{
-		{"         0          0 4294967295\n", 0, 0, true},
-		{"         0          0 4294967295\n", 1000, 1000, true},
-		{rootless, 0, 1001, true},
-		{rootless, 1, 100000, true},
-		{rootless, 65536, 165535, true},
-		{rootless, 65537, 0, false},
-		{rootless, -1, 0, false},
-		{"0 1 1001\n1001 0 1\n1002 1002 64535\n", 1001, 0, true},
-		{"0 1 1001\n1001 0 1\n1002 1002 64535\n", 0, 1, true},
-		{"", 0, 0, false},
-		{"a b c\n", 0, 0, false},
+		{text: "         0          0 4294967295\n", ok: true},
+		{text: "         0          0 4294967295\n", id: 1000, want: 1000, ok: true},
+		{text: rootless, want: 1001, ok: true},
+		{text: rootless, id: 1, want: 100000, ok: true},
+		{text: rootless, id: 65536, want: 165535, ok: true},
+		{text: rootless, id: 65537},
+		{text: rootless, id: -1},
+		{text: "0 1 1001\n1001 0 1\n1002 1002 64535\n", id: 1001, ok: true},
+		{text: "0 1 1001\n1001 0 1\n1002 1002 64535\n", want: 1, ok: true},
+		{text: ""},
+		{text: "a b c\n"},
 	} {
 		maps, err := user.ParseIDMap(strings.NewReader(c.text))
 		if err != nil {

@@ -124,27 +124,27 @@ func TestOpen(t *testing.T) {
 		want       string // below the root
 		is         error
 	}{
-		{image, "/dir/sub", "/dir/sub", nil},
-		{image, "dir/sub", "/dir/sub", nil},
-		{image, "/in/sub", "/dir/sub", nil},
-		{image, "/", "", nil},
-		{image, "/..", "", nil},
-		{image, "../../..", "", nil},
-		{image, "/in/../../..", "", nil},
-		{image, "/dir/../../../dir", "/dir", nil},
+		{root: image, path: "/dir/sub", want: "/dir/sub"},
+		{root: image, path: "dir/sub", want: "/dir/sub"},
+		{root: image, path: "/in/sub", want: "/dir/sub"},
+		{root: image, path: "/"},
+		{root: image, path: "/.."},
+		{root: image, path: "../../.."},
+		{root: image, path: "/in/../../.."},
+		{root: image, path: "/dir/../../../dir", want: "/dir"},
 		// All of these are on the host.
-		{image, "/proc/self", "", os.ErrNotExist},
-		{image, outside, "", os.ErrNotExist},
-		{image, outside + "/file", "", os.ErrNotExist},
-		{image, "../file", "", os.ErrNotExist},
-		{image, "/out", "", os.ErrNotExist},
-		{image, "/out/file", "", os.ErrNotExist},
-		{image, "/file", "", os.ErrNotExist},
-		{image, "/dir/up", "", os.ErrNotExist},
+		{root: image, path: "/proc/self", is: os.ErrNotExist},
+		{root: image, path: outside, is: os.ErrNotExist},
+		{root: image, path: outside + "/file", is: os.ErrNotExist},
+		{root: image, path: "../file", is: os.ErrNotExist},
+		{root: image, path: "/out", is: os.ErrNotExist},
+		{root: image, path: "/out/file", is: os.ErrNotExist},
+		{root: image, path: "/file", is: os.ErrNotExist},
+		{root: image, path: "/dir/up", is: os.ErrNotExist},
 		// A link of /proc leads anywhere.
-		{"/", "/proc/self/cwd", "", unix.ELOOP},
-		{"/", "/proc/self/root/proc", "", unix.ELOOP},
-		{"/", "/proc/self/fd/0", "", unix.ELOOP},
+		{root: "/", path: "/proc/self/cwd", is: unix.ELOOP},
+		{root: "/", path: "/proc/self/root/proc", is: unix.ELOOP},
+		{root: "/", path: "/proc/self/fd/0", is: unix.ELOOP},
 	} {
 		root, err := os.OpenFile(c.root, unix.O_PATH|unix.O_DIRECTORY, 0)
 		must(t, err)

@@ -48,8 +48,9 @@ var charts = map[string][]chart{
 
 // palette is told apart by people who see colours in other ways too.
 var palette = []color.RGBA{
-	{0, 114, 178, 255}, {230, 159, 0, 255}, {0, 158, 115, 255}, {204, 121, 167, 255}, {86, 180, 233, 255},
-	{213, 94, 0, 255}, {120, 120, 120, 255}, {0, 0, 0, 255},
+	{R: 0, G: 114, B: 178, A: 255}, {R: 230, G: 159, A: 255}, {R: 0, G: 158, B: 115, A: 255}, {R: 204, G: 121, B: 167,
+		A: 255}, {R: 86, G: 180, B: 233, A: 255},
+	{R: 213, G: 94, A: 255}, {R: 120, G: 120, B: 120, A: 255}, {R: 0, A: 255},
 }
 
 // caption is what a chart must say wherever it is shown.

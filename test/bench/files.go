@@ -76,7 +76,7 @@ func measureFiles(b *bench, budget time.Duration) error {
 	for _, step := range filesSteps {
 		args = append(args, strings.Replace(step, "python", "exec", 1), "/lists/"+step)
 	}
-	lists := mount{"/lists", "none", d.dir, []string{"rbind", "ro"}}
+	lists := mount{Destination: "/lists", Type: "none", Source: d.dir, Options: []string{"rbind", "ro"}}
 	var runs []*filesRun
 	for _, mode := range []string{storeItself, overlayWarm, bindWarm} {
 		c := bundle{root: h.image, mounts: []mount{bindStorePath(storeDir)}}

@@ -77,18 +77,20 @@ func measureFirst(b *bench, budget time.Duration) error {
 	layer := filepath.Join(h.dir, "layer")
 	lower := "lowerdir=" + filepath.Join(layer, "store") + ":" + storeDir
 	layered := bundle{root: h.image, mounts: []mount{
-		{storeDir, "overlay", "overlay", []string{"ro", lower, "redirect_dir=follow", "metacopy=on"}},
+		{Destination: storeDir, Type: "overlay", Source: "overlay",
+			Options: []string{"ro", lower, "redirect_dir=follow", "metacopy=on"}},
 	}}
 	copied := filepath.Join(h.dir, "copied")
-	copies := bundle{root: h.image, mounts: []mount{{storeDir, "none", copied + storeDir, []string{"rbind", "ro"}}}}
+	copies := bundle{root: h.image, mounts: []mount{{Destination: storeDir, Type: "none", Source: copied + storeDir,
+		Options: []string{"rbind", "ro"}}}}
 	for _, w := range []struct {
 		variant string
 		bundle  bundle
 		dir     string
 		make    func() error
 	}{
-		{layerEach, layered, layer, func() error { return layerOfFiles(layer, paths) }},
-		{nixCopy, copies, copied, func() error {
+		{variant: layerEach, bundle: layered, dir: layer, make: func() error { return layerOfFiles(layer, paths) }},
+		{variant: nixCopy, bundle: copies, dir: copied, make: func() error {
 			_, err := output("nix", "--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--to",
 				copied, root)
 			return err

@@ -60,7 +60,7 @@ func (b *bench) profileFiles() error {
 	}
 	c := b.host.closure(usualPaths, "overlay", b.host.warm)
 	c.annotations["nix-closure/roots"] = d.roots
-	c.mounts = []mount{{"/lists", "none", d.dir, []string{"rbind", "ro"}}}
+	c.mounts = []mount{{Destination: "/lists", Type: "none", Source: d.dir, Options: []string{"rbind", "ro"}}}
 	dir := s.dir("profile", usualPaths, "walk")
 	if err := c.write(dir, "/bin/walk", "stat", "/lists/stat", "read", "/lists/read"); err != nil {
 		return err

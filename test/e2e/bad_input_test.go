@@ -455,70 +455,87 @@ func hookInputs(t *testing.T) []hookInput {
 		return `{"root":{"path":"/x"},"annotations":{"nix-closure/roots":"` + value + `"}}`
 	}
 	return []hookInput{
-		{"no state", "createRuntime", "", nobody,
-			onStdin + " is not JSON of the expected form: unexpected end of JSON input"},
-		{"a state that is no JSON", "createRuntime", "x", nobody,
-			onStdin + " is not JSON of the expected form: invalid character 'x' looking for beginning of value"},
-		{"a state that is a list", "createRuntime", "[]", nobody,
-			onStdin + " is not JSON of the expected form: json: cannot unmarshal array into Go value of type " +
+		{name: "no state", stage: "createRuntime", container: nobody,
+			want: onStdin + " is not JSON of the expected form: unexpected end of JSON input"},
+		{name: "a state that is no JSON", stage: "createRuntime", stdin: "x", container: nobody,
+			want: onStdin + " is not JSON of the expected form: invalid character 'x' looking for beginning of value"},
+		{name: "a state that is a list", stage: "createRuntime", stdin: "[]", container: nobody,
+			want: onStdin + " is not JSON of the expected form: json: cannot unmarshal array into Go value of type " +
 				"spec.State"},
-		{"no id", "createRuntime", `{"bundle":"/x","annotations":{"nix-closure/roots":"x"}}`, nobody,
-			onStdin + " has no id"},
-		{"an id that leads elsewhere", "createRuntime", state("../x", 1, "/x", env), nobody, badID("../x")},
-		{"an id with a slash", "createRuntime", state("a/b", 1, "/x", env), nobody, badID("a/b")},
-		{"a hidden id", "createRuntime", state(".x", 1, "/x", env), nobody, badID(".x")},
-		{"a long id", "createRuntime", state(long, 1, "/x", env), nobody, badID(long)},
-		{"an id with a line break", "createRuntime", state("x\ny", 1, "/x", env), nobody, badID("x\ny")},
-		{"a relative bundle", "createRuntime", state("x", 1, "bundle", env), "",
-			onStdin + `: bundle "bundle": not an absolute path`},
+		{name: "no id", stage: "createRuntime", stdin: `{"bundle":"/x","annotations":{"nix-closure/roots":"x"}}`,
+			container: nobody,
+			want:      onStdin + " has no id"},
+		{name: "an id that leads elsewhere", stage: "createRuntime", stdin: state("../x", 1, "/x", env),
+			container: nobody, want: badID("../x")},
+		{name: "an id with a slash", stage: "createRuntime", stdin: state("a/b", 1, "/x", env), container: nobody,
+			want: badID("a/b")},
+		{name: "a hidden id", stage: "createRuntime", stdin: state(".x", 1, "/x", env), container: nobody,
+			want: badID(".x")},
+		{name: "a long id", stage: "createRuntime", stdin: state(long, 1, "/x", env), container: nobody,
+			want: badID(long)},
+		{name: "an id with a line break", stage: "createRuntime", stdin: state("x\ny", 1, "/x", env), container: nobody,
+			want: badID("x\ny")},
+		{name: "a relative bundle", stage: "createRuntime", stdin: state("x", 1, "bundle", env),
+			want: onStdin + `: bundle "bundle": not an absolute path`},
 
-		{"no config.json", "createRuntime", state("x", 1, none, env), "",
-			bundleOf + "open " + none + "/config.json: no such file or directory"},
-		{"a config.json that is cut off", "createRuntime", state("x", 1, broken, env), "",
-			bundleOf + broken + "/config.json: not a JSON object: unexpected end of JSON input"},
-		{"a config.json that is null", "createRuntime", state("x", 1, null, env), "",
-			bundleOf + null + "/config.json: not a JSON object: null"},
-		{"no root in config.json", "createRuntime", state("x", 1, rootless, env), "",
-			bundleOf + rootless + "/config.json: has no root.path"},
-		{"a field in another case", "createRuntime", state("x", 1, odd, env), "",
-			bundleOf + odd + `/config.json: field "Mounts": some runtimes take it for "mounts" and some do not`},
-		{"mounts that are no list", "createRuntime", state("x", 1, mounts, env), "",
-			bundleOf + mounts + "/config.json: not of the expected form: field mounts is a JSON object"},
-		{"an overlay with a backslash", "createRuntime", state("x", 1, backslash, env), "",
-			`looking at the container's mounts: mount of overlay on /x: overlay option "lowerdir=/a\\:b:/c": has a ` +
+		{name: "no config.json", stage: "createRuntime", stdin: state("x", 1, none, env),
+			want: bundleOf + "open " + none + "/config.json: no such file or directory"},
+		{name: "a config.json that is cut off", stage: "createRuntime", stdin: state("x", 1, broken, env),
+			want: bundleOf + broken + "/config.json: not a JSON object: unexpected end of JSON input"},
+		{name: "a config.json that is null", stage: "createRuntime", stdin: state("x", 1, null, env),
+			want: bundleOf + null + "/config.json: not a JSON object: null"},
+		{name: "no root in config.json", stage: "createRuntime", stdin: state("x", 1, rootless, env),
+			want: bundleOf + rootless + "/config.json: has no root.path"},
+		{name: "a field in another case", stage: "createRuntime", stdin: state("x", 1, odd, env),
+			want: bundleOf + odd + `/config.json: field "Mounts": some runtimes take it for "mounts" and some do not`},
+		{name: "mounts that are no list", stage: "createRuntime", stdin: state("x", 1, mounts, env),
+			want: bundleOf + mounts + "/config.json: not of the expected form: field mounts is a JSON object"},
+		{name: "an overlay with a backslash", stage: "createRuntime", stdin: state("x", 1, backslash, env),
+			want: `looking at the container's mounts: mount of overlay on /x: overlay option ` +
+				`"lowerdir=/a\\:b:/c": has a ` +
 				`backslash, which can hide a path`},
 
-		{"no pid", "createRuntime", state("x", 0, good, env), "",
-			"attaching the view: the OCI state has pid 0: no process whose mount namespace could be joined; call the " +
+		{name: "no pid", stage: "createRuntime", stdin: state("x", 0, good, env),
+			want: "attaching the view: the OCI state has pid 0: no process whose mount namespace could be joined; " +
+				"call the " +
 				"hook as createContainer"},
-		{"a pid that is not told", "createRuntime", state("x", -1, good, env), "",
-			"attaching the view: the OCI state has pid -1: no process whose mount namespace could be joined; call " +
+		{name: "a pid that is not told", stage: "createRuntime", stdin: state("x", -1, good, env),
+			want: "attaching the view: the OCI state has pid -1: no process whose mount namespace could be " +
+				"joined; call " +
 				"the hook as createContainer"},
-		{"a process that is gone", "createRuntime", state("x", 4194000, good, env), "",
-			"looking at the container's process: open /proc/4194000/stat: no such file or directory"},
-		{"no mount namespace", "createRuntime", state("x", process.Process.Pid, good, env), "",
-			"attaching the view: the container has no mount namespace of its own (linux.namespaces of config.json); " +
+		{name: "a process that is gone", stage: "createRuntime", stdin: state("x", 4194000, good, env),
+			want: "looking at the container's process: open /proc/4194000/stat: no such file or directory"},
+		{name: "no mount namespace", stage: "createRuntime", stdin: state("x", process.Process.Pid, good, env),
+			want: "attaching the view: the container has no mount namespace of its own (linux.namespaces of " +
+				"config.json); " +
 				"give it one"},
-		{"createContainer in the host's namespace", "createContainer", state("x", -1, good, env), "",
-			"attaching the view: the hook was called in the host's mount namespace, as createContainer hooks never " +
+		{name: "createContainer in the host's namespace", stage: "createContainer", stdin: state("x", -1, good, env),
+			want: "attaching the view: the hook was called in the host's mount namespace, as createContainer " +
+				"hooks never " +
 				"are; call it as createRuntime"},
-		{"the host as root", "createRuntime", state("x", isolated.Process.Pid, host, env), "",
-			"attaching the view: mount on /: shows /nix/store of the host, and with it more than the closure; take " +
+		{name: "the host as root", stage: "createRuntime", stdin: state("x", isolated.Process.Pid, host, env),
+			want: "attaching the view: mount on /: shows /nix/store of the host, and with it more than the " +
+				"closure; take " +
 				"the mount out, or take another root"},
-		{"a root that leads elsewhere", "createRuntime", state("x", isolated.Process.Pid, good, env), "",
-			"attaching the view: the container's root " + good +
+		{name: "a root that leads elsewhere", stage: "createRuntime",
+			stdin: state("x", isolated.Process.Pid, good, env),
+			want: "attaching the view: the container's root " + good +
 				"/rootfs is not the root of a mount, as runtimes make it; its name leads elsewhere than it did"},
-		{"a root that is not there", "createRuntime", state("x", isolated.Process.Pid, away, env), "",
-			"attaching the view: opening the container's root: open " + away + "/elsewhere: no such file or directory"},
+		{name: "a root that is not there", stage: "createRuntime", stdin: state("x", isolated.Process.Pid, away, env),
+			want: "attaching the view: opening the container's root: open " +
+				"" + away + "/elsewhere: no such file or directory"},
 
-		{"precreate without config.json", "precreate", "", nobody,
-			readingOn + "not of the expected form: unexpected end of JSON input"},
-		{"precreate with a root that is none", "precreate", annotated("/etc"), nobody,
-			`reading the annotations: annotation nix-closure/roots: "/etc": not below the store directory /nix/store`},
-		{"precreate with the store at another place", "precreate",
-			`{"root":{"path":"/x"},"annotations":{"nix-closure/roots":"` + store["env"] +
-				`"},"mounts":[{"destination":"/x","type":"bind","source":"/nix","options":["bind"]}]}`, nobody,
-			"looking at the container's mounts: mount of /nix on /x: shows /nix of the host, and with it more than " +
+		{name: "precreate without config.json", stage: "precreate", container: nobody,
+			want: readingOn + "not of the expected form: unexpected end of JSON input"},
+		{name: "precreate with a root that is none", stage: "precreate", stdin: annotated("/etc"), container: nobody,
+			want: `reading the annotations: annotation nix-closure/roots: "/etc": not below the store directory ` +
+				`/nix/store`},
+		{name: "precreate with the store at another place", stage: "precreate",
+			stdin: `{"root":{"path":"/x"},"annotations":{"nix-closure/roots":"` + store["env"] +
+				`"},"mounts":[{"destination":"/x","type":"bind","source":"/nix","options":["bind"]}]}`,
+			container: nobody,
+			want: "looking at the container's mounts: mount of /nix on /x: shows /nix of the host, and with it " +
+				"more than " +
 				"the closure; take the mount out"},
 	}
 }

@@ -27,10 +27,11 @@ func imageAsks() []asks {
 	const listing, registration, writable = "nix-closure/listing", "nix-closure/registration", "nix-closure/writable"
 	path, closureInfo := store["foreign"], store["closureInfo"]
 	both := func(name string, image, user annotations, want ...string) asks {
-		return asks{name, image, user, want, want}
+		return asks{name: name, image: image, user: user, byAnnotation: want, byDevice: want}
 	}
 	return []asks{
-		{"roots", annotations{roots: path}, nil, []string{itsOwn, "listed"}, []string{refused, roots}},
+		{name: "roots", image: annotations{roots: path}, byAnnotation: []string{itsOwn, "listed"},
+			byDevice: []string{refused, roots}},
 		both("the same roots", annotations{roots: store["env"]}, nil, itsOwn, "listed"),
 		both("closure-info", annotations{info: closureInfo}, nil, refused, info),
 		both("roots and closure-info", annotations{roots: path, info: closureInfo}, nil, refused, info, roots),
@@ -48,8 +49,9 @@ func imageAsks() []asks {
 		both("an empty name", annotations{".nix-closure/roots": path}, nil, refused, ".nix-closure/roots"),
 		both("mode of one container", annotations{"web.nix-closure/mode": "bind"}, nil, refused,
 			"web.nix-closure/mode"),
-		{"roots of the user's", nil, annotations{roots: path}, nil, []string{refused, roots}},
-		{"the same roots of the user's", nil, annotations{roots: store["env"]}, nil, []string{itsOwn, "listed"}},
+		{name: "roots of the user's", user: annotations{roots: path}, byDevice: []string{refused, roots}},
+		{name: "the same roots of the user's", user: annotations{roots: store["env"]},
+			byDevice: []string{itsOwn, "listed"}},
 		both("closure-info of the user's", nil, annotations{info: closureInfo}, refused, info),
 	}
 }
@@ -306,9 +308,9 @@ func TestBelievedPlayed(t *testing.T) {
 	nothing := claim{Want: map[string]string{"*": itsOwn}}
 	hooks := emptyHooks(t)
 	for _, w := range []struct{ name, engine, runtime, hooks, config string }{
-		{"hook files, runc", "podman", "runc", *bin + "/hooks.d", ""},
-		{"hook files, crun", "podman", "crun", *bin + "/hooks.d", ""},
-		{"wrapper, runc", "", wrapper(), hooks, "runtime = \"runc\"\n"},
+		{name: "hook files, runc", engine: "podman", runtime: "runc", hooks: *bin + "/hooks.d"},
+		{name: "hook files, crun", engine: "podman", runtime: "crun", hooks: *bin + "/hooks.d"},
+		{name: "wrapper, runc", runtime: wrapper(), hooks: hooks, config: "runtime = \"runc\"\n"},
 	} {
 		test := func(name string, image annotations, c claim) {
 			t.Run(w.name+"/"+name, func(t *testing.T) {

@@ -164,18 +164,20 @@ func TestBelievedByWrapper(t *testing.T) {
 	t.Cleanup(func() { removeAll(t, state) })
 	const task = "/io.containerd.runtime.v2.task/"
 	for _, p := range []struct{ name, dir, config, engine string }{
-		{"containerd, CRI", state + task + "k8s.io/ID", "", "containerd"},
-		{"containerd, CRI, and CRI-O", state + task + "k8s.io/ID", "engine = \"cri-o\"\n", "containerd"},
-		{"CRI-O", state + "/overlay-containers/ID/userdata", "engine = \"cri-o\"\n", "cri-o"},
-		{"CRI-O without the configuration", state + "/overlay-containers/ID/userdata", "", ""},
-		{"containerd, Docker", state + task + "moby/ID", "", ""},
-		{"containerd, ctr", state + task + "default/ID", "", ""},
-		{"containerd, CRI, another ID", state + task + "k8s.io/another-ID", "", ""},
-		{"containerd, CRI, below", state + task + "k8s.io/ID/below", "", ""},
-		{"containerd, CRI, above", state + task + "k8s.io/moby/ID", "", ""},
-		{"a directory of that name", state + "/k8s.io/ID", "", ""},
-		{"another plugin's", state + "/io.containerd.runtime.v1.linux/k8s.io/ID", "", ""},
-		{"another plugin's name that ends alike", state + "/my-io.containerd.runtime.v2.task/k8s.io/ID", "", ""},
+		{name: "containerd, CRI", dir: state + task + "k8s.io/ID", engine: "containerd"},
+		{name: "containerd, CRI, and CRI-O", dir: state + task + "k8s.io/ID", config: "engine = \"cri-o\"\n",
+			engine: "containerd"},
+		{name: "CRI-O", dir: state + "/overlay-containers/ID/userdata", config: "engine = \"cri-o\"\n",
+			engine: "cri-o"},
+		{name: "CRI-O without the configuration", dir: state + "/overlay-containers/ID/userdata"},
+		{name: "containerd, Docker", dir: state + task + "moby/ID"},
+		{name: "containerd, ctr", dir: state + task + "default/ID"},
+		{name: "containerd, CRI, another ID", dir: state + task + "k8s.io/another-ID"},
+		{name: "containerd, CRI, below", dir: state + task + "k8s.io/ID/below"},
+		{name: "containerd, CRI, above", dir: state + task + "k8s.io/moby/ID"},
+		{name: "a directory of that name", dir: state + "/k8s.io/ID"},
+		{name: "another plugin's", dir: state + "/io.containerd.runtime.v1.linux/k8s.io/ID"},
+		{name: "another plugin's name that ends alike", dir: state + "/my-io.containerd.runtime.v2.task/k8s.io/ID"},
 	} {
 		for i, c := range claims() {
 			t.Run(p.name+"/"+c.Name, func(t *testing.T) {

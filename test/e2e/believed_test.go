@@ -20,8 +20,10 @@ import (
 
 // What engines say, and what may come of it if somebody else does.
 const (
-	criType, criID, criName, criNamespace     = testhost.CRIType, testhost.CRIID, testhost.CRIName, testhost.CRINamespace
-	crioType, crioID, crioName, crioNamespace = testhost.CRIOType, testhost.CRIOID, testhost.CRIOName, testhost.CRIONamespace
+	criType, criID          = testhost.CRIType, testhost.CRIID
+	criName, criNamespace   = testhost.CRIName, testhost.CRINamespace
+	crioType, crioID        = testhost.CRIOType, testhost.CRIOID
+	crioName, crioNamespace = testhost.CRIOName, testhost.CRIONamespace
 
 	itsOwn, foreign, refused = testhost.ItsOwn, testhost.Foreign, testhost.Refused
 )
@@ -200,15 +202,15 @@ func ways(t *testing.T) []way {
 	wrapped := container{runtime: wrapper(), hooks: none}
 	precreate := container{runtime: "runc", hooks: hooksWith(t, "precreate")}
 	return []way{
-		{"hook files, runc", "podman", hooks("runc"), byAnnotation, "", nil},
-		{"hook files, crun", "podman", hooks("crun"), byAnnotation, "", nil},
-		{"hook files with precreate", "podman", precreate, byAnnotation, "", nil},
-		{"rootless, runc", "podman", hooks("runc"), byAnnotation, "", alice},
-		{"wrapper, runc", "", wrapped, byAnnotation, "runtime = \"runc\"\n", nil},
-		{"wrapper, crun", "", wrapped, byAnnotation, "runtime = \"crun\"\n", nil},
-		{"device, runc", "", device("runc"), byDevice, "", nil},
-		{"device, crun", "", device("crun"), byDevice, "", nil},
-		{"rootless device, crun", "", device("crun"), byDevice, "", alice},
+		{name: "hook files, runc", engine: "podman", container: hooks("runc"), asks: byAnnotation},
+		{name: "hook files, crun", engine: "podman", container: hooks("crun"), asks: byAnnotation},
+		{name: "hook files with precreate", engine: "podman", container: precreate, asks: byAnnotation},
+		{name: "rootless, runc", engine: "podman", container: hooks("runc"), asks: byAnnotation, user: alice},
+		{name: "wrapper, runc", container: wrapped, asks: byAnnotation, config: "runtime = \"runc\"\n"},
+		{name: "wrapper, crun", container: wrapped, asks: byAnnotation, config: "runtime = \"crun\"\n"},
+		{name: "device, runc", container: device("runc"), asks: byDevice},
+		{name: "device, crun", container: device("crun"), asks: byDevice},
+		{name: "rootless device, crun", container: device("crun"), asks: byDevice, user: alice},
 	}
 }
 

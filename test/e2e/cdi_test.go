@@ -474,8 +474,8 @@ func deviceWays(t *testing.T) []way {
 	for _, runtime := range runtimes {
 		c := container{runtime: runtime, hooks: none}
 		asks := []string{"--device", "nix-closure/closure=env"}
-		ways = append(ways, way{runtime, "", c, asks, "", nil},
-			way{"rootless, " + runtime, "", container{runtime: runtime}, asks, "", alice})
+		ways = append(ways, way{name: runtime, container: c, asks: asks},
+			way{name: "rootless, " + runtime, container: container{runtime: runtime}, asks: asks, user: alice})
 	}
 	return ways
 }
@@ -654,24 +654,27 @@ func TestDeviceAndMore(t *testing.T) {
 		refused string
 		hooks   string // directory of hook files; empty: those of this program
 	}{
-		{"one", asks("env"), env, "", ""},
-		{"of two roots", asks("both"), both, "", ""},
-		{"and the same annotation", append(asks("env"), flags(roots(store["env"]))...), env, "", ""},
-		{"and another annotation", append(asks("env"), flags(roots(store["tools"]))...), nil, "nix-closure/roots", ""},
-		{"and another closure-info", append(asks("env"), "--annotation",
-			"nix-closure/closure-info="+store["closureInfo"]), nil, "closure-info", ""},
-		{"and a mode", append(asks("env"), mode...), nil, "name at least one store path", ""},
-		{"and a mode, without hook files", append(asks("env"), mode...), env, "", none},
-		{"with a mode and another, without hook files", append(asks("bind"), "--annotation",
-			"nix-closure/mode=overlay"), nil, "nix-closure/mode", none},
-		{"and an unknown key", append(asks("env"), "--annotation", "nix-closure/rots=x"), nil, "unknown", ""},
-		{"and an unknown key, without hook files", append(asks("env"), "--annotation", "nix-closure/rots=x"), nil,
-			"unknown", none},
-		{"twice", asks("env", "env"), env, "", ""},
-		{"two of one closure", asks("env", "same"), env, "", ""},
-		{"two of one closure, in two modes", asks("env", "bind"), nil, "", none},
-		{"two closures", asks("env", "tools"), nil, "closure", ""},
-		{"two closures, in the other order", asks("tools", "env"), nil, "closure", ""},
+		{name: "one", flags: asks("env"), want: env},
+		{name: "of two roots", flags: asks("both"), want: both},
+		{name: "and the same annotation", flags: append(asks("env"), flags(roots(store["env"]))...), want: env},
+		{name: "and another annotation", flags: append(asks("env"), flags(roots(store["tools"]))...),
+			refused: "nix-closure/roots"},
+		{name: "and another closure-info", flags: append(asks("env"), "--annotation",
+			"nix-closure/closure-info="+store["closureInfo"]), refused: "closure-info"},
+		{name: "and a mode", flags: append(asks("env"), mode...), refused: "name at least one store path"},
+		{name: "and a mode, without hook files", flags: append(asks("env"), mode...), want: env, hooks: none},
+		{name: "with a mode and another, without hook files", flags: append(asks("bind"), "--annotation",
+			"nix-closure/mode=overlay"), refused: "nix-closure/mode", hooks: none},
+		{name: "and an unknown key", flags: append(asks("env"), "--annotation", "nix-closure/rots=x"),
+			refused: "unknown"},
+		{name: "and an unknown key, without hook files",
+			flags:   append(asks("env"), "--annotation", "nix-closure/rots=x"),
+			refused: "unknown", hooks: none},
+		{name: "twice", flags: asks("env", "env"), want: env},
+		{name: "two of one closure", flags: asks("env", "same"), want: env},
+		{name: "two of one closure, in two modes", flags: asks("env", "bind"), hooks: none},
+		{name: "two closures", flags: asks("env", "tools"), refused: "closure"},
+		{name: "two closures, in the other order", flags: asks("tools", "env"), refused: "closure"},
 	} {
 		for _, runtime := range runtimes {
 			t.Run(c.name+"/"+runtime, func(t *testing.T) {

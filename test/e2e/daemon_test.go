@@ -89,13 +89,13 @@ func TestDaemonDoesNot(t *testing.T) {
 		why   string
 		takes time.Duration
 	}{
-		{"older", says(magic, 1<<8|25), "its protocol is 1.25; 1.26 or later is understood", 0},
-		{"other", says(magic, 2<<8|35), "its protocol is 2.35; 1.26 or later is understood", 0},
-		{"none", says(0x2e2e2e2e), "it does not answer as Nix's daemon does", 0},
-		{"closed", func(c net.Conn) { _ = c.Close() }, "", 0},
-		{"garbage", says(magic, 1<<8|32, 0x2e2e2e2e), "message 0x2e2e2e2e is not understood", 0},
-		{"a text without an end", says(magic, 1<<8|34, 1<<40), "a text has 1099511627776 bytes", 0},
-		{"hangs", says(magic), "context deadline exceeded", 5 * time.Second},
+		{name: "older", other: says(magic, 1<<8|25), why: "its protocol is 1.25; 1.26 or later is understood"},
+		{name: "other", other: says(magic, 2<<8|35), why: "its protocol is 2.35; 1.26 or later is understood"},
+		{name: "none", other: says(0x2e2e2e2e), why: "it does not answer as Nix's daemon does"},
+		{name: "closed", other: func(c net.Conn) { _ = c.Close() }},
+		{name: "garbage", other: says(magic, 1<<8|32, 0x2e2e2e2e), why: "message 0x2e2e2e2e is not understood"},
+		{name: "a text without an end", other: says(magic, 1<<8|34, 1<<40), why: "a text has 1099511627776 bytes"},
+		{name: "hangs", other: says(magic), why: "context deadline exceeded", takes: 5 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inFrontOfDaemon(t, 1, c.other)

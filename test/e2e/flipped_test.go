@@ -48,12 +48,13 @@ func TestFlippedLayers(t *testing.T) {
 		around     func(t *testing.T) // the layout of the host
 		reason     string
 	}{
-		{"plain", store["foreign"], false, nil, store["foreign"]},
-		{"merged", store["foreign"], true, nil, store["foreign"]},
-		{"profiles", "/nix/var/nix/profiles", false, nil, "of the host, and with it more than the closure"},
-		{"the store bound on itself", store["foreign"], false, func(t *testing.T) { bindMount(t, "/nix", "/nix") },
-			store["foreign"]},
-		{"nothing of the store", "/usr/share/doc", false, nil, ""},
+		{name: "plain", path: store["foreign"], reason: store["foreign"]},
+		{name: "merged", path: store["foreign"], merged: true, reason: store["foreign"]},
+		{name: "profiles", path: "/nix/var/nix/profiles", reason: "of the host, and with it more than the closure"},
+		{name: "the store bound on itself", path: store["foreign"],
+			around: func(t *testing.T) { bindMount(t, "/nix", "/nix") },
+			reason: store["foreign"]},
+		{name: "nothing of the store", path: "/usr/share/doc"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.around != nil {

@@ -284,9 +284,11 @@ func TestStoppedHook(t *testing.T) {
 		stopped            time.Duration
 	}{
 		// It has the lock of its ID.
-		{"renameat", containers + "/stopped.json", containers + "/.stopped.json", 0, 5 * time.Second},
+		{before: "renameat", path: containers + "/stopped.json", made: containers + "/.stopped.json",
+			stopped: 5 * time.Second},
 		// It makes the layer that the others need too.
-		{"mkdirat", filepath.Base(one.root), runtimeDir + "/views/*.new/store", 5 * time.Second, 10 * time.Second},
+		{before: "mkdirat", path: filepath.Base(one.root), made: runtimeDir + "/views/*.new/store",
+			wait: 5 * time.Second, stopped: 10 * time.Second},
 	} {
 		removeAll(t, runtimeDir+"/views")
 		runtime := runtimes[i]

@@ -56,14 +56,14 @@ func TestKubePlay(t *testing.T) {
 		podman           string // says this
 		hook             string // or the hook does
 	}{
-		{"closure-info", "nix-closure/closure-info", store["closureInfo"], "", ""},
-		{"a root with a short name", "nix-closure/roots", store["env"], "", ""},
-		{"a root with a name too long by one", "nix-closure/roots", long, tooLong, ""},
-		{"two roots", "nix-closure/roots", two, tooLong, ""},
-		{"for one container", "web.nix-closure/roots", store["env"], "",
-			"web.nix-closure/roots: is for one container of a pod, and the engine does not say which"},
-		{"as podman generate kube writes it", "nix-closure/roots/web", store["env"], "",
-			"annotation nix-closure/roots/web: unknown; the keys are"},
+		{name: "closure-info", key: "nix-closure/closure-info", value: store["closureInfo"]},
+		{name: "a root with a short name", key: "nix-closure/roots", value: store["env"]},
+		{name: "a root with a name too long by one", key: "nix-closure/roots", value: long, podman: tooLong},
+		{name: "two roots", key: "nix-closure/roots", value: two, podman: tooLong},
+		{name: "for one container", key: "web.nix-closure/roots", value: store["env"],
+			hook: "web.nix-closure/roots: is for one container of a pod, and the engine does not say which"},
+		{name: "as podman generate kube writes it", key: "nix-closure/roots/web", value: store["env"],
+			hook: "annotation nix-closure/roots/web: unknown; the keys are"},
 	} {
 		for _, runtime := range runtimes {
 			if c.hook != "" && runtime != "runc" {

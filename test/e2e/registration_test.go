@@ -113,13 +113,16 @@ func TestNixAnswers(t *testing.T) {
 		store string // whose the store directory is
 		info  bool
 	}{
-		{"user", asUser, onePairEach, user, root, false},
-		{"root with CAP_SYS_ADMIN", []string{"--cap-add", "SYS_ADMIN"}, onePairEach, root, root, false},
-		{"user, from a closure-info", asUser, onePairEach, user, root, true},
-		{"user of a user namespace", append(asUser, userns...), onePairEach, user, nobody, false},
-		{"root, writable", []string{writable}, overlayPairs, root, root, false},
-		{"user, writable", append(asUser, writable), overlayPairs[:1], user, user, false},
-		{"root of a user namespace, writable", append(userns, writable), overlayPairs, root, root, false},
+		{name: "user", flags: asUser, pairs: onePairEach, state: user, store: root},
+		{name: "root with CAP_SYS_ADMIN", flags: []string{"--cap-add", "SYS_ADMIN"}, pairs: onePairEach, state: root,
+			store: root},
+		{name: "user, from a closure-info", flags: asUser, pairs: onePairEach, state: user, store: root, info: true},
+		{name: "user of a user namespace", flags: append(asUser, userns...), pairs: onePairEach, state: user,
+			store: nobody},
+		{name: "root, writable", flags: []string{writable}, pairs: overlayPairs, state: root, store: root},
+		{name: "user, writable", flags: append(asUser, writable), pairs: overlayPairs[:1], state: user, store: user},
+		{name: "root of a user namespace, writable", flags: append(userns, writable), pairs: overlayPairs, state: root,
+			store: root},
 	} {
 		for i, p := range who.pairs {
 			t.Run(strings.Join([]string{who.name, p.runtime, p.mode}, "/"), func(t *testing.T) {
@@ -672,28 +675,30 @@ func TestStateDirectoryInImage(t *testing.T) {
 		where string // the state directory is; empty: it does not start
 		want  string // the end of the message
 	}{
-		{"a link to a directory", []tar.Header{nix, link("nix/var", "/data"), directory("data/")}, nil, "/data/nix",
-			""},
-		{"a link out of the root", []tar.Header{nix, link("nix/var", "../../../../data"), directory("data/"),
-			directory("data/nix/")}, nil, "/data/nix", ""},
-		{"a database of its own", []tar.Header{nix, nixVar, state, directory("nix/var/nix/db/"),
-			{Name: "nix/var/nix/db/x", Typeflag: tar.TypeReg, Mode: 0o644}}, nil, "/nix/var/nix", ""},
-		{"a link to /etc", []tar.Header{link("nix", "/etc")}, nil, "/etc/var/nix", ""},
-		{"a link into a volume", []tar.Header{nix, link("nix/var", "/volume")},
-			[]string{"-v", t.TempDir() + ":/volume"}, "",
-			"/nix/var/nix in the container: a symbolic link in the image leads to a mount that has no such " +
+		{name: "a link to a directory", files: []tar.Header{nix, link("nix/var", "/data"), directory("data/")},
+			where: "/data/nix"},
+		{name: "a link out of the root",
+			files: []tar.Header{nix, link("nix/var", "../../../../data"), directory("data/"),
+				directory("data/nix/")}, where: "/data/nix"},
+		{name: "a database of its own", files: []tar.Header{nix, nixVar, state, directory("nix/var/nix/db/"),
+			{Name: "nix/var/nix/db/x", Typeflag: tar.TypeReg, Mode: 0o644}}, where: "/nix/var/nix"},
+		{name: "a link to /etc", files: []tar.Header{link("nix", "/etc")}, where: "/etc/var/nix"},
+		{name: "a link into a volume", files: []tar.Header{nix, link("nix/var", "/volume")},
+			flags: []string{"-v", t.TempDir() + ":/volume"},
+			want: "/nix/var/nix in the container: a symbolic link in the image leads to a mount that has no such " +
 				"directory; the image must have a directory there, or nothing"},
-		{"a file", []tar.Header{nix, nixVar, {Name: "nix/var/nix", Typeflag: tar.TypeReg, Mode: 0o644}}, nil, "",
-			"/nix/var/nix in the container: not a directory; the image must have a directory there, or nothing"},
-		{"a link to the store", []tar.Header{nix, nixStore, nixVar, link("nix/var/nix", "../stores/real")}, nil, "",
-			elsewhere},
-		{"a link into the store", []tar.Header{nix, nixStore, nixVar, directory("nix/store/x/"),
-			link("nix/var/nix", "../stores/real/x")}, nil, "",
-			"/nix/var/nix in the container: openat2 /nix/var/nix: no such file or directory"},
-		{"the store is a link into it", []tar.Header{nix, nixVar, state, directory("nix/var/nix/profiles/"),
-			link("nix/store", "var/nix/profiles")}, nil, "", elsewhere},
-		{"the store is a link to it", []tar.Header{nix, nixVar, state, link("nix/store", "var/nix")}, nil, "",
-			elsewhere},
+		{name: "a file", files: []tar.Header{nix, nixVar, {Name: "nix/var/nix", Typeflag: tar.TypeReg, Mode: 0o644}},
+			want: "/nix/var/nix in the container: not a directory; the image must have a directory there, or nothing"},
+		{name: "a link to the store", files: []tar.Header{nix, nixStore, nixVar, link("nix/var/nix", "../stores/real")},
+			want: elsewhere},
+		{name: "a link into the store", files: []tar.Header{nix, nixStore, nixVar, directory("nix/store/x/"),
+			link("nix/var/nix", "../stores/real/x")},
+			want: "/nix/var/nix in the container: openat2 /nix/var/nix: no such file or directory"},
+		{name: "the store is a link into it",
+			files: []tar.Header{nix, nixVar, state, directory("nix/var/nix/profiles/"),
+				link("nix/store", "var/nix/profiles")}, want: elsewhere},
+		{name: "the store is a link to it", files: []tar.Header{nix, nixVar, state, link("nix/store", "var/nix")},
+			want: elsewhere},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			image := fmt.Sprintf("localhost/state-%d:latest", i)

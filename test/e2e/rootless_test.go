@@ -485,14 +485,18 @@ func TestRootlessRefused(t *testing.T) {
 			hooks string
 			want  string
 		}{
-			{"overlay", []string{"--annotation=nix-closure/mode=overlay"}, "",
-				"making the view: " + noOverlay + "; ask for mode bind or auto"},
-			{"writable", []string{writable}, "", "making the view: a writable store needs an overlay: " + noOverlay},
-			{"the store", []string{"-v", "/nix/store:/x"}, "", leak("/nix/store", "/x")},
-			{"the host", []string{"-v", "/:/host"}, "", leak("/", "/host")},
-			{"the user's runtime directory", []string{"-v", alice.own + ":/x"}, "", leak(alice.own, "/x")},
-			{"the store, seen by precreate", []string{"-v", "/nix/store:/x"}, early, leak("/nix/store", "/x")},
-			{"the host, seen by precreate", []string{"-v", "/:/host"}, early, leak("/", "/host")},
+			{name: "overlay", flags: []string{"--annotation=nix-closure/mode=overlay"},
+				want: "making the view: " + noOverlay + "; ask for mode bind or auto"},
+			{name: "writable", flags: []string{writable},
+				want: "making the view: a writable store needs an overlay: " + noOverlay},
+			{name: "the store", flags: []string{"-v", "/nix/store:/x"}, want: leak("/nix/store", "/x")},
+			{name: "the host", flags: []string{"-v", "/:/host"}, want: leak("/", "/host")},
+			{name: "the user's runtime directory", flags: []string{"-v", alice.own + ":/x"},
+				want: leak(alice.own, "/x")},
+			{name: "the store, seen by precreate", flags: []string{"-v", "/nix/store:/x"}, hooks: early,
+				want: leak("/nix/store", "/x")},
+			{name: "the host, seen by precreate", flags: []string{"-v", "/:/host"}, hooks: early,
+				want: leak("/", "/host")},
 		} {
 			t.Run(runtime+"/"+c.name, func(t *testing.T) {
 				alice.checkRefused(t, container{runtime: runtime, root: "env", flags: c.flags, hooks: c.hooks}, c.want)

@@ -487,7 +487,8 @@ func readEntry(t *testing.T, path, format string) entry {
 	if err != nil || bytes.Count(text, []byte("\n")) != 1 {
 		t.Fatalf("%s: %v", text, err)
 	}
-	return entry{fmt.Sprint(slices.Sorted(maps.Keys(fields))), fields["level"], fields["msg"], time.Since(when)}
+	return entry{keys: fmt.Sprint(slices.Sorted(maps.Keys(fields))), level: fields["level"], msg: fields["msg"],
+		age: time.Since(when)}
 }
 
 // An error is where the runtime's own would be, in the form that they have, which
@@ -572,28 +573,31 @@ func TestRuntimeFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ name, config, program, want string }{
-		{"configuration broken", "runtime = 7\n", wrapper(), "reading the configuration: " + configFile + ": line 1: "},
-		{"unknown key", "runtimes = \"runc\"\n", wrapper(),
-			"reading the configuration: " + configFile + ": line 1: unknown key \"runtimes\""},
-		{"not there", "runtime = \"/nowhere/runc\"\n", wrapper(),
-			"looking for the runtime: runtime = \"/nowhere/runc\": no such file or directory"},
-		{"not found", "runtime = \"nowhere\"\n", wrapper(),
-			"looking for the runtime: runtime = \"nowhere\": neither on PATH nor in the usual places"},
-		{"none", "runtime = \"\"\n", wrapper(),
-			"looking for the runtime: runtime = \"\": neither a name nor an absolute path"},
-		{"relative", "runtime = \"bin/runc\"\n", wrapper(),
-			"looking for the runtime: runtime = \"bin/runc\": neither a name nor an absolute path"},
-		{"itself", fmt.Sprintf("runtime = %q\n", wrapper()), wrapper(),
-			"looking for the runtime: runtime = \"" + wrapper() +
+		{name: "configuration broken", config: "runtime = 7\n", program: wrapper(),
+			want: "reading the configuration: " + configFile + ": line 1: "},
+		{name: "unknown key", config: "runtimes = \"runc\"\n", program: wrapper(),
+			want: "reading the configuration: " + configFile + ": line 1: unknown key \"runtimes\""},
+		{name: "not there", config: "runtime = \"/nowhere/runc\"\n", program: wrapper(),
+			want: "looking for the runtime: runtime = \"/nowhere/runc\": no such file or directory"},
+		{name: "not found", config: "runtime = \"nowhere\"\n", program: wrapper(),
+			want: "looking for the runtime: runtime = \"nowhere\": neither on PATH nor in the usual places"},
+		{name: "none", config: "runtime = \"\"\n", program: wrapper(),
+			want: "looking for the runtime: runtime = \"\": neither a name nor an absolute path"},
+		{name: "relative", config: "runtime = \"bin/runc\"\n", program: wrapper(),
+			want: "looking for the runtime: runtime = \"bin/runc\": neither a name nor an absolute path"},
+		{name: "itself", config: fmt.Sprintf("runtime = %q\n", wrapper()), program: wrapper(),
+			want: "looking for the runtime: runtime = \"" + wrapper() +
 				"\": is nix-closure-runtime itself; name runc or crun"},
-		{"itself by a link", fmt.Sprintf("runtime = %q\n", link), wrapper(),
-			"looking for the runtime: runtime = \"" + link + "\": is nix-closure-runtime itself; name runc or crun"},
-		{"a file that is none", fmt.Sprintf("runtime = %q\n", logFile), wrapper(),
-			"looking for the runtime: runtime = \"" + logFile + "\": permission denied"},
-		{"a directory", "runtime = \"/usr/bin\"\n", wrapper(),
-			"looking for the runtime: runtime = \"/usr/bin\": not a file"},
-		{"no hook", "runtime = \"runc\"\n", alone,
-			"looking for the hook: access " + filepath.Dir(alone) + "/nix-closure-hook: no such file or directory"},
+		{name: "itself by a link", config: fmt.Sprintf("runtime = %q\n", link), program: wrapper(),
+			want: "looking for the runtime: runtime = " +
+				"\"" + link + "\": is nix-closure-runtime itself; name runc or crun"},
+		{name: "a file that is none", config: fmt.Sprintf("runtime = %q\n", logFile), program: wrapper(),
+			want: "looking for the runtime: runtime = \"" + logFile + "\": permission denied"},
+		{name: "a directory", config: "runtime = \"/usr/bin\"\n", program: wrapper(),
+			want: "looking for the runtime: runtime = \"/usr/bin\": not a file"},
+		{name: "no hook", config: "runtime = \"runc\"\n", program: alone,
+			want: "looking for the hook: access " +
+				"" + filepath.Dir(alone) + "/nix-closure-hook: no such file or directory"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			writeConfig(t, c.config)

@@ -345,12 +345,14 @@ func TestSweepCommand(t *testing.T) {
 		want  func() lists
 	}{
 		{nil, func() lists {
-			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links.stale.X", f + ".new"},
-				[]string{".x.X", f}, []string{f}, nil}
+			return lists{Records: records, GCRoots: []string{"earlier-boot"},
+				Views:         []string{f, f + "-links.stale.X", f + ".new"},
+				Registrations: []string{".x.X", f}, Closures: []string{f}}
 		}},
 		{[]string{"--unused-for", "0s"}, func() lists {
-			return lists{records, []string{"earlier-boot"}, []string{f, f + "-links", f + "-links.stale.X", f + ".new"},
-				[]string{".x.X", f, f + "-young"}, memos(), nil}
+			return lists{Records: records, GCRoots: []string{"earlier-boot"},
+				Views:         []string{f, f + "-links", f + "-links.stale.X", f + ".new"},
+				Registrations: []string{".x.X", f, f + "-young"}, Closures: memos()}
 		}},
 	} {
 		for _, asJSON := range []bool{false, true} {

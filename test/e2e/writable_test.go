@@ -147,9 +147,9 @@ func TestWritable(t *testing.T) {
 		flags   []string
 		refused map[string]string
 	}{
-		{"root", "crun", nil, nil},
-		{"user", "runc", []string{"--user", "1000:1000"}, others},
-		{"root of a user namespace", "runc", userns, others},
+		{name: "root", runtime: "crun"},
+		{name: "user", runtime: "runc", flags: []string{"--user", "1000:1000"}, refused: others},
+		{name: "root of a user namespace", runtime: "runc", flags: userns, refused: others},
 	} {
 		want := map[string]string{}
 		for _, what := range all {
@@ -226,12 +226,13 @@ func TestWritableAttacks(t *testing.T) {
 		flags    []string
 		mounts   bool // whether it can mount what it likes
 	}{
-		{"all capabilities", runtimes, capable, true},
-		{"privileged", []string{"runc"}, []string{"--privileged"}, true},
-		{"all capabilities, userns", []string{"crun"}, append(capable, userns...), true},
+		{name: "all capabilities", runtimes: runtimes, flags: capable, mounts: true},
+		{name: "privileged", runtimes: []string{"runc"}, flags: []string{"--privileged"}, mounts: true},
+		{name: "all capabilities, userns", runtimes: []string{"crun"}, flags: append(capable, userns...), mounts: true},
 		// crun 1.8 tells the hook of such a container that its bundle is /.
-		{"privileged, userns", []string{"runc"}, append([]string{"--privileged"}, userns...), true},
-		{"user", []string{"crun"}, []string{"--user", "1000:1000"}, false},
+		{name: "privileged, userns", runtimes: []string{"runc"}, flags: append([]string{"--privileged"}, userns...),
+			mounts: true},
+		{name: "user", runtimes: []string{"crun"}, flags: []string{"--user", "1000:1000"}},
 	} {
 		for _, runtime := range who.runtimes {
 			t.Run(who.name+"/"+runtime, func(t *testing.T) {
@@ -297,12 +298,13 @@ func TestWritableSize(t *testing.T) {
 		flags        []string
 		size         int64
 	}{
-		{"default", "", nil, 1 << 30},
-		{"a memory limit", "", []string{"--memory", "64m"}, 32 << 20},
-		{"a large memory limit", "", []string{"--memory", "4g"}, 2 << 30},
-		{"a small memory limit", "", []string{"--memory", "32m"}, 16 << 20},
-		{"configured", "writable-size = \"8M\"\n", nil, 8 << 20},
-		{"configured, and a memory limit", "writable-size = \"8M\"\n", []string{"--memory", "64m"}, 8 << 20},
+		{name: "default", size: 1 << 30},
+		{name: "a memory limit", flags: []string{"--memory", "64m"}, size: 32 << 20},
+		{name: "a large memory limit", flags: []string{"--memory", "4g"}, size: 2 << 30},
+		{name: "a small memory limit", flags: []string{"--memory", "32m"}, size: 16 << 20},
+		{name: "configured", config: "writable-size = \"8M\"\n", size: 8 << 20},
+		{name: "configured, and a memory limit", config: "writable-size = \"8M\"\n", flags: []string{"--memory", "64m"},
+			size: 8 << 20},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if s.config != "" {
@@ -346,19 +348,24 @@ func TestWritableRefused(t *testing.T) {
 		prepare func(t *testing.T)
 		want    string // the end of the message
 	}{
-		{"asked for in bind mode", []string{"bind", "bind"}, func(*testing.T) {},
-			": reading the annotations: annotations: nix-closure/writable is true, which one overlay with a layer in " +
+		{name: "asked for in bind mode", modes: []string{"bind", "bind"}, prepare: func(*testing.T) {},
+			want: ": reading the annotations: annotations: nix-closure/writable is true, which one overlay with a " +
+				"layer in " +
 				"memory does, and nix-closure/mode is bind; ask for mode overlay or auto"},
-		{"configured to bind", []string{"", ""}, func(t *testing.T) { writeConfig(t, "mode = \"bind\"\n") },
-			": making the view: a writable store needs an overlay, and the configuration says mode bind; ask for " +
+		{name: "configured to bind", modes: []string{"", ""},
+			prepare: func(t *testing.T) { writeConfig(t, "mode = \"bind\"\n") },
+			want: ": making the view: a writable store needs an overlay, and the configuration says mode bind; " +
+				"ask for " +
 				"mode overlay with an annotation"},
-		{"no extended attributes", []string{"", "overlay"},
-			func(t *testing.T) { writeConfig(t, fmt.Sprintf("runtime-dir = %q\n", ramfs)) },
-			": making the view: a writable store needs an overlay: an overlay cannot show the closure here: the file " +
+		{name: "no extended attributes", modes: []string{"", "overlay"},
+			prepare: func(t *testing.T) { writeConfig(t, fmt.Sprintf("runtime-dir = %q\n", ramfs)) },
+			want: ": making the view: a writable store needs an overlay: an overlay cannot show the closure here: " +
+				"the file " +
 				"system of the runtime directory keeps no trusted extended attributes: operation not supported"},
-		{"a mount in the store", []string{"overlay", "auto"},
-			func(t *testing.T) { bindMount(t, store["foreign"], inside) },
-			": making the view: a writable store needs an overlay: an overlay cannot show the closure here: " + inside +
+		{name: "a mount in the store", modes: []string{"overlay", "auto"},
+			prepare: func(t *testing.T) { bindMount(t, store["foreign"], inside) },
+			want: ": making the view: a writable store needs an overlay: an overlay cannot show the closure here: " +
+				"" + inside +
 				" is a mount inside the store, and an overlay would show what is underneath"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -408,8 +415,8 @@ for directory in "/nix/store", "/nix/var/nix", "/elsewhere":
 		elsewhere string // of a device there
 		users     string // as whom the programs run
 	}{
-		{"runc", nil, "b'\\x00'", "1000\n1000\n0\n"},
-		{"crun", []string{"--read-only"}, "Read-only file system", "1000\n1000\n"},
+		{runtime: "runc", elsewhere: "b'\\x00'", users: "1000\n1000\n0\n"},
+		{runtime: "crun", flags: []string{"--read-only"}, elsewhere: "Read-only file system", users: "1000\n1000\n"},
 	} {
 		id := container{runtime: c.runtime, root: "env"}.plus(writable, registered, "--cap-add",
 			"all").plus(c.flags...).start(t)

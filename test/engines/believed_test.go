@@ -221,14 +221,17 @@ func TestDeviceOfPod(t *testing.T) {
 			devices []string
 			refused string
 		}{
-			{"device", nil, []string{"env"}, ""},
-			{"the same roots of this container", m{"a.nix-closure/roots": store["env"]}, []string{"env"}, "*"},
-			{"the same roots", roots("env"), []string{"env"}, ""},
-			{"other roots", roots("tools"), []string{"env"}, "nix-closure/roots"},
-			{"other roots of this container", m{"a.nix-closure/roots": store["tools"]}, []string{"env"},
-				"give one container one closure"},
-			{"two devices", nil, []string{"env", "tools"}, "closure"},
-			{"roots of another container", m{"web.nix-closure/roots": store["foreign"]}, []string{"env"}, "*"},
+			{name: "device", devices: []string{"env"}},
+			{name: "the same roots of this container", ofPod: m{"a.nix-closure/roots": store["env"]},
+				devices: []string{"env"}, refused: "*"},
+			{name: "the same roots", ofPod: roots("env"), devices: []string{"env"}},
+			{name: "other roots", ofPod: roots("tools"), devices: []string{"env"}, refused: "nix-closure/roots"},
+			{name: "other roots of this container", ofPod: m{"a.nix-closure/roots": store["tools"]},
+				devices: []string{"env"},
+				refused: "give one container one closure"},
+			{name: "two devices", devices: []string{"env", "tools"}, refused: "closure"},
+			{name: "roots of another container", ofPod: m{"web.nix-closure/roots": store["foreign"]},
+				devices: []string{"env"}, refused: "*"},
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				sees, err := n.device(t, handler, c.ofPod, c.devices...)
@@ -262,8 +265,10 @@ func podClaims() []testhost.Claim {
 		{Name: "nothing, not allowed", Config: forTeamB, Want: refused, Reason: teamA},
 		{Name: "sandbox, containerd", Says: m{testhost.CRIType: "sandbox"}, Want: own},
 		{Name: "sandbox, CRI-O", Says: m{testhost.CRIOType: "sandbox"}, Want: refused},
-		{Name: "sandbox of an ID, containerd", Says: m{testhost.CRIType: "sandbox", testhost.CRIID: somebody}, Want: own},
-		{Name: "sandbox of an ID, CRI-O", Says: m{testhost.CRIOType: "sandbox", testhost.CRIOID: somebody}, Want: refused},
+		{Name: "sandbox of an ID, containerd", Says: m{testhost.CRIType: "sandbox", testhost.CRIID: somebody},
+			Want: own},
+		{Name: "sandbox of an ID, CRI-O", Says: m{testhost.CRIOType: "sandbox", testhost.CRIOID: somebody},
+			Want: refused},
 		{Name: "name, containerd", Says: m{testhost.CRIName: "web", web: path}, Want: own},
 		{Name: "name, CRI-O", Says: m{testhost.CRIOName: "web", web: path}, Want: refused},
 		{Name: "another's key", Says: m{web: path}, Want: own},
@@ -286,7 +291,7 @@ func (n *node) once(t *testing.T, handler, image string, ofPod, ofContainer map[
 	if err != nil {
 		return nil, err
 	}
-	p := &pod{n, got.PodSandboxId, config, handler}
+	p := &pod{node: n, id: got.PodSandboxId, config: config, handler: handler}
 	defer func() {
 		p.remove(t)
 		nothingLeft(t)
@@ -311,10 +316,10 @@ func TestBelievedInPods(t *testing.T) {
 		name, handler     string
 		passesAll, plugin bool
 	}{
-		{"wrapper", "nix-closure", true, false},
-		{"plugin", "runc", true, true},
-		{"wrapper and plugin", "nix-closure", true, true},
-		{"plugin and nothing passed on", "", false, true},
+		{name: "wrapper", handler: "nix-closure", passesAll: true},
+		{name: "plugin", handler: "runc", passesAll: true, plugin: true},
+		{name: "wrapper and plugin", handler: "nix-closure", passesAll: true, plugin: true},
+		{name: "plugin and nothing passed on", plugin: true},
 	} {
 		t.Run(w.name, func(t *testing.T) {
 			o := nodeOptions{passesAll: w.passesAll}
@@ -354,7 +359,8 @@ func TestBelievedInPods(t *testing.T) {
 func TestImagesSayNothing(t *testing.T) {
 	const name = "localhost/says:latest"
 	says := map[string]string{
-		"nix-closure/roots": store["foreign"], testhost.CRIType: "sandbox", testhost.CRIOType: "sandbox", testhost.CRIName: "web",
+		"nix-closure/roots": store["foreign"], testhost.CRIType: "sandbox", testhost.CRIOType: "sandbox",
+		testhost.CRIName: "web",
 	}
 	whole := filepath.Base(store["foreign"])
 	look := func(t *testing.T, run func(asks map[string]string) ([]string, error)) {

@@ -53,15 +53,17 @@ func TestExampleCompose(t *testing.T) {
 		want           map[string][]string // nil: the whole store
 		said           string
 	}{
-		{"as it is", "", "", map[string][]string{"by-annotation": closureOf(t, store["env"]),
-			"by-device": closureOf(t, store["tools"])}, ""},
-		{"no such device", "closure=hello", "closure=none", map[string][]string{"by-device": {}},
-			"unresolvable CDI devices nix-closure/closure=none"},
-		{"the canary", "nix-closure/roots: " + store["env"], "nix-closure/roots: /nix/store/canary",
-			map[string][]string{"by-annotation": {}}, `annotation nix-closure/roots: "/nix/store/canary": `},
-		{"a key that is none", "nix-closure/roots", "nix-closure/root", map[string][]string{"by-annotation": {}},
-			"annotation nix-closure/root: unknown"},
-		{"labels instead", "annotations:", "labels:", map[string][]string{"by-annotation": nil}, ""},
+		{name: "as it is", want: map[string][]string{"by-annotation": closureOf(t, store["env"]),
+			"by-device": closureOf(t, store["tools"])}},
+		{name: "no such device", old: "closure=hello", new: "closure=none", want: map[string][]string{"by-device": {}},
+			said: "unresolvable CDI devices nix-closure/closure=none"},
+		{name: "the canary", old: "nix-closure/roots: " + store["env"], new: "nix-closure/roots: /nix/store/canary",
+			want: map[string][]string{"by-annotation": {}},
+			said: `annotation nix-closure/roots: "/nix/store/canary": `},
+		{name: "a key that is none", old: "nix-closure/roots", new: "nix-closure/root",
+			want: map[string][]string{"by-annotation": {}},
+			said: "annotation nix-closure/root: unknown"},
+		{name: "labels instead", old: "annotations:", new: "labels:", want: map[string][]string{"by-annotation": nil}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			printed, said, err := composed(t, strings.Replace(text, c.old, c.new, 1))

@@ -74,7 +74,7 @@ func (n *node) startPod(ctx context.Context, config *cri.PodSandboxConfig, w way
 	if err != nil {
 		return nil, "", 0, err
 	}
-	p = &pod{n, got.PodSandboxId, config, w.handler}
+	p = &pod{node: n, id: got.PodSandboxId, config: config, handler: w.handler}
 	if id, err = p.createOf(ctx, cmp.Or(w.image, image), "a", nil, w.mounts...); err != nil {
 		return p, "", 0, err
 	}

@@ -47,7 +47,7 @@ func (n *node) run(t *testing.T, handler string, config *cri.PodSandboxConfig) *
 	if err != nil {
 		t.Fatalf("running a pod: %v\n%s", err, n.log())
 	}
-	p := &pod{n, got.PodSandboxId, config, handler}
+	p := &pod{node: n, id: got.PodSandboxId, config: config, handler: handler}
 	t.Cleanup(func() { p.remove(t) })
 	return p
 }

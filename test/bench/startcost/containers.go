@@ -192,7 +192,7 @@ func (h *host) count(p program, k kind) (rows []row, _ error) {
 		sum := 0
 		for _, rule := range rules {
 			n := median(calls[stage][rule.purpose])
-			rows = append(rows, row{k.name, stage, p.name, rule.purpose, n})
+			rows = append(rows, row{kind: k.name, stage: stage, program: p.name, what: rule.purpose, count: n})
 			sum += n
 		}
 		var faults, cpu []int
@@ -206,9 +206,9 @@ func (h *host) count(p program, k kind) (rows []row, _ error) {
 				faults, cpu = append(faults, f), append(cpu, c)
 			}
 		}
-		rows = append(rows, row{k.name, stage, p.name, allCalls, sum},
-			row{k.name, stage, p.name, pageFaults, median(faults)},
-			row{k.name, stage, p.name, cpuTime, median(cpu)})
+		rows = append(rows, row{kind: k.name, stage: stage, program: p.name, what: allCalls, count: sum},
+			row{kind: k.name, stage: stage, program: p.name, what: pageFaults, count: median(faults)},
+			row{kind: k.name, stage: stage, program: p.name, what: cpuTime, count: median(cpu)})
 	}
 	return rows, nil
 }
