@@ -12,7 +12,7 @@ import (
 )
 
 // Closure is a sorted set of store paths of one store: everything that a container sees of
-// it. The type does not guarantee that the set is closed under references. Memo.Resolve
+// it. The type does not guarantee that the set is closed under references. Cache.Resolve
 // does.
 type Closure struct {
 	Names []BaseName

@@ -9,7 +9,7 @@
 // it.
 //
 // Read it in this order: path.go (store paths), closure.go (a closure and its digest),
-// closureinfo.go (closure-info, read with lines.go), memo.go (resolved closures that are
+// closureinfo.go (closure-info, read with lines.go), cache.go (resolved closures that are
 // remembered) and stamp.go (how long they count), resolve.go (finding a closure) and
 // resolver.go (the same from the hook), nixstore.go (Nix's own program), gcroots.go (GC
 // roots), fetch.go (substituters), registration.go (what a database of a closure has) and

@@ -12,7 +12,7 @@ import (
 
 // Resolution is the answer to a Query.
 type Resolution struct {
-	// Digest is the digest of the closure. Memo.Load returns its paths.
+	// Digest is the digest of the closure. Cache.Load returns its paths.
 	Digest string `json:"digest"`
 	// Paths is the number of store paths in the closure.
 	Paths int `json:"paths"`
@@ -64,13 +64,13 @@ type Registry interface {
 	Stamp() Stamp
 }
 
-// Remembered answers from the memo alone. It reads one small file and looks at two, for
+// Remembered answers from the cache alone. It reads one small file and looks at two, for
 // closures of every size. If ok is false, call Resolve.
 //
 // The answer counts only while the caller holds Nix's collector off: see HoldCollector.
-func (m Memo) Remembered(q Query) (_ Resolution, ok bool) {
-	e, ok := m.lookup(q)
-	if !ok || !e.Stamp.Holds(m.Store) {
+func (cache Cache) Remembered(q Query) (_ Resolution, ok bool) {
+	e, ok := cache.lookup(q)
+	if !ok || !e.Stamp.Holds(cache.Store) {
 		return Resolution{}, false
 	}
 	return e.resolution(), true
@@ -83,17 +83,17 @@ func (m Memo) Remembered(q Query) (_ Resolution, ok bool) {
 // closure-info, it has the paths in the list and no other. These must be closed under
 // references. Those that the closure-info does not reference become pins too. For both, the
 // closure has the paths of both.
-func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolution, error) {
-	if e, ok := m.lookup(q); ok && e.Paths <= max {
+func (cache Cache) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolution, error) {
+	if e, ok := cache.lookup(q); ok && e.Paths <= max {
 		now, err := r.Versions(ctx, e.Pins)
 		if err == nil && slices.Equal(now, e.Versions) && !slices.Contains(now, RowVersion{}) {
 			e.Stamp = r.Stamp()
-			if _, err := m.Dir.Lstat(e.Digest); err == nil {
-				return e.resolution(), m.save(q, e)
+			if _, err := cache.Dir.Lstat(e.Digest); err == nil {
+				return e.resolution(), cache.save(q, e)
 			}
 		}
 	}
-	names, pins, err := m.resolve(ctx, r, q, max)
+	names, pins, err := cache.resolve(ctx, r, q, max)
 	if err != nil {
 		return Resolution{}, err
 	}
@@ -101,20 +101,20 @@ func (m Memo) Resolve(ctx context.Context, r Registry, q Query, max int) (Resolu
 	if err != nil {
 		return Resolution{}, err
 	}
-	c := New(m.Store, names)
-	if err := m.store(c); err != nil {
+	c := New(cache.Store, names)
+	if err := cache.store(c); err != nil {
 		return Resolution{}, err
 	}
 	e := entry{
 		Digest: c.Digest(), Paths: len(c.Names), Pins: pins, Versions: versions,
 		Since: time.Now().UnixNano(), Stamp: r.Stamp(),
 	}
-	return e.resolution(), m.save(q, e)
+	return e.resolution(), cache.save(q, e)
 }
 
 // Ask finds the closure that q asks for, from nothing that is remembered.
 func Ask(ctx context.Context, store Store, r Registry, q Query, max int) (Closure, error) {
-	names, _, err := Memo{Store: store}.resolve(ctx, r, q, max)
+	names, _, err := Cache{Store: store}.resolve(ctx, r, q, max)
 	return New(store, names), err
 }
 
@@ -122,7 +122,7 @@ func (e entry) resolution() Resolution {
 	return Resolution{Digest: e.Digest, Paths: e.Paths, Pins: e.Pins, Since: e.Since}
 }
 
-func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names, pins []BaseName, err error) {
+func (cache Cache) resolve(ctx context.Context, r Registry, q Query, max int) (names, pins []BaseName, err error) {
 	if len(q.Roots) > 0 {
 		if names, err = r.Closure(ctx, q.Roots, max); err != nil {
 			return nil, nil, err
@@ -132,7 +132,7 @@ func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names,
 	if q.Info == "" {
 		return names, pins, nil
 	}
-	listed, more, err := m.resolveInfo(ctx, r, q, max)
+	listed, more, err := cache.resolveInfo(ctx, r, q, max)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -145,8 +145,8 @@ func (m Memo) resolve(ctx context.Context, r Registry, q Query, max int) (names,
 	return names, append(pins, more...), nil
 }
 
-func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (listed, pins []BaseName, _ error) {
-	listed, err := ReadInfo(m.Store, q.Info, max)
+func (cache Cache) resolveInfo(ctx context.Context, r Registry, q Query, max int) (listed, pins []BaseName, _ error) {
+	listed, err := ReadInfo(cache.Store, q.Info, max)
 	if tooLarge := (*TooLargeError)(nil); errors.As(err, &tooLarge) {
 		return nil, nil, tooLarge
 	}
@@ -189,7 +189,7 @@ func (m Memo) resolveInfo(ctx context.Context, r Registry, q Query, max int) (li
 		if !inList[n] {
 			return nil, nil, fmt.Errorf("%s/store-paths is no closure: %s is referenced, but not listed; "+
 				"make the closure-info with nixpkgs' closureInfo",
-				m.Store.Path(q.Info), m.Store.Path(n))
+				cache.Store.Path(q.Info), cache.Store.Path(n))
 		}
 	}
 	return listed, pins, nil

@@ -150,7 +150,7 @@ func TestResolve(t *testing.T) {
 			err: "STORE/" + string(named("d")) + ": does not exist"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := memoOf(t)
+			m := cacheOf(t)
 			r := registryOf(m.Store, graph...)
 			if c.info[0] != "" {
 				makeInfo(t, m.Store, c.info[0], c.info[1])
@@ -191,43 +191,43 @@ func TestResolveAgain(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		before func(r *registry)
-		change func(t *testing.T, m Memo, r *registry)
+		change func(t *testing.T, m Cache, r *registry)
 		max    int
 		asked  bool   // whether the closure is asked for again
 		err    string // a part of it
 	}{
 		{name: "as before", asked: false},
-		{name: "another root was registered", change: func(_ *testing.T, _ Memo, r *registry) {
+		{name: "another root was registered", change: func(_ *testing.T, _ Cache, r *registry) {
 			r.rows[named("z")] = RowVersion{99, 1}
 		}, asked: false},
-		{name: "another stamp", change: func(_ *testing.T, _ Memo, r *registry) { r.stamp = Stamp{Taken: 7} },
+		{name: "another stamp", change: func(_ *testing.T, _ Cache, r *registry) { r.stamp = Stamp{Taken: 7} },
 			asked: false},
-		{name: "came back in another row", change: func(_ *testing.T, _ Memo, r *registry) {
+		{name: "came back in another row", change: func(_ *testing.T, _ Cache, r *registry) {
 			r.rows[a] = RowVersion{99, r.rows[a].Time}
 		}, asked: true},
-		{name: "came back at another time", change: func(_ *testing.T, _ Memo, r *registry) {
+		{name: "came back at another time", change: func(_ *testing.T, _ Cache, r *registry) {
 			r.rows[a] = RowVersion{r.rows[a].Row, 1800000000}
 		}, asked: true},
-		{name: "is gone", change: func(_ *testing.T, _ Memo, r *registry) { delete(r.rows, a) }, asked: true,
+		{name: "is gone", change: func(_ *testing.T, _ Cache, r *registry) { delete(r.rows, a) }, asked: true,
 			err: "is not valid"},
 		{name: "registry that cannot tell", before: func(r *registry) { r.blind = true }, asked: true},
-		{name: "registry that cannot tell any more", change: func(_ *testing.T, _ Memo, r *registry) { r.blind = true },
+		{name: "registry that cannot tell any more", change: func(_ *testing.T, _ Cache, r *registry) { r.blind = true },
 			asked: true},
 		{name: "more than allowed by now", max: 1, asked: true, err: "more than 1 store paths"},
-		{name: "list is gone", change: func(t *testing.T, m Memo, r *registry) {
+		{name: "list is gone", change: func(t *testing.T, m Cache, r *registry) {
 			digest := New(m.Store, names("a b")).Digest()
 			if err := m.Dir.Remove(digest); err != nil {
 				t.Fatal(err)
 			}
 		}, asked: true},
-		{name: "entry is damaged", change: func(t *testing.T, m Memo, r *registry) {
+		{name: "entry is damaged", change: func(t *testing.T, m Cache, r *registry) {
 			if err := os.WriteFile(m.Dir.Name()+"/"+m.file(q), []byte("{"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}, asked: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := memoOf(t)
+			m := cacheOf(t)
 			r := registryOf(m.Store, "a: b", "b:")
 			if c.before != nil {
 				c.before(r)
@@ -271,7 +271,7 @@ func TestResolveAgain(t *testing.T) {
 // The stamp that is remembered is of the last look, so that containers start
 // without the database again soon after it changed.
 func TestResolveRefreshesTheStamp(t *testing.T) {
-	m := memoOf(t)
+	m := cacheOf(t)
 	r := registryOf(m.Store, "a: b", "b:")
 	r.stamp = trusted(t, m.Store)
 	q := Query{Roots: names("a")}
@@ -299,7 +299,7 @@ func TestResolveRefreshesTheStamp(t *testing.T) {
 
 // What nix-store said is never remembered without asking it again.
 func TestResolveWithoutStamp(t *testing.T) {
-	m := memoOf(t)
+	m := cacheOf(t)
 	r := registryOf(m.Store, "a:")
 	r.blind = true
 	q := Query{Roots: names("a")}

@@ -20,7 +20,7 @@ type Resolver struct {
 	Args    []string // before the query: the configuration
 }
 
-// Resolve has the program resolve q, into the memo of the program's configuration.
+// Resolve has the program resolve q, into the cache of the program's configuration.
 func (r Resolver) Resolve(ctx context.Context, store Store, q Query) (Resolution, error) {
 	args := append([]string{"resolve", "--json"}, r.Args...)
 	paths := q.Roots

@@ -66,7 +66,7 @@ func TestStampHolds(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m := memoOf(t)
+			m := cacheOf(t)
 			db := m.Store.DatabasePath()
 			write(t, db+"-wal", "log")
 			stamp := trusted(t, m.Store)
@@ -82,7 +82,7 @@ func TestStampHolds(t *testing.T) {
 // SQLite makes an empty log to read: it says nothing of the database. One with
 // something in it does.
 func TestStampOfALogThatAppears(t *testing.T) {
-	m := memoOf(t)
+	m := cacheOf(t)
 	without := trusted(t, m.Store)
 	log := m.Store.DatabasePath() + "-wal"
 	write(t, log, "")
@@ -109,7 +109,7 @@ func TestStampOfALogThatAppears(t *testing.T) {
 // Two writes within a clock tick have one time, so a stamp that was taken right
 // after a write says nothing.
 func TestStampIsRacy(t *testing.T) {
-	m := memoOf(t)
+	m := cacheOf(t)
 	db := m.Store.DatabasePath()
 	write(t, db+"-wal", "log")
 	now := time.Now()
@@ -144,7 +144,7 @@ func TestStampIsRacy(t *testing.T) {
 }
 
 func TestTakeStamp(t *testing.T) {
-	m := memoOf(t)
+	m := cacheOf(t)
 	before := time.Now().UnixNano()
 	stamp, err := TakeStamp(m.Store)
 	if err != nil || stamp.Taken < before || stamp.Taken > time.Now().UnixNano() {

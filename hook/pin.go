@@ -41,7 +41,7 @@ func pin(ctx context.Context, c *claimed) (*pinned, error) {
 // collector.
 type pinner struct {
 	*claimed
-	memo  closure.Memo
+	cache  closure.Cache
 	roots closure.GCRoots
 	query closure.Query
 }
@@ -49,13 +49,13 @@ type pinner struct {
 func newPinner(c *claimed) pinner {
 	return pinner{
 		claimed: c,
-		memo:    closure.Memo{Dir: c.dir.Closures, Store: c.store},
+		cache:    closure.Cache{Dir: c.dir.Closures, Store: c.store},
 		roots:   c.dir.GCRoots(),
 		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
 	}
 }
 
-// remembered returns a closure that the memo has and that may be pinned, and holds Nix's
+// remembered returns a closure that the cache has and that may be pinned, and holds Nix's
 // garbage collector off until held is closed. Its GC roots must be made before that. For
 // everything else, ok is false, and pin does the work or says what is wrong.
 func (p pinner) remembered() (_ closure.Resolution, held *os.File, ok bool) {
@@ -63,7 +63,7 @@ func (p pinner) remembered() (_ closure.Resolution, held *os.File, ok bool) {
 	if err != nil {
 		return closure.Resolution{}, nil, false
 	}
-	res, ok := p.memo.Remembered(p.query)
+	res, ok := p.cache.Remembered(p.query)
 	if ok && res.Paths <= p.config.MaxPaths && p.allowed(res.Pins) == nil {
 		return res, lock, true
 	}
@@ -282,9 +282,9 @@ func (p pinner) pinAfterCollecting(ctx context.Context) (closure.Resolution, err
 	}
 }
 
-// resolve answers from the memo, or runs the program that reads the database.
+// resolve answers from the cache, or runs the program that reads the database.
 func (p pinner) resolve(ctx context.Context) (closure.Resolution, error) {
-	if res, ok := p.memo.Remembered(p.query); ok {
+	if res, ok := p.cache.Remembered(p.query); ok {
 		if res.Paths > p.config.MaxPaths {
 			return res, &closure.TooLargeError{Max: p.config.MaxPaths}
 		}
@@ -306,17 +306,17 @@ func (p pinner) resolver() (closure.Resolver, error) {
 	}, err
 }
 
-// load returns the store paths of the closure. If the memo is damaged or a sweep removed
+// load returns the store paths of the closure. If the cache is damaged or a sweep removed
 // it, load makes it anew. A sweep that begins after the record has the digest keeps the
-// memo, so only sweeps that began earlier can make a retry necessary.
+// cache, so only sweeps that began earlier can make a retry necessary.
 func (p pinner) load(ctx context.Context, res closure.Resolution) (closure.Closure, error) {
 	for attempt := 1; ; attempt++ {
-		c, err := p.memo.Load(res.Digest)
+		c, err := p.cache.Load(res.Digest)
 		if err == nil || attempt == loadAttempts {
 			return c, err
 		}
-		p.log.WithField("error", err.Error()).Warn("the memo is missing or damaged; resolving the closure again")
-		if err := p.memo.Forget(p.query, res.Digest); err != nil {
+		p.log.WithField("error", err.Error()).Warn("the cache is missing or damaged; resolving the closure again")
+		if err := p.cache.Forget(p.query, res.Digest); err != nil {
 			return closure.Closure{}, err
 		}
 		again, err := p.resolve(ctx)
@@ -324,7 +324,7 @@ func (p pinner) load(ctx context.Context, res closure.Resolution) (closure.Closu
 			return closure.Closure{}, err
 		}
 		if again.Digest != res.Digest {
-			return closure.Closure{}, errors.New("the closure differs from the memo; start the container again")
+			return closure.Closure{}, errors.New("the closure differs from the cache; start the container again")
 		}
 	}
 }

@@ -239,7 +239,7 @@ func openRegistration(ctx context.Context, p *pinned) (*os.File, error) {
 			return nil, err2
 		}
 		if made.Digest != p.resolution.Digest {
-			return nil, fmt.Errorf("the closure differs from the memo; start the container again")
+			return nil, fmt.Errorf("the closure differs from the cache; start the container again")
 		}
 		if db, err = p.dir.OpenRegistration(name, made.Since); !errors.Is(err, fs.ErrNotExist) {
 			return db, err

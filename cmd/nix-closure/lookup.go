@@ -78,7 +78,7 @@ func closureOf(ctx context.Context, c config.Config, roots []closure.BaseName) (
 		return closure.Closure{}, fmt.Errorf("opening the runtime directory: %w", err)
 	}
 	defer dir.Close()
-	memo := closure.Memo{Dir: dir.Closures, Store: c.Store()}
-	_, resolved, err := askAndLoad(ctx, c, memo, closure.Query{Roots: roots})
+	cache := closure.Cache{Dir: dir.Closures, Store: c.Store()}
+	_, resolved, err := askAndLoad(ctx, c, cache, closure.Query{Roots: roots})
 	return resolved, err
 }

@@ -85,12 +85,12 @@ func (o resolveOptions) resolve(cmd *cobra.Command, configPath string, args []st
 		return fmt.Errorf("opening the runtime directory: %w; run as the user who runs the hook, mostly root", err)
 	}
 	defer dir.Close()
-	memo := closure.Memo{Dir: dir.Closures, Store: store}
-	res, resolved, err := askAndLoad(ctx, c, memo, q)
+	cache := closure.Cache{Dir: dir.Closures, Store: store}
+	res, resolved, err := askAndLoad(ctx, c, cache, q)
 	if err != nil {
 		return err
 	}
-	// The memo takes room too. If entries in use take all of it, this command is not the
+	// The cache takes room too. If entries in use take all of it, this command is not the
 	// place to report that.
 	_, _ = dir.MakeRoom(ctx, view.Cost{})
 	if o.registration {
@@ -224,18 +224,18 @@ func (g *graph) tree(store closure.Store, row func(i int, text string)) {
 	}
 }
 
-// askAndLoad is ask, and loads the closure. It asks again if a sweep removes the memo
+// askAndLoad is ask, and loads the closure. It asks again if a sweep removes the cache
 // before it is loaded.
 func askAndLoad(
-	ctx context.Context, c config.Config, memo closure.Memo, q closure.Query,
+	ctx context.Context, c config.Config, cache closure.Cache, q closure.Query,
 ) (closure.Resolution, closure.Closure, error) {
 	const attempts = 5
 	for attempt := 1; ; attempt++ {
-		res, err := ask(ctx, c, memo, q)
+		res, err := ask(ctx, c, cache, q)
 		if err != nil {
 			return res, closure.Closure{}, err
 		}
-		resolved, err := memo.Load(res.Digest)
+		resolved, err := cache.Load(res.Digest)
 		if !errors.Is(err, fs.ErrNotExist) || attempt == attempts {
 			return res, resolved, err
 		}
@@ -243,16 +243,16 @@ func askAndLoad(
 }
 
 // ask asks Nix's database, or Nix's own program if the database cannot be read.
-func ask(ctx context.Context, c config.Config, memo closure.Memo, q closure.Query) (closure.Resolution, error) {
+func ask(ctx context.Context, c config.Config, cache closure.Cache, q closure.Query) (closure.Resolution, error) {
 	snapshot, unreadable := nixdb.Open(ctx, c.Store())
 	if unreadable == nil {
 		defer func() { _ = snapshot.Close() }()
-		res, err := memo.Resolve(ctx, snapshot, q, c.MaxPaths)
+		res, err := cache.Resolve(ctx, snapshot, q, c.MaxPaths)
 		if err == nil || !snapshot.Changed() {
 			return res, err
 		}
 		unreadable = err
 	}
-	res, err := memo.Resolve(ctx, closure.NixStore{Program: c.NixStore, Store: c.Store()}, q, c.MaxPaths)
+	res, err := cache.Resolve(ctx, closure.NixStore{Program: c.NixStore, Store: c.Store()}, q, c.MaxPaths)
 	return res, noAnswer(unreadable, err)
 }

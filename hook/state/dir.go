@@ -18,7 +18,7 @@ import (
 
 // Dir is the runtime directory and its contents. Nothing in it needs to survive a reboot.
 type Dir struct {
-	Closures      *owndir.Dir // the memo, see closure.Memo
+	Closures      *owndir.Dir // the cache, see closure.Cache
 	Views         *owndir.Dir // <layer>: see view.Layer
 	Registrations *owndir.Dir // <name>: see closure.RegistrationName
 	// In Views and Registrations, an empty file <name>@<id> marks that the container uses

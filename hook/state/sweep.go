@@ -60,12 +60,12 @@ const (
 	UnusedFor = time.Hour
 )
 
-// rememberedFor is the factor by which a memo of a closure stays longer than UnusedFor. A
-// memo is small, and each start looks it up. With relatime, the kernel may record only
+// rememberedFor is the factor by which a cache of a closure stays longer than UnusedFor. A
+// cache is small, and each start looks it up. With relatime, the kernel may record only
 // once a day that a file was read.
 const rememberedFor = 48
 
-// remembered returns how long an unused memo stays.
+// remembered returns how long an unused cache stays.
 func remembered(unused time.Duration) time.Duration {
 	return min(unused, math.MaxInt64/rememberedFor) * rememberedFor
 }

@@ -479,13 +479,13 @@ func TestSweepGivesBack(t *testing.T) {
 	}
 }
 
-// The memo of a closure stays while a container that needs it is being prepared.
+// The cache of a closure stays while a container that needs it is being prepared.
 func TestSweepPreparing(t *testing.T) {
 	h := newHost(t)
 	d := newDir(t, h)
 	r := runs(t, Record{ID: "web", Roots: []closure.BaseName{named("hello")}, Digest: strings.Repeat("0", 64)})
-	memo := closure.Memo{Dir: d.Closures, Store: h.store}
-	needed := []string{r.Digest, memo.EntryName(closure.Query{Roots: r.Roots})}
+	cache := closure.Cache{Dir: d.Closures, Store: h.store}
+	needed := []string{r.Digest, cache.EntryName(closure.Query{Roots: r.Roots})}
 	for _, name := range append(needed, "other") {
 		fill(t, h.dir+"/run/closures/"+name)
 	}

@@ -191,8 +191,8 @@ func (s *sweeper) registration(name string) (removed bool, _ error) {
 	return removed, err
 }
 
-// closures removes old memos of closures. No running container needs them; they only make
-// the next start faster. A container that is being prepared needs its memo.
+// closures removes old caches of closures. No running container needs them; they only make
+// the next start faster. A container that is being prepared needs its cache.
 func (s *sweeper) closures(context.Context) error {
 	dir := s.dir.Closures
 	all, err := dir.Names()
@@ -209,7 +209,7 @@ func (s *sweeper) closures(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// closure removes the memo of a closure, unless a container that is being prepared needs
+// closure removes the cache of a closure, unless a container that is being prepared needs
 // it, or a process is writing it.
 func (s *sweeper) closure(name string) (removed bool, _ error) {
 	if s.preparing == nil {
@@ -229,13 +229,13 @@ func (s *sweeper) closure(name string) (removed bool, _ error) {
 }
 
 // preparing returns the names in closures that containers in preparation need. It is read
-// once per sweep: a start whose record is newer makes its memo again.
+// once per sweep: a start whose record is newer makes its cache again.
 func (d *Dir) preparing() (map[string]bool, error) {
 	ids, err := d.IDs()
 	if err != nil {
 		return nil, err
 	}
-	memo := closure.Memo{Dir: d.Closures, Store: d.store}
+	cache := closure.Cache{Dir: d.Closures, Store: d.store}
 	needed := map[string]bool{}
 	for _, id := range ids {
 		// A damaged record prepares nothing, because no start has one.
@@ -245,7 +245,7 @@ func (d *Dir) preparing() (map[string]bool, error) {
 		}
 		if live, err := r.live(); live || err != nil {
 			needed[r.Digest] = true
-			needed[memo.EntryName(closure.Query{Roots: r.Roots, Info: r.ClosureInfo})] = true
+			needed[cache.EntryName(closure.Query{Roots: r.Roots, Info: r.ClosureInfo})] = true
 		}
 	}
 	return needed, nil

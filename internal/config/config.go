@@ -39,7 +39,7 @@ type Config struct {
 	// WritableSize bounds what one container adds to its store, in bytes; 0: half of the
 	// container's memory limit, or 1 GiB without one.
 	WritableSize Size `toml:"-"`
-	// RuntimeInodes and RuntimeSize (in bytes) bound what views, registrations and the memo
+	// RuntimeInodes and RuntimeSize (in bytes) bound what views, registrations and the cache
 	// take of the runtime directory's file system; 0: a quarter of it.
 	RuntimeInodes int64  `toml:"-"`
 	RuntimeSize   Size   `toml:"-"`

@@ -507,7 +507,7 @@ func TestRemembered(t *testing.T) {
 		if _, _, stderr, err := first.run(t, runtime); err != nil {
 			t.Fatalf("%v %s", err, stderr)
 		}
-		// What was written a moment ago is not trusted, see closure.Memo.
+		// What was written a moment ago is not trusted, see closure.Cache.
 		time.Sleep(1100 * time.Millisecond)
 		if _, _, stderr, err := first.run(t, runtime); err != nil {
 			t.Fatalf("%v %s", err, stderr)

@@ -308,7 +308,7 @@ func TestSweepCommand(t *testing.T) {
 	}
 
 	long := filepath.Join(runtimeDir, "%s", strings.Repeat("f", 64))
-	view, registration, memo := fmt.Sprintf(long, "views"), fmt.Sprintf(long, "registrations"),
+	view, registration, cache := fmt.Sprintf(long, "views"), fmt.Sprintf(long, "registrations"),
 		fmt.Sprintf(long, "closures")
 	forge := func() {
 		dead(t, "ended", `{"id":"ended","pid":999999999,"pidStart":1}`)
@@ -321,7 +321,7 @@ func TestSweepCommand(t *testing.T) {
 		}
 		for _, path := range []string{
 			view + "/store/x/", view + "-links/", view + "-links.stale.X/", view + ".new/store/", registration,
-			registration + "-young", memo, memo + "-young",
+			registration + "-young", cache, cache + "-young",
 			runtimeDir + "/containers/.x.json.X", runtimeDir + "/registrations/.x.X", runtimeDir + "/closures/.x.X",
 		} {
 			create(t, path)
@@ -333,10 +333,10 @@ func TestSweepCommand(t *testing.T) {
 			runtimeDir + "/registrations/.x.X"} {
 			setAge(t, 61*time.Minute, path)
 		}
-		setAge(t, 49*time.Hour, memo)
+		setAge(t, 49*time.Hour, cache)
 	}
 	f := filepath.Base(view)
-	memos := func() []string {
+	caches := func() []string {
 		return strings.Fields(must(t, "find", runtimeDir+"/closures", "-type", "f", "-printf", "%f\n"))
 	}
 	records := []string{"another-process", "ended"}
@@ -352,7 +352,7 @@ func TestSweepCommand(t *testing.T) {
 		{[]string{"--unused-for", "0s"}, func() lists {
 			return lists{Records: records, GCRoots: []string{"earlier-boot"},
 				Views:         []string{f, f + "-links", f + "-links.stale.X", f + ".new"},
-				Registrations: []string{".x.X", f, f + "-young"}, Closures: memos()}
+				Registrations: []string{".x.X", f, f + "-young"}, Closures: caches()}
 		}},
 	} {
 		for _, asJSON := range []bool{false, true} {

@@ -30,7 +30,7 @@ type RowVersion struct {
 	Time int64 // seconds since 1970
 }
 
-// Memo remembers resolved closures in a directory, so that the second container with the
+// Cache remembers resolved closures in a directory, so that the second container with the
 // same roots starts without asking Nix.
 //
 // It relies on this: while a store path stays registered, everything that it references
@@ -40,12 +40,12 @@ type RowVersion struct {
 //
 // A user who can write to the directory decides what containers see. So the directory must
 // be one that only its owner may enter, such as the runtime directory.
-type Memo struct {
+type Cache struct {
 	Dir   *owndir.Dir
 	Store Store
 }
 
-// entry is what one file of the memo has.
+// entry is what one file of the cache has.
 type entry struct {
 	Digest   string
 	Paths    int
@@ -105,8 +105,8 @@ func parseEntry(text []byte) (e entry, ok bool) {
 	return e, bytes.Equal(e.text(), text)
 }
 
-func (m Memo) file(q Query) string {
-	text := fmt.Appendf(nil, "%q %q %q", m.Store.Dir, m.Store.StateDir, q.Info)
+func (cache Cache) file(q Query) string {
+	text := fmt.Appendf(nil, "%q %q %q", cache.Store.Dir, cache.Store.StateDir, q.Info)
 	roots := slices.Clone(q.Roots)
 	slices.Sort(roots)
 	for _, r := range slices.Compact(roots) {
@@ -117,11 +117,11 @@ func (m Memo) file(q Query) string {
 }
 
 // EntryName returns the name of the file that remembers q.
-func (m Memo) EntryName(q Query) string { return m.file(q) }
+func (cache Cache) EntryName(q Query) string { return cache.file(q) }
 
 // lookup returns what is remembered of q. An incomplete file counts as missing.
-func (m Memo) lookup(q Query) (entry, bool) {
-	data, err := m.Dir.ReadFile(m.file(q))
+func (cache Cache) lookup(q Query) (entry, bool) {
+	data, err := cache.Dir.ReadFile(cache.file(q))
 	if err != nil {
 		return entry{}, false
 	}
@@ -140,41 +140,41 @@ func (m Memo) lookup(q Query) (entry, bool) {
 // IsDigest reports whether s has the form of a closure's digest.
 func IsDigest(s string) bool { return len(s) == 2*sha256.Size && only(s, "0123456789abcdef") }
 
-func (m Memo) save(q Query, e entry) error {
-	return atomicfile.Write(m.Dir, m.file(q), e.text())
+func (cache Cache) save(q Query, e entry) error {
+	return atomicfile.Write(cache.Dir, cache.file(q), e.text())
 }
 
 // Load returns the remembered closure with this digest. It guarantees that the closure has
 // the digest: a damaged file is an error.
-func (m Memo) Load(digest string) (Closure, error) {
-	text, err := m.Dir.ReadFile(digest)
+func (cache Cache) Load(digest string) (Closure, error) {
+	text, err := cache.Dir.ReadFile(digest)
 	if err != nil {
 		return Closure{}, err
 	}
-	c, err := Parse(m.Store, string(text))
+	c, err := Parse(cache.Store, string(text))
 	if err == nil && c.Digest() != digest {
 		err = ErrText
 	}
 	if err != nil {
-		return Closure{}, fmt.Errorf("%s/%s: %w", m.Dir.Name(), digest, err)
+		return Closure{}, fmt.Errorf("%s/%s: %w", cache.Dir.Name(), digest, err)
 	}
 	return c, nil
 }
 
 // store keeps a closure for Load. One digest has one text, so a file with the right size is
 // left as it is.
-func (m Memo) store(c Closure) error {
-	if st, err := m.Dir.Lstat(c.Digest()); err == nil && st.Size() == int64(len(c.Text())) {
+func (cache Cache) store(c Closure) error {
+	if st, err := cache.Dir.Lstat(c.Digest()); err == nil && st.Size() == int64(len(c.Text())) {
 		return nil
 	}
-	return atomicfile.Write(m.Dir, c.Digest(), []byte(c.Text()))
+	return atomicfile.Write(cache.Dir, c.Digest(), []byte(c.Text()))
 }
 
 // Forget removes what is remembered of q, and the closure with this digest.
-func (m Memo) Forget(q Query, digest string) error {
+func (cache Cache) Forget(q Query, digest string) error {
 	var errs []error
-	for _, name := range []string{m.file(q), digest} {
-		if err := m.Dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, name := range []string{cache.file(q), digest} {
+		if err := cache.Dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}

@@ -15,15 +15,15 @@ import (
 	"github.com/nix-closure/nix-closure/internal/owndir"
 )
 
-// memoOf is an empty memo, and a store with a database that is some bytes.
-func memoOf(t *testing.T) Memo {
+// cacheOf is an empty cache, and a store with a database that is some bytes.
+func cacheOf(t *testing.T) Cache {
 	t.Helper()
 	dir := t.TempDir()
 	store := Store{Dir: dir + "/store", StateDir: dir + "/var"}
 	write(t, store.DatabasePath(), "database")
 	closures := owndir.At(mkdir(t, dir+"/closures"))
 	t.Cleanup(closures.Close)
-	return Memo{Dir: closures, Store: store}
+	return Cache{Dir: closures, Store: store}
 }
 
 func entryOf(c Closure, pins ...BaseName) entry {
@@ -34,16 +34,16 @@ func entryOf(c Closure, pins ...BaseName) entry {
 	return e
 }
 
-func TestMemo(t *testing.T) {
-	m := memoOf(t)
+func TestCache(t *testing.T) {
+	m := cacheOf(t)
 	a, b := named("a"), named("b")
 	c := New(m.Store, []BaseName{a, b})
 	q := Query{Roots: []BaseName{a}}
 	if e, ok := m.lookup(q); ok {
-		t.Errorf("an empty memo remembers %v", e)
+		t.Errorf("an empty cache remembers %v", e)
 	}
 	if _, err := m.Load(c.Digest()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("an empty memo loads: %v", err)
+		t.Errorf("an empty cache loads: %v", err)
 	}
 	want := entryOf(c, a)
 	want.Stamp = trusted(t, m.Store)
@@ -73,8 +73,8 @@ func TestMemo(t *testing.T) {
 }
 
 // Queries are told apart, and only by what they ask for.
-func TestMemoOfQueries(t *testing.T) {
-	m := memoOf(t)
+func TestCacheOfQueries(t *testing.T) {
+	m := cacheOf(t)
 	a, b := named("a"), named("b")
 	other := m
 	other.Store.Dir += "2"
@@ -113,7 +113,7 @@ func without(text []byte, word string) string {
 }
 
 // What is read is what was written, to the letter.
-func FuzzMemo(f *testing.F) {
+func FuzzCache(f *testing.F) {
 	store := Store{Dir: "/nix/store", StateDir: "/nix/var/nix"}
 	e := entryOf(New(store, []BaseName{named("a")}), named("a"), named("b"))
 	f.Add(e.text())
@@ -128,8 +128,8 @@ func FuzzMemo(f *testing.F) {
 }
 
 // What is not whole is not remembered, and it is no error: it is made anew.
-func TestMemoDamaged(t *testing.T) {
-	m := memoOf(t)
+func TestCacheDamaged(t *testing.T) {
+	m := cacheOf(t)
 	a := named("a")
 	c := New(m.Store, []BaseName{a})
 	q := Query{Roots: []BaseName{a}}
@@ -187,7 +187,7 @@ func TestMemoDamaged(t *testing.T) {
 
 // A list that was damaged is an error, and never a smaller closure.
 func TestLoadDamaged(t *testing.T) {
-	m := memoOf(t)
+	m := cacheOf(t)
 	c := New(m.Store, []BaseName{named("a"), named("b"), named("c")})
 	text, digest := c.Text(), c.Digest()
 	for _, d := range []struct{ name, text string }{
