@@ -211,7 +211,8 @@ func TestResolveAgain(t *testing.T) {
 		{name: "is gone", change: func(_ *testing.T, _ Cache, r *registry) { delete(r.rows, a) }, asked: true,
 			err: "is not valid"},
 		{name: "registry that cannot tell", before: func(r *registry) { r.blind = true }, asked: true},
-		{name: "registry that cannot tell any more", change: func(_ *testing.T, _ Cache, r *registry) { r.blind = true },
+		{name: "registry that cannot tell any more",
+			change: func(_ *testing.T, _ Cache, r *registry) { r.blind = true },
 			asked: true},
 		{name: "more than allowed by now", max: 1, asked: true, err: "more than 1 store paths"},
 		{name: "list is gone", change: func(t *testing.T, m Cache, r *registry) {
