@@ -213,7 +213,7 @@ func TestResolveAgain(t *testing.T) {
 		{name: "registry that cannot tell", before: func(r *registry) { r.blind = true }, asked: true},
 		{name: "registry that cannot tell any more",
 			change: func(_ *testing.T, _ Cache, r *registry) { r.blind = true },
-			asked: true},
+			asked:  true},
 		{name: "more than allowed by now", max: 1, asked: true, err: "more than 1 store paths"},
 		{name: "list is gone", change: func(t *testing.T, m Cache, r *registry) {
 			digest := New(m.Store, names("a b")).Digest()
