@@ -117,7 +117,11 @@ BENCH = cd test && $(GO) run ./bench
 bench:
 	@test/install.sh test
 	@$(MAKE) --no-print-directory all stack
-	@$(BENCH) -bin ../bin -csv ../bin/bench.csv
+	@cd test && $(GO) run ./bench/bindfloor -csv ../bin/bench-bind.csv
+	@cd test && $(GO) run ./bench/wrapper -bin ../bin -csv ../bin/bench-wrapper.csv
+	@cd test && $(GO) run ./bench/onemount -bin ../bin -csv ../bin/bench-onemount.csv -rounds 25
+	@$(BENCH) -bin ../bin -csv ../bin/bench.csv \
+		-with ../bin/bench-bind.csv,../bin/bench-wrapper.csv,../bin/bench-onemount.csv
 
 bench-quick:
 	@test/install.sh test

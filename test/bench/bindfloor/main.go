@@ -73,7 +73,7 @@ func run(file string, rounds int) error {
 	if err := interleaved.Measure(rounds, cases); err != nil {
 		return err
 	}
-	return interleaved.Report(file, cases)
+	return interleaved.Report(file, "bind mode, 1,000 store paths", cases)
 }
 
 func command(name string, args ...string) error {

@@ -5,12 +5,10 @@
 package interleaved
 
 import (
-	"encoding/csv"
 	"fmt"
-	"os"
-	"slices"
-	"strconv"
 	"time"
+
+	"github.com/nix-closure/nix-closure/test/speed"
 )
 
 // Case is one of the things.
@@ -41,39 +39,28 @@ func Measure(rounds int, cases []*Case) error {
 	return nil
 }
 
-// Report prints the cases beside the first of them, and writes them to a CSV file: the
-// median, the tenth and the ninetieth percentile, and the medians of the differences from
-// the first and of the ratios to it, round by round.
-func Report(file string, cases []*Case) error {
-	rows := [][]string{{"case", "median_ms", "p10_ms", "p90_ms", "more_ms", "ratio", "rounds"}}
-	fmt.Printf("%-44s %9s %9s %9s %9s %7s\n", "", "median ms", "p10", "p90", "more", "ratio")
-	for _, c := range cases {
-		more, ratio := make([]float64, len(c.samples)), make([]float64, len(c.samples))
-		for i, s := range c.samples {
-			more[i], ratio[i] = s-cases[0].samples[i], s/cases[0].samples[i]
+// Report prints a table, and writes the same rows to a file of package speed, as make bench
+// takes them in. The cases of a set are beside the first of it: the ratio is the median of
+// the rounds' ratios, and the note has the median of the differences.
+func Report(file, group string, sets ...[]*Case) error {
+	results := &speed.Results{}
+	fmt.Printf("%-44s %9s %9s %9s %7s\n", "", "median ms", "p10", "p90", "ratio")
+	for _, cases := range sets {
+		for i, c := range cases {
+			row := speed.Row{Group: group, What: "one call", Variant: c.Name, Unit: "ms"}
+			if i == 0 {
+				row = row.Summary(c.samples, nil)
+			} else {
+				more := make([]float64, len(c.samples))
+				for i, s := range c.samples {
+					more[i] = s - cases[0].samples[i]
+				}
+				row = row.Summary(c.samples, cases[0].samples)
+				row.Of, row.Note = cases[0].Name, fmt.Sprintf("%+.2f ms", speed.Percentile(more, 50))
+			}
+			fmt.Printf("%-44s %9.3f %9.3f %9.3f %7.3f  %s\n", c.Name, row.Median, row.P10, row.P90, row.Ratio, row.Note)
+			results.Rows = append(results.Rows, row)
 		}
-		figures := []float64{percentile(c.samples, 50), percentile(c.samples, 10), percentile(c.samples, 90),
-			percentile(more, 50), percentile(ratio, 50)}
-		fmt.Printf("%-44s %9.3f %9.3f %9.3f %+9.3f %7.3f\n", c.Name, figures[0], figures[1], figures[2], figures[3],
-			figures[4])
-		row := []string{c.Name}
-		for _, f := range figures {
-			row = append(row, strconv.FormatFloat(f, 'f', 4, 64))
-		}
-		rows = append(rows, append(row, strconv.Itoa(len(c.samples))))
 	}
-	f, err := os.Create(file)
-	if err != nil {
-		return err
-	}
-	if err := csv.NewWriter(f).WriteAll(rows); err != nil {
-		f.Close()
-		return err
-	}
-	return f.Close()
-}
-
-func percentile(samples []float64, percent int) float64 {
-	sorted := slices.Sorted(slices.Values(samples))
-	return sorted[percent*(len(sorted)-1)/100]
+	return results.Write(file)
 }

@@ -29,15 +29,22 @@ type object = map[string]any
 
 func main() {
 	bin := flag.String("bin", "", "directory of the programs")
-	file := flag.String("csv", "", "file for the measurements, one a runtime")
+	file := flag.String("csv", "", "file for the measurements")
 	rounds := flag.Int("rounds", 50, "timed rounds")
 	flag.Parse()
 	os.Exit(testhost.RunOnDisk(func() int {
+		var sets [][]*interleaved.Case
 		for _, runtime := range []string{"crun", "runc"} {
-			if err := run(runtime, *bin, *file+"."+runtime, *rounds); err != nil {
+			cases, err := run(runtime, *bin, *rounds)
+			if err != nil {
 				fmt.Fprintln(os.Stderr, "onemount:", err)
 				return 1
 			}
+			sets = append(sets, cases)
+		}
+		if err := interleaved.Report(*file, "a view as one mount, 1,000 store paths", sets...); err != nil {
+			fmt.Fprintln(os.Stderr, "onemount:", err)
+			return 1
 		}
 		return 0
 	}))
@@ -45,13 +52,13 @@ func main() {
 
 var store *synthetic.Store
 
-func run(runtime, bin, file string, rounds int) (err error) {
+func run(runtime, bin string, rounds int) (cases []*interleaved.Case, err error) {
 	dir := testhost.Dir()
 	view, root := dir+"/view", dir+"/root"
 	empty, wrapper := root+"/empty", filepath.Join(bin, "nix-closure-runtime")
 	if store == nil {
 		if store, err = synthetic.Make(2000, []int{paths}); err != nil {
-			return err
+			return nil, err
 		}
 		build := exec.Command("go", "build", "-o", empty, "./bench/programs/empty")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -60,13 +67,13 @@ func run(runtime, bin, file string, rounds int) (err error) {
 			os.MkdirAll("/etc/nix-closure", 0o755), build.Run(),
 			exec.Command(filepath.Join(bin, "nix-closure"), "view", "mount", store.Root(paths), view).Run())
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
 	// The engine's own runtime is called too, as each engine would.
 	if err := os.WriteFile("/etc/nix-closure/config.toml", fmt.Appendf(nil, "runtime = %q\n", runtime),
 		0o644); err != nil {
-		return err
+		return nil, err
 	}
 	bind := func(source string) []object {
 		return []object{{"type": "none", "source": source, "destination": "/nix/store",
@@ -80,7 +87,6 @@ func run(runtime, bin, file string, rounds int) (err error) {
 		return all
 	}
 	asks := object{"nix-closure/roots": store.Root(paths), "nix-closure/mode": "overlay"}
-	var cases []*interleaved.Case
 	add := func(name, program string, config object) {
 		cases = append(cases, &interleaved.Case{Name: runtime + ": " + name, Run: func() (time.Duration, error) {
 			return start(dir, program, config)
@@ -91,10 +97,7 @@ func run(runtime, bin, file string, rounds int) (err error) {
 	add("a view as a mount, by the wrapper, no hook", wrapper, object{"mounts": bind(view)})
 	add("the same, and a hook poststop", wrapper,
 		object{"mounts": bind(view), "hooks": hook(filepath.Join(bin, "nix-closure-hook"), "poststop")})
-	if err := interleaved.Measure(rounds, cases); err != nil {
-		return err
-	}
-	return interleaved.Report(file, cases)
+	return cases, interleaved.Measure(rounds, cases)
 }
 
 var count int

@@ -62,7 +62,7 @@ func run(bin, file string, rounds int) error {
 	if err := interleaved.Measure(rounds, cases); err != nil {
 		return err
 	}
-	return interleaved.Report(file, cases)
+	return interleaved.Report(file, "wrapper", cases)
 }
 
 func command(name, program string, args ...string) *interleaved.Case {
