@@ -36,6 +36,7 @@ buildGoModule {
       ../spec
       ../examples/podman
       ../examples/systemd/nix-closure-nri.service
+      ../packaging/man
     ];
   };
 
@@ -64,7 +65,7 @@ buildGoModule {
       -ldflags ${lib.escapeShellArg (toString ldflags)} -o "$TMPDIR/manual/nix-closure" ./cmd/nix-closure
     mkdir "$TMPDIR/manual/man1"
     "$TMPDIR/manual/nix-closure" man "$TMPDIR/manual/man1"
-    installManPage "$TMPDIR"/manual/man1/*.1
+    installManPage "$TMPDIR"/manual/man1/*.1 packaging/man/*.1
     installShellCompletion --cmd nix-closure \
       --bash <("$TMPDIR/manual/nix-closure" completion bash) \
       --zsh <("$TMPDIR/manual/nix-closure" completion zsh) \

@@ -72,7 +72,7 @@ func (b *bundle) from(engine string, stages ...string) {
 }
 
 func (b *bundle) hook(args ...string) object {
-	return object{"path": filepath.Join(*bin, "nix-closure-hook"), "args": args, "env": []string{"LC_ALL=C"}}
+	return object{"path": filepath.Join(*bin, "nix-closure-hook"), "args": args, "env": []string{"GOMAXPROCS=1"}}
 }
 
 func (b *bundle) linux() object { return b.config["linux"].(object) }

@@ -133,7 +133,7 @@ func TestClosureArguments(t *testing.T) {
 		{"/", "/ is not below the store directory", 1},
 		{"strange", "the hash is not 32 characters", 1},
 		{storeDir + "/canary", "the hash is not 32 characters", 1},
-		{storeDir + "/../stores/real/" + filepath.Base(env), "the hash is not 32 characters", 1},
+		{storeDir + "/../store/" + filepath.Base(env), "the hash is not 32 characters", 1},
 		{"collected", "is not valid", 3},
 		{storeDir + "/" + strings.Repeat("0", 32) + "-gone/bin", "is not valid", 3},
 	} {
