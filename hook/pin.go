@@ -41,7 +41,7 @@ func pin(ctx context.Context, c *claimed) (*pinned, error) {
 // collector.
 type pinner struct {
 	*claimed
-	cache  closure.Cache
+	cache closure.Cache
 	roots closure.GCRoots
 	query closure.Query
 }
@@ -49,7 +49,7 @@ type pinner struct {
 func newPinner(c *claimed) pinner {
 	return pinner{
 		claimed: c,
-		cache:    closure.Cache{Dir: c.dir.Closures, Store: c.store},
+		cache:   closure.Cache{Dir: c.dir.Closures, Store: c.store},
 		roots:   c.dir.GCRoots(),
 		query:   closure.Query{Roots: c.roots(), Info: c.request.ClosureInfo},
 	}

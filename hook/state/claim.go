@@ -22,8 +22,8 @@ type Claim struct {
 var errSecondClosure = errors.New("the container has a closure already")
 
 // Claim writes the first record of a container, and reserves what that says, as Reserve
-// does. pins are the GC roots; empty: none are needed yet. It checks for an older record in the same
-// step, so that of two containers with one ID that start at the same time, in two
+// does. pins are the GC roots; empty: none are needed yet. It checks for an older record in
+// the same step, so that of two containers with one ID that start at the same time, in two
 // engines, one fails. It removes what an ended container with this ID left. attached
 // means that this container already has its closure; the claim is nil then.
 func (d *Dir) Claim(ctx context.Context, r Record, pins []closure.BaseName) (_ *Claim, attached bool, _ error) {
