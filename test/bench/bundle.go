@@ -45,10 +45,18 @@ func bothStages(path string, args ...string) map[string][]hook {
 		return []hook{{
 			Path: path,
 			Args: append(append([]string{path}, args...), name),
-			Env:  []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
+			Env:  environment(path),
 		}}
 	}
 	return map[string][]hook{"createRuntime": stage("createRuntime"), "poststop": stage("poststop")}
+}
+
+// environment is what a program's hook files have: nix-closure's as it is installed.
+func environment(path string) []string {
+	if filepath.Base(path) == "nix-closure-hook" {
+		return []string{"GOMAXPROCS=1"}
+	}
+	return []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 }
 
 // write makes the bundle in dir, for a container that runs one program of the

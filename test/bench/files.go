@@ -182,7 +182,7 @@ func (b *bench) filesDisk() (*filesDisk, error) {
 	b.progress.show("building python's store paths")
 	h := b.host
 	out := filepath.Join(h.dir, "store")
-	if _, err := output("store/build.sh", out); err != nil {
+	if _, err := output("stores/real/build.sh", out); err != nil {
 		return nil, err
 	}
 	text, err := os.ReadFile(filepath.Join(out, "store.json"))

@@ -38,7 +38,7 @@ func demo(bin string) error {
 	say("A small Nix store, built by Nix in a private mount namespace")
 	began := time.Now()
 	out := filepath.Join(testhost.Dir(), "store")
-	if _, err := run("store/build.sh", out); err != nil {
+	if _, err := run("stores/real/build.sh", out); err != nil {
 		return err
 	}
 	text, err := os.ReadFile(filepath.Join(out, "store.json"))

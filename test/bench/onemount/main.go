@@ -82,7 +82,7 @@ func run(runtime, bin string, rounds int) (cases []*interleaved.Case, err error)
 	hook := func(program string, stages ...string) object {
 		all := object{}
 		for _, s := range stages {
-			all[s] = []object{{"path": program, "args": []string{"nix-closure-hook", s}, "env": []string{"LC_ALL=C"}}}
+			all[s] = []object{{"path": program, "args": []string{"nix-closure-hook", s}, "env": []string{"GOMAXPROCS=1"}}}
 		}
 		return all
 	}
