@@ -39,8 +39,9 @@ var sections = []section{
 	{"start", "Start to exit",
 		`A container of crun run or runc run whose program does nothing, from its creation to its removal. The floor
 is the same container with the whole store bind-mounted and an empty static Go program as its hook of both
-stages. *First start*: the host remembers nothing of the closure. *New image*: the image has no mount points
-for the mounts yet. bubblewrap makes the same namespaces, and takes its mounts from a file.`},
+stages. nix-closure's hooks have the environment of its hook files. *First start*: the host remembers
+nothing of the closure. *New image*: the image has no mount points for the mounts yet. bubblewrap makes the
+same namespaces, and takes its mounts from a file.`},
 	{"podman", "podman run --rm",
 		`An ordinary image, without a network. What has the store bound whole has no hooks, but for the row
 without an annotation. Rootless containers have bind views.`},
