@@ -33,6 +33,7 @@ var plainTexts = []struct {
 	{`{"root":{"path":"r"},"Mounts":[]}`, false}, {`{"root":{"path":"r"},"Hooks":{}}`, false},
 	{`{"root":{"path":"r","Path":"s"}}`, false}, {`{"root":{"path":"r"},"mounts":[null]}`, false},
 	{`{"root":{"path":"r"},"process":{"user":{"uid":-1}}}`, false},
+	{`{"root":{"path":"r"},"process":{"user":{"uid":-0}}}`, false}, {`{"pid":-0}`, false},
 	{`{"root":{"path":"r"},"process":{"user":{"uid":4294967296}}}`, false},
 	{`{"root":{"path":"r"},"linux":{"namespaces":[{"TYPE":"pid"}]}}`, false},
 }

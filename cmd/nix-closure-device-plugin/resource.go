@@ -64,6 +64,7 @@ type resource struct {
 	refresh func(context.Context)
 
 	server *grpc.Server // nil: not started
+	path   string       // of the socket
 	socket os.FileInfo
 
 	mutex sync.Mutex
@@ -91,6 +92,7 @@ func socketName(name string) string {
 // killed: the directory is this plugin's.
 func (r *resource) listen(ctx context.Context, dir string) error {
 	path := filepath.Join(dir, socketName(r.name))
+	r.path = path
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -98,15 +100,19 @@ func (r *resource) listen(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
+	// stop removes the socket. If Serve came later, it would remove the one of the next listen.
+	listener.(*net.UnixListener).SetUnlinkOnClose(false)
 	if r.socket, err = os.Lstat(path); err != nil {
 		_ = listener.Close()
 		return err
 	}
-	r.server = grpc.NewServer()
-	device.RegisterDevicePluginServer(r.server, r)
-	registration.RegisterRegistrationServer(r.server, r)
+	server := grpc.NewServer()
+	device.RegisterDevicePluginServer(server, r)
+	registration.RegisterRegistrationServer(server, r)
+	r.server = server
 	go func() {
-		if err := r.server.Serve(listener); err != nil {
+		// stop may come first, and takes r.server away.
+		if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			r.log.WithField("error", err.Error()).Error("socket cannot be served any more")
 		}
 	}()
@@ -127,6 +133,9 @@ func (r *resource) stop() {
 	if r.server != nil {
 		r.server.Stop()
 		r.server = nil
+		if now, err := os.Lstat(r.path); err == nil && os.SameFile(now, r.socket) {
+			_ = os.Remove(r.path)
+		}
 	}
 }
 

@@ -59,6 +59,21 @@ func testResource() *resource {
 	return r
 }
 
+// A resource may be stopped before its server has begun to serve.
+func TestStopAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	for range 100 {
+		r := testResource()
+		if err := r.listen(t.Context(), dir); err != nil {
+			t.Fatal(err)
+		}
+		r.stop()
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+}
+
 func TestAllocate(t *testing.T) {
 	for _, c := range []struct {
 		name       string

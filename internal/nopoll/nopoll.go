@@ -39,8 +39,8 @@ func open(path string, flags int, mode uint32) (int, error) {
 	}
 }
 
-// begin is the space for a file's first bytes: most files that a start reads are smaller.
-const begin = 32 << 10
+// firstBuffer is the space for a file's first bytes: most files that a start reads are smaller.
+const firstBuffer = 32 << 10
 
 // ReadFile is os.ReadFile. flags are further ones for opening, such as unix.O_NOFOLLOW.
 func ReadFile(path string, flags int) ([]byte, error) {
@@ -54,7 +54,7 @@ func ReadFile(path string, flags int) ([]byte, error) {
 
 // Read reads an open file to its end, or to one byte after most.
 func Read(fd int, path string, most int) ([]byte, error) {
-	text := make([]byte, 0, begin)
+	text := make([]byte, 0, firstBuffer)
 	for len(text) <= most {
 		if len(text) == cap(text) {
 			text = append(text, 0)[:len(text)]
@@ -84,7 +84,7 @@ func Names(path string) ([]string, error) {
 	return NamesIn(fd, path)
 }
 
-// NamesIn is Names of an open directory, from its begin if nothing was read of it.
+// NamesIn is Names of an open directory, from its beginning if nothing was read of it.
 func NamesIn(fd int, path string) ([]string, error) {
 	var names []string
 	buffer := make([]byte, 8<<10)

@@ -27,7 +27,7 @@ func must(t *testing.T, errs ...error) {
 
 func TestReadFile(t *testing.T) {
 	file := t.TempDir() + "/file"
-	for _, size := range []int{0, 1, begin - 1, begin, begin + 1, 10 * begin} {
+	for _, size := range []int{0, 1, firstBuffer - 1, firstBuffer, firstBuffer + 1, 10 * firstBuffer} {
 		text := bytes.Repeat([]byte("x"), size)
 		must(t, os.WriteFile(file, text, 0o600))
 		if got, err := ReadFile(file, 0); err != nil || !bytes.Equal(got, text) {
@@ -37,7 +37,7 @@ func TestReadFile(t *testing.T) {
 	f, err := Open(file, unix.O_RDONLY, 0)
 	must(t, err)
 	defer f.Close()
-	if text, err := Read(int(f.Fd()), file, begin); err != nil || len(text) <= begin {
+	if text, err := Read(int(f.Fd()), file, firstBuffer); err != nil || len(text) <= firstBuffer {
 		t.Errorf("no more than %d bytes of a larger file, %v", len(text), err)
 	}
 	if text, err := ReadFile("/proc/self/status", 0); err != nil || len(text) < 100 {

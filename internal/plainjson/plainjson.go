@@ -15,7 +15,7 @@ import (
 	"strings"
 )
 
-// Reader reads one text from its begin to its end. After the first thing that is not
+// Reader reads one text from its beginning to its end. After the first thing that is not
 // plain, it reads nothing more, and End is false.
 type Reader struct {
 	text  string
@@ -24,7 +24,7 @@ type Reader struct {
 	odd   bool
 }
 
-// New returns a Reader at the begin of a text.
+// New returns a Reader at the beginning of a text.
 func New(text []byte) *Reader { return &Reader{text: string(text)} }
 
 // End reports whether all was plain, and nothing follows.
@@ -114,13 +114,13 @@ func (r *Reader) String() string {
 
 var unescape = strings.NewReplacer(`\"`, `"`, `\\`, `\`)
 
-// Int reads a whole number.
+// Int reads a whole number, but not -0, which encoding/json refuses for some types.
 func (r *Reader) Int() int64 {
 	r.space()
 	begin := r.at
 	r.number()
 	n, err := strconv.ParseInt(r.text[begin:r.at], 10, 64)
-	r.odd = r.odd || err != nil
+	r.odd = r.odd || err != nil || r.text[begin:r.at] == "-0"
 	return n
 }
 

@@ -75,6 +75,15 @@ read every file of its closure; the kernel can reclaim most of that slab.`},
 		`Processes by themselves. The wrapper stands before a runtime that does nothing. podman and CDI start no
 process for such containers. What pods pay is in the table of pods.`},
 	{"hook", "The hook's memory, and verify", ""},
+	{"bind mode, 1,000 store paths", "Bind mode and the kernel's floor",
+		`Four system calls for each store path (mkdirat, open_tree, move_mount, close) by a C program are the floor. A recursive clone of a prepared tree would be faster. It is not built: the tree would have to stay
+mounted somewhere, so it needs a lifetime, a sweep and memory for each closure.`},
+	{"wrapper", "The wrapper's calls",
+		"For a container without an annotation. The floor is a static program that only becomes the runtime."},
+	{"a view as one mount, 1,000 store paths", "A view as one mount of config.json",
+		`A prototype that is not a part of nix-closure: the view was mounted on the host before. Claiming, pinning and
+building are not in these times, so they are a lower bound of what the wrapper could reach without a hook at
+the start. It is not built: the mount on the host needs a lifetime of its own.`},
 	{"profile", "Where the time goes",
 		`Samples of perf (cpu-clock) in one program, by function, in percent.`},
 }

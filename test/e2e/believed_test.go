@@ -298,7 +298,7 @@ func plantDevices(t *testing.T, devices map[string]annotations) {
 		for _, stage := range []string{"createRuntime", "poststop"} {
 			args := append(append([]string{"nix-closure-hook"}, flags(says)...), stage)
 			hooks = append(hooks, object{"hookName": stage, "path": hookProgram(), "args": args,
-				"env": []string{"LC_ALL=C"}})
+				"env": []string{"GOMAXPROCS=1"}})
 		}
 		all = append(all, object{"name": name, "containerEdits": object{"hooks": hooks}})
 	}

@@ -183,7 +183,7 @@ func TestHungVolume(t *testing.T) {
 			b.addMount(object{"destination": "/volume", "type": "bind", "source": volume.dir,
 				"options": []string{"bind"}})
 			b.config["hooks"].(object)["createRuntime"] = []object{
-				{"path": hook, "args": []string{"nix-closure-hook", "createRuntime"}, "env": []string{"LC_ALL=C"}},
+				{"path": hook, "args": []string{"nix-closure-hook", "createRuntime"}, "env": []string{"GOMAXPROCS=1"}},
 			}
 			var out bytes.Buffer
 			cmd := b.command(t, runtime, "hung")
@@ -295,7 +295,7 @@ func TestStoppedHook(t *testing.T) {
 		b := newBundle(t, annotations, one.check("true"), "poststop")
 		inject := fmt.Sprintf("inject=%s:delay_enter=%d:when=1", c.before, c.stopped.Microseconds())
 		b.config["hooks"].(object)["createRuntime"] = []object{{
-			"path": "/usr/bin/strace", "env": []string{"LC_ALL=C"},
+			"path": "/usr/bin/strace", "env": []string{"GOMAXPROCS=1"},
 			"args": []string{"strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, "-P", c.path,
 				filepath.Join(*bin, "nix-closure-hook"), "createRuntime"},
 		}}

@@ -19,11 +19,11 @@ func TestVerifyDevice(t *testing.T) {
 			"cdiVersion": "0.5.0", "kind": "nix-closure/verified",
 			"devices": []object{{"name": "env", "containerEdits": object{"hooks": []object{
 				{
-					"hookName": "createRuntime", "path": *bin + "/nix-closure-hook", "env": []string{"LC_ALL=C"},
+					"hookName": "createRuntime", "path": *bin + "/nix-closure-hook", "env": []string{"GOMAXPROCS=1"},
 					"args": []string{"nix-closure-hook", "--annotation", "nix-closure/roots=" + root, "createRuntime"},
 				},
 				{
-					"hookName": "poststop", "path": *bin + "/nix-closure-hook", "env": []string{"LC_ALL=C"},
+					"hookName": "poststop", "path": *bin + "/nix-closure-hook", "env": []string{"GOMAXPROCS=1"},
 					"args": []string{"nix-closure-hook", "--annotation", "nix-closure/roots=" + root, "poststop"},
 				},
 			}}}},

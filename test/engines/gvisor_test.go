@@ -53,7 +53,7 @@ func gvisorBundle(t *testing.T, annotations map[string]string, script string) (d
 	type object = map[string]any
 	hook := func(stage string) []object {
 		return []object{{"path": filepath.Join(*bin, "nix-closure-hook"), "args": []string{"nix-closure-hook", stage},
-			"env": []string{"LC_ALL=C"}}}
+			"env": []string{"GOMAXPROCS=1"}}}
 	}
 	config, err := json.Marshal(object{
 		"ociVersion": "1.0.2",
