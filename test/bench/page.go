@@ -76,8 +76,9 @@ read every file of its closure; the kernel can reclaim most of that slab.`},
 process for such containers. What pods pay is in the table of pods.`},
 	{"hook", "The hook's memory, and verify", ""},
 	{"bind mode, 1,000 store paths", "Bind mode and the kernel's floor",
-		`Four system calls for each store path (mkdirat, open_tree, move_mount, close) by a C program are the floor. A recursive clone of a prepared tree would be faster. It is not built: the tree would have to stay
-mounted somewhere, so it needs a lifetime, a sweep and memory for each closure.`},
+		`Four system calls for each store path (mkdirat, open_tree, move_mount, close) by a C program are the floor.
+A recursive clone of a prepared tree would be faster. It is not built: the tree would have to stay mounted
+somewhere, so it needs a lifetime, a sweep and memory for each closure.`},
 	{"wrapper", "The wrapper's calls",
 		"For a container without an annotation. The floor is a static program that only becomes the runtime."},
 	{"a view as one mount, 1,000 store paths", "A view as one mount of config.json",

@@ -139,7 +139,8 @@ func TestKilledHook(t *testing.T) {
 			}
 			killed := newBundle(t, annotations, "echo it runs")
 			killed.config["hooks"] = object{"createRuntime": []object{{
-				"path": "/usr/bin/strace", "args": append(args, program, "createRuntime"), "env": []string{"GOMAXPROCS=1"},
+				"path": "/usr/bin/strace", "args": append(args, program, "createRuntime"),
+				"env": []string{"GOMAXPROCS=1"},
 			}}}
 			if out, err := killed.command(t, runtime, id).Output(); err == nil || len(out) > 0 {
 				t.Fatalf("%s: it started: %q", when, out)

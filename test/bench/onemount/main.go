@@ -82,7 +82,9 @@ func run(runtime, bin string, rounds int) (cases []*interleaved.Case, err error)
 	hook := func(program string, stages ...string) object {
 		all := object{}
 		for _, s := range stages {
-			all[s] = []object{{"path": program, "args": []string{"nix-closure-hook", s}, "env": []string{"GOMAXPROCS=1"}}}
+			all[s] = []object{{
+				"path": program, "args": []string{"nix-closure-hook", s}, "env": []string{"GOMAXPROCS=1"},
+			}}
 		}
 		return all
 	}
