@@ -424,10 +424,10 @@ func points(t *testing.T, mountinfo []byte) []string {
 }
 
 func TestMountPoints(t *testing.T) {
-	//nolint:lll // a line is one mount
 	const text = `22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-36 35 98:0 /mnt1 /mnt/with\040space\011tab\012line\134backslash rw,noatime master:1 shared:3 - ext3 /dev/root rw,errors=continue
+36 35 98:0 /mnt1 /mnt/with\040space\011tab\012line\134backslash rw,noatime master:1 shared:3 -` +
+		` ext3 /dev/root rw,errors=continue
 37 35 98:0 /root /mnt/\1341 rw future:1 - ext3 /dev/root rw
 38 35 0:4 net:[4026531840] /run/netns/x rw shared:9 - nsfs nsfs rw
 39 35 0:5 / /empty rw -  tmpfs  rw

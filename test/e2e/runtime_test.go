@@ -243,7 +243,6 @@ func ended(all []string) string {
 // them has, and in none. A is a bundle, and so is the current directory.
 func commandLines() [][]string {
 	var all [][]string
-	//nolint:lll // a line is one command line
 	for _, l := range strings.Split(`
 create ID
 create --bundle A ID
@@ -285,7 +284,8 @@ run --keep --no-subreaper --bundle A ID
 run --root R ID
 restore ID
 restore --bundle A --image-path i --work-path w --detach ID
-restore --tcp-established --ext-unix-sk --shell-job --file-locks --manage-cgroups-mode soft --empty-ns network --auto-dedup --lazy-pages ID
+restore --tcp-established --ext-unix-sk --shell-job --file-locks --manage-cgroups-mode soft`+
+		` --empty-ns network --auto-dedup --lazy-pages ID
 checkpoint --image-path i --leave-running ID
 delete ID
 delete --force ID
