@@ -45,6 +45,12 @@ func (c *containerMounts) read() error {
 // opens the directories that the views go to. It checks every target before anything is
 // attached.
 func (c *containerMounts) prepare(targets []*target) error {
+	// If nothing is to propagate, this ends it before the mounts are read, and the list stays
+	// true. It may fail, for example for a root that is not a mount: isolate looks at what is
+	// left, and says what is wrong.
+	if !c.bundle.AsksForPropagation() {
+		_ = view.SetPrivate(c.root)
+	}
 	if err := c.read(); err != nil {
 		return err
 	}

@@ -53,8 +53,9 @@ func nothingSwept() Swept {
 // Limits of the sweep that runs during a container's start or end.
 const (
 	// some: entries of a directory checked after an end.
-	// few: records checked before a start. A start leaves at most one stale record, so
-	// this bounds the backlog.
+	// few: records checked before a start, and after an end if a sweep found nothing lately.
+	// A start leaves at most one stale record, so this bounds the backlog. An end that finds
+	// a stale one checks some.
 	some, few = 64, 8
 	// UnusedFor is how long an unused view or registration stays.
 	UnusedFor = time.Hour
@@ -91,27 +92,33 @@ func (d *Dir) SweepBeforeStart(ctx context.Context) (Swept, error) {
 }
 
 // SweepAfterEnd is Sweep for a container's end, in bounded time. It checks some entries
-// of each directory, and others at the next end. If a sweep found nothing more to do, the
-// next sweeps check the records only, for some minutes: all the rest becomes old by time,
-// and what it takes until then is space.
+// of each directory, and others at the next end. If a sweep found nothing to do, or did all
+// of it, the next sweeps check the records only, for some minutes: all the rest becomes old
+// by time, and what it takes until then is space.
 func (d *Dir) SweepAfterEnd(ctx context.Context) (Swept, error) {
 	s := sweeper{dir: d, unused: UnusedFor, most: some}
 	if d.sweptLately() {
+		s.most = few
 		err := s.records(ctx)
+		if err == nil && len(s.swept.Records) > 0 {
+			s.most = some - few
+			err = s.records(ctx)
+		}
 		return s.swept, err
 	}
 	err := s.sweep(ctx)
-	if err == nil && !s.more {
+	if err == nil && (!s.more || s.swept.Empty()) {
 		err = d.noteSwept()
 	}
 	return s.swept, err
 }
 
-// sweepEvery is how long a sweep that found nothing more to do counts. It is short beside
+// sweepEvery is how long a sweep that found nothing to do counts. It is short beside
 // UnusedFor.
 const sweepEvery = 10 * time.Minute
 
-// sweptFile was last modified when a sweep at a container's end found nothing more to do.
+// sweptFile was last modified when a sweep at a container's end found nothing to do, or did
+// all of it.
 func (d *Dir) sweptFile() string { return d.path + "/swept" }
 
 func (d *Dir) sweptLately() bool {

@@ -181,7 +181,7 @@ func ReadMountinfoAt(dir int, path string) ([]byte, error) {
 		if n == 0 {
 			return text, nil
 		}
-		text = slices.Grow(text[:len(text)+n], 32<<10)
+		text = slices.Grow(text[:len(text)+n], 8<<10)
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+
+	"github.com/nix-closure/nix-closure/test/bench/programs"
 )
 
 const storeDir = "/nix/store"
@@ -117,24 +119,16 @@ func (b *bundle) write(dir string, program ...string) error {
 
 // makeImage makes the root of an image that holds a few programs and an empty
 // store directory.
-func makeImage(root string, p programs) error {
+func makeImage(root string, p smallPrograms) error {
 	for _, dir := range []string{"bin", "dev", "proc", "sys", "tmp", storeDir} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return err
 		}
 	}
 	for name, program := range map[string]string{"true": p.empty, "count": p.count, "idle": p.idle, "walk": p.walk} {
-		if err := copyProgram(program, filepath.Join(root, "bin", name)); err != nil {
+		if err := programs.Copy(program, filepath.Join(root, "bin", name)); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func copyProgram(from, to string) error {
-	content, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(to, content, 0o755)
 }

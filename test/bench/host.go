@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/nix-closure/nix-closure/test/bench/programs"
 	"github.com/nix-closure/nix-closure/test/stores/synthetic"
 	"github.com/nix-closure/nix-closure/test/testhost"
 )
@@ -20,8 +21,9 @@ const usualPaths = 1000
 // host is where bundles are made, and what they refer to.
 type host struct {
 	dir      string
-	programs programs
-	bin      string // the directory of nix-closure's programs
+	programs smallPrograms
+	built    string // the directory in which nix-closure's programs were built
+	bin      string // the directory in which they are installed
 	store    *synthetic.Store
 	image    string
 	// warm and cold are configured with runtime directories of their own, so that making
@@ -34,12 +36,13 @@ func (h *host) command() string { return filepath.Join(h.bin, "nix-closure") }
 
 // newHost makes the programs, the image, the configurations and the store.
 func newHost(bin string, storeSize int, sizes []int, p *progress) (*host, error) {
-	h := &host{dir: testhost.Dir(), bin: bin}
-	if _, err := os.Stat(h.hook()); err != nil {
+	h := &host{dir: testhost.Dir(), built: bin, bin: filepath.Join(testhost.Dir(), "installed")}
+	err := programs.Install(h.bin, filepath.Join(bin, "nix-closure-hook"), filepath.Join(bin, "nix-closure"),
+		filepath.Join(bin, "nix-closure-runtime"))
+	if err != nil {
 		return nil, err
 	}
 	p.show("building programs")
-	var err error
 	if h.programs, err = buildPrograms(filepath.Join(h.dir, "programs")); err != nil {
 		return nil, err
 	}

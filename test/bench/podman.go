@@ -83,28 +83,22 @@ func measurePodman(b *bench, budget time.Duration) error {
 	return b.measure(all, budget)
 }
 
-// installHooks puts the programs and podman's hook files where every user can use them.
+// installHooks puts podman's hook files where every user can use them.
 func (b *bench) installHooks() (hooks string, _ error) {
-	bin, hooks := filepath.Join(testhost.Dir(), "local"), filepath.Join(testhost.Dir(), "hooks.d")
-	if err := errors.Join(os.Chmod(testhost.Dir(), 0o711), os.MkdirAll(bin, 0o755),
-		os.MkdirAll(hooks, 0o755)); err != nil {
+	hooks = filepath.Join(testhost.Dir(), "hooks.d")
+	if err := errors.Join(os.Chmod(testhost.Dir(), 0o711), os.MkdirAll(hooks, 0o755)); err != nil {
 		return "", err
 	}
-	for _, name := range []string{"nix-closure-hook", "nix-closure"} {
-		if err := copyProgram(filepath.Join(b.host.bin, name), filepath.Join(bin, name)); err != nil {
-			return "", err
-		}
-	}
-	files, err := filepath.Glob(filepath.Join(b.host.bin, "hooks.d", "*.json"))
+	files, err := filepath.Glob(filepath.Join(b.host.built, "hooks.d", "*.json"))
 	if err != nil || len(files) == 0 {
-		return "", fmt.Errorf("%s/hooks.d has no hook files: call make: %w", b.host.bin, err)
+		return "", fmt.Errorf("%s/hooks.d has no hook files: call make: %w", b.host.built, err)
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return "", err
 		}
-		moved := strings.ReplaceAll(string(text), b.host.bin+"/", bin+"/")
+		moved := strings.ReplaceAll(string(text), b.host.built+"/", b.host.bin+"/")
 		if err := os.WriteFile(filepath.Join(hooks, filepath.Base(file)), []byte(moved), 0o644); err != nil {
 			return "", err
 		}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nix-closure/nix-closure/test/bench/programs"
 	"github.com/nix-closure/nix-closure/test/speed"
 )
 
@@ -103,7 +104,7 @@ func (b *bench) wrapperSubjects() ([]*subject, error) {
 	bundle := bundle{root: h.image, mounts: []mount{bindStorePath(storeDir)}}
 	dir := filepath.Join(h.dir, "bundles", "wrapper")
 	if err := errors.Join(bundle.write(dir, "/bin/true"), os.MkdirAll(filepath.Dir(b.stand()), 0o755),
-		copyProgram(h.programs.empty, b.stand())); err != nil {
+		programs.Copy(h.programs.empty, b.stand())); err != nil {
 		return nil, err
 	}
 	wrapper := filepath.Join(h.bin, "nix-closure-runtime")

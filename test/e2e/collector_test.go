@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // tree is a small closure of testdata/trees.nix.
@@ -63,12 +64,22 @@ func (one tree) check(between string) string {
 // it succeeded and what it said when not: Nix's own programs trip over each other.
 func over(t *testing.T, program string, args ...string) (stop func() (times int, failed []string)) {
 	t.Helper()
+	return overWhile(t, func() bool { return true }, program, args...)
+}
+
+// overWhile is over, with pauses while it is not wanted.
+func overWhile(t *testing.T, wanted func() bool, program string, args ...string) (stop func() (int, []string)) {
+	t.Helper()
 	var times int
 	var failed []string
 	var ending atomic.Bool
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for !ending.Load() {
+			if !wanted() {
+				time.Sleep(time.Millisecond)
+				continue
+			}
 			if _, stderr, err := call(program, args...); err != nil {
 				failed = append(failed, stderr)
 			} else {
@@ -124,14 +135,25 @@ func TestCollectorLoop(t *testing.T) {
 
 	before := len(readLog(t))
 	collections := over(t, "nix-store", "--gc")
-	builds := over(t, "nix-build", treeArgs(free, "--no-out-link")...)
-	var next atomic.Int64
+	var next, started, notStarted atomic.Int64 // of those that nothing keeps
+	// However fast the machine, they are built often enough for many to start, and seldom
+	// enough for many to be refused.
+	builds := overWhile(t, func() bool { return started.Load() <= notStarted.Load() },
+		"nix-build", treeArgs(free, "--no-out-link")...)
 	var wg sync.WaitGroup
 	for range 6 {
 		wg.Go(func() {
 			for i := next.Add(1) - 1; i < count; i = next.Add(1) - 1 {
-				out, err := starts[i].cmd.CombinedOutput()
-				starts[i].out, starts[i].err = string(out), err
+				s := &starts[i]
+				out, err := s.cmd.CombinedOutput()
+				s.out, s.err = string(out), err
+				switch {
+				case s.kept:
+				case err == nil:
+					started.Add(1)
+				default:
+					notStarted.Add(1)
+				}
 			}
 		})
 	}

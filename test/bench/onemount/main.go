@@ -15,10 +15,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"time"
 
 	"github.com/nix-closure/nix-closure/test/bench/interleaved"
+	"github.com/nix-closure/nix-closure/test/bench/programs"
 	"github.com/nix-closure/nix-closure/test/stores/synthetic"
 	"github.com/nix-closure/nix-closure/test/testhost"
 )
@@ -55,17 +55,17 @@ var store *synthetic.Store
 func run(runtime, bin string, rounds int) (cases []*interleaved.Case, err error) {
 	dir := testhost.Dir()
 	view, root := dir+"/view", dir+"/root"
-	empty, wrapper := root+"/empty", filepath.Join(bin, "nix-closure-runtime")
+	installed := dir + "/installed"
+	hookProgram, wrapper := installed+"/nix-closure-hook", installed+"/nix-closure-runtime"
 	if store == nil {
 		if store, err = synthetic.Make(2000, []int{paths}); err != nil {
 			return nil, err
 		}
-		build := exec.Command("go", "build", "-o", empty, "./bench/programs/empty")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		err := errors.Join(os.Mkdir(view, 0o755), os.MkdirAll(root+"/nix/store", 0o755),
 			os.Mkdir(root+"/proc", 0o755), os.Mkdir(root+"/dev", 0o755),
-			os.MkdirAll("/etc/nix-closure", 0o755), build.Run(),
-			exec.Command(filepath.Join(bin, "nix-closure"), "view", "mount", store.Root(paths), view).Run())
+			os.MkdirAll("/etc/nix-closure", 0o755), programs.Build(root, "empty"),
+			programs.Install(installed, bin+"/nix-closure-hook", bin+"/nix-closure-runtime", bin+"/nix-closure"),
+			exec.Command(installed+"/nix-closure", "view", "mount", store.Root(paths), view).Run())
 		if err != nil {
 			return nil, err
 		}
@@ -89,16 +89,24 @@ func run(runtime, bin string, rounds int) (cases []*interleaved.Case, err error)
 		return all
 	}
 	asks := object{"nix-closure/roots": store.Root(paths), "nix-closure/mode": "overlay"}
+	whole := object{"mounts": bind("/nix/store")}
+	// Without a container just before it, a start would wait for an RCU grace period or not,
+	// depending on how long the previous one took: to move a process into a cgroup needs one.
 	add := func(name, program string, config object) {
 		cases = append(cases, &interleaved.Case{Name: runtime + ": " + name, Run: func() (time.Duration, error) {
+			if _, err := start(dir, runtime, whole); err != nil {
+				return 0, err
+			}
 			return start(dir, program, config)
 		}})
 	}
-	add("the store bound whole", runtime, object{"mounts": bind("/nix/store")})
+	add("the store bound whole", runtime, whole)
 	add("the hook, by the wrapper", wrapper, object{"annotations": asks})
+	add("the hook, without the wrapper",
+		runtime, object{"annotations": asks, "hooks": hook(hookProgram, "createRuntime", "poststop")})
 	add("a view as a mount, by the wrapper, no hook", wrapper, object{"mounts": bind(view)})
 	add("the same, and a hook poststop", wrapper,
-		object{"mounts": bind(view), "hooks": hook(filepath.Join(bin, "nix-closure-hook"), "poststop")})
+		object{"mounts": bind(view), "hooks": hook(hookProgram, "poststop")})
 	return cases, interleaved.Measure(rounds, cases)
 }
 

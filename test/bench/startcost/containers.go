@@ -3,42 +3,19 @@
 package main
 
 import (
-	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/test/bench/programs"
 )
-
-//go:embed programs/*/main.go
-var sources embed.FS
-
-// build makes the program that is named by the last element of the path.
-func build(program string) error {
-	source := program + ".go"
-	text, err := sources.ReadFile("programs/" + filepath.Base(program) + "/main.go")
-	if err == nil {
-		err = os.WriteFile(source, text, 0o600)
-	}
-	if err != nil {
-		return err
-	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, source)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("go build %s: %w: %s", program, err, out)
-	}
-	// See install.
-	if text, err = os.ReadFile(program); err == nil {
-		err = errors.Join(os.Remove(program), os.WriteFile(program, text, 0o755))
-	}
-	return err
-}
 
 type host struct {
 	dir, empty, observe string
@@ -58,12 +35,14 @@ type kind struct {
 	name      string
 	annotated bool
 	layered   bool // its root is an overlay, as engines have it
+	beside    int  // containers of the same closure that run meanwhile
 }
 
 var kinds = []kind{
-	{"annotated", true, false},
-	{"annotated, root on an overlay", true, true},
-	{"no annotation", false, false},
+	{name: "annotated", annotated: true},
+	{name: "annotated, root on an overlay", annotated: true, layered: true},
+	{name: "annotated, root on an overlay, beside 110 others", annotated: true, layered: true, beside: 110},
+	{name: "no annotation"},
 }
 
 var stages = []string{"createRuntime", "poststop"}
@@ -71,23 +50,23 @@ var stages = []string{"createRuntime", "poststop"}
 func (h *host) image() string { return h.dir + "/image" }
 
 func (h *host) makeImage() error {
-	layers := h.dir + "/layers"
 	for _, dir := range []string{"bin", "dev", "proc", "sys", "nix/store"} {
 		if err := os.MkdirAll(h.image()+"/"+dir, 0o755); err != nil {
 			return err
 		}
 	}
+	if err := programs.Copy(h.empty, h.image()+"/bin/true"); err != nil {
+		return err
+	}
+	return h.mountRoot(h.dir + "/layers")
+}
+
+// mountRoot mounts the image with a layer of a container's own.
+func (h *host) mountRoot(layers string) error {
 	for _, dir := range []string{"upper", "work", "root"} {
 		if err := os.MkdirAll(layers+"/"+dir, 0o755); err != nil {
 			return err
 		}
-	}
-	text, err := os.ReadFile(h.empty)
-	if err == nil {
-		err = os.WriteFile(h.image()+"/bin/true", text, 0o755)
-	}
-	if err != nil {
-		return err
 	}
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%[2]s/upper,workdir=%[2]s/work", h.image(), layers)
 	if out, err := exec.Command("mount", "-t", "overlay", "-o", options, "overlay", layers+"/root").
@@ -97,13 +76,59 @@ func (h *host) makeImage() error {
 	return nil
 }
 
+// fill creates the containers that are beside the others, and returns what removes them.
+func (h *host) fill(k kind, p program) (empty func() error, _ error) {
+	var made []string
+	empty = func() (err error) {
+		for _, id := range made {
+			out, failed := exec.Command("runc", "--root", "/run/runc", "delete", "--force", id).CombinedOutput()
+			if failed != nil {
+				err = errors.Join(err, fmt.Errorf("runc delete: %w: %s", failed, out))
+			}
+			err = errors.Join(err, unix.Unmount(h.dir+"/"+id+"/root", unix.MNT_DETACH))
+		}
+		return err
+	}
+	for i := range k.beside {
+		id := fmt.Sprintf("beside-%d", i)
+		if err := h.mountRoot(h.dir + "/" + id); err != nil {
+			return empty, err
+		}
+		bundle, err := h.bundle(k, p, h.dir+"/"+id+"/root")
+		if err != nil {
+			return empty, err
+		}
+		cmd := exec.Command("runc", "--root", "/run/runc", "create", "--bundle", bundle, id)
+		if err := cmd.Run(); err != nil {
+			return empty, fmt.Errorf("%v: %w", cmd, err)
+		}
+		made = append(made, id)
+	}
+	return empty, nil
+}
+
 // start runs a container with a hook at both stages. wrapper is before the hook's path.
 func (h *host) start(k kind, p program, wrapper ...string) error {
-	type object = map[string]any
 	root := h.image()
 	if k.layered {
 		root = h.dir + "/layers/root"
 	}
+	bundle, err := h.bundle(k, p, root, wrapper...)
+	if err != nil {
+		return err
+	}
+	h.containers++
+	id := fmt.Sprintf("c%d", h.containers)
+	out, err := exec.Command("runc", "--root", "/run/runc", "run", "--bundle", bundle, id).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("runc: %w: %s", err, out)
+	}
+	return nil
+}
+
+// bundle writes the bundle of a container.
+func (h *host) bundle(k kind, p program, root string, wrapper ...string) (string, error) {
+	type object = map[string]any
 	hooks := object{}
 	argv := slices.Concat(wrapper, p.argv)
 	for _, stage := range stages {
@@ -124,20 +149,10 @@ func (h *host) start(k kind, p program, wrapper ...string) error {
 	}
 	text, err := json.Marshal(config)
 	if err != nil {
-		return err
+		return "", err
 	}
 	bundle := h.dir + "/bundle"
-	err = errors.Join(os.MkdirAll(bundle, 0o755), os.WriteFile(bundle+"/config.json", text, 0o600))
-	if err != nil {
-		return err
-	}
-	h.containers++
-	id := fmt.Sprintf("c%d", h.containers)
-	out, err := exec.Command("runc", "--root", "/run/runc", "run", "--bundle", bundle, id).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("runc: %w: %s", err, out)
-	}
-	return nil
+	return bundle, errors.Join(os.MkdirAll(bundle, 0o755), os.WriteFile(bundle+"/config.json", text, 0o600))
 }
 
 const (
@@ -146,7 +161,12 @@ const (
 )
 
 // count counts what a program does for a container.
-func (h *host) count(p program, k kind) (rows []row, _ error) {
+func (h *host) count(p program, k kind) (rows []row, Err error) {
+	empty, err := h.fill(k, p)
+	defer func() { Err = errors.Join(Err, empty()) }()
+	if err != nil {
+		return nil, err
+	}
 	for range 2 { // the hook trusts what it remembers of the database after a second
 		if err := h.start(k, p); err != nil {
 			return nil, err

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/nix-closure/nix-closure/test/bench/programs"
 	"github.com/nix-closure/nix-closure/test/stores/synthetic"
 	"github.com/nix-closure/nix-closure/test/testhost"
 )
@@ -54,14 +55,15 @@ func run(bin, before, name, file, page string) error {
 	if err != nil {
 		return err
 	}
-	programs := []program{{name: "an empty program", argv: []string{h.empty}, env: "LC_ALL=C"}}
+	all := []program{{name: "an empty program", argv: []string{h.empty}, env: "LC_ALL=C"}}
 	builds := []struct{ name, dir, env string }{{name, before, "LC_ALL=C"}, {"now", bin, "GOMAXPROCS=1"}}
 	for i, b := range builds {
 		if b.dir == "" {
 			continue
 		}
 		dir := filepath.Join(h.dir, b.name)
-		if err := install(b.dir, dir); err != nil {
+		err := programs.Install(dir, filepath.Join(b.dir, "nix-closure-hook"), filepath.Join(b.dir, "nix-closure"))
+		if err != nil {
 			return err
 		}
 		config := dir + "/config.toml"
@@ -69,12 +71,12 @@ func run(bin, before, name, file, page string) error {
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			return err
 		}
-		programs = append(programs,
+		all = append(all,
 			program{b.name, []string{dir + "/nix-closure-hook", "--config", config}, b.env})
 	}
 	var rows []row
 	for _, k := range kinds {
-		for _, p := range programs {
+		for _, p := range all {
 			counted, err := h.count(p, k)
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", p.name, k.name, err)
@@ -104,29 +106,11 @@ func writeCSV(file string, rows []row) (Err error) {
 	return csv.NewWriter(f).WriteAll(lines)
 }
 
-// install copies the programs, as an installation does. A copy is in the page cache in large
-// folios, and a file as the linker leaves it is not: then the hook takes a fifth longer.
-func install(from, to string) error {
-	if err := os.Mkdir(to, 0o755); err != nil {
-		return err
-	}
-	for _, name := range []string{"nix-closure-hook", "nix-closure"} {
-		text, err := os.ReadFile(filepath.Join(from, name))
-		if err == nil {
-			err = os.WriteFile(filepath.Join(to, name), text, 0o755)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // newHost makes the store, the image and the programs.
 func newHost() (*host, error) {
 	h := &host{dir: testhost.Dir()}
 	h.empty, h.observe = h.dir+"/empty", h.dir+"/observe"
-	if err := errors.Join(build(h.empty), build(h.observe)); err != nil {
+	if err := programs.Build(h.dir, "empty", "observe"); err != nil {
 		return nil, err
 	}
 	store, err := synthetic.Make(storePaths, []int{paths})

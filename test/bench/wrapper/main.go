@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nix-closure/nix-closure/test/bench/interleaved"
+	"github.com/nix-closure/nix-closure/test/bench/programs"
 	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
@@ -41,9 +42,10 @@ const config = `{"ociVersion":"1.0.2","root":{"path":"rootfs"},"process":{"args"
 
 func run(bin, file string, rounds int) error {
 	dir := testhost.Dir()
-	empty, become, wrapper := dir+"/empty", dir+"/become", filepath.Join(bin, "nix-closure-runtime")
+	empty, become, wrapper := dir+"/empty", dir+"/become", dir+"/nix-closure-runtime"
 	bundle := dir + "/bundle"
-	err := errors.Join(build(empty), build(become), os.Mkdir(bundle, 0o755),
+	err := errors.Join(programs.Build(dir, "empty", "become"),
+		programs.Install(dir, filepath.Join(bin, "nix-closure-runtime")), os.Mkdir(bundle, 0o755),
 		os.WriteFile(bundle+"/config.json", []byte(config), 0o644), os.MkdirAll("/etc/nix-closure", 0o755),
 		os.WriteFile("/etc/nix-closure/config.toml", fmt.Appendf(nil, "runtime = %q\n", empty), 0o644))
 	if err != nil {
@@ -72,14 +74,4 @@ func command(name, program string, args ...string) *interleaved.Case {
 		err := cmd.Run()
 		return time.Since(begin), err
 	}}
-}
-
-// build builds one of the small programs, by the last element of its path.
-func build(program string) error {
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", program, "./bench/programs/"+filepath.Base(program))
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%v: %w: %s", cmd, err, text)
-	}
-	return nil
 }
