@@ -555,6 +555,30 @@ func TestSweepLately(t *testing.T) {
 	}
 }
 
+// A sweep that checked some of many live containers, and found nothing to do, counts too. An
+// end that then finds a stale record checks more than the few.
+func TestSweepLatelyOfMany(t *testing.T) {
+	h := newHost(t)
+	d := newDir(t, h)
+	for i := range 2 * some {
+		h.make(t, runs(t, Record{ID: fmt.Sprint("runs-", i)}))
+	}
+	swept, err := d.SweepAfterEnd(t.Context())
+	must(t, err)
+	if !swept.Empty() || !d.sweptLately() {
+		t.Errorf("swept %+v; it counts: %v", swept, d.sweptLately())
+	}
+	for i := range 2 * some {
+		must(t, os.Remove(d.recordFile(fmt.Sprint("runs-", i))))
+		h.make(t, ended(t, Record{ID: fmt.Sprint("ended-", i)}))
+	}
+	swept, err = d.SweepAfterEnd(t.Context())
+	must(t, err)
+	if len(swept.Records) != some {
+		t.Errorf("%d records removed at once; want %d", len(swept.Records), some)
+	}
+}
+
 // Each sweep at an end checks some of the entries, and together the sweeps check all.
 func TestSweepSome(t *testing.T) {
 	h := newHost(t)

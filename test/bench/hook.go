@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/nix-closure/nix-closure/test/speed"
@@ -40,7 +39,7 @@ func (s *starter) peaks(paths int) error {
 		dir := filepath.Join(h.dir, "bundles", "peaks", mode)
 		peaksFile := filepath.Join(dir, "peaks")
 		c := h.closure(paths, mode, h.cold)
-		c.hooks = bothStages(h.programs.measure, append([]string{peaksFile, h.hook()}, h.cold.args()...)...)
+		c.hooks = bothStages(h.programs.observe, append([]string{peaksFile, h.hook()}, h.cold.args()...)...)
 		if err := c.write(dir, "/bin/true"); err != nil {
 			return err
 		}
@@ -64,7 +63,7 @@ func (s *starter) peaks(paths int) error {
 	return b.measure(all, 0)
 }
 
-// takePeak reads the largest number of the file, removes the file, and gives the number in
+// takePeak reads the largest peak of what observe noted in the file, removes the file, and gives the number in
 // MiB.
 func takePeak(file string) (_ float64, Err error) {
 	f, err := os.Open(file)
@@ -75,8 +74,9 @@ func takePeak(file string) (_ float64, Err error) {
 	largest := 0
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
-		kib, err := strconv.Atoi(lines.Text())
-		if err != nil {
+		var stage string
+		var faults, cpu, kib int
+		if _, err := fmt.Sscan(lines.Text(), &stage, &faults, &cpu, &kib); err != nil {
 			return 0, err
 		}
 		largest = max(largest, kib)

@@ -10,13 +10,13 @@ import (
 
 // smallPrograms are the paths of the benchmark's own programs.
 type smallPrograms struct {
-	empty, count, measure, become, idle, walk string
+	empty, count, observe, become, idle, walk string
 }
 
 func buildPrograms(dir string) (smallPrograms, error) {
 	in := func(name string) string { return filepath.Join(dir, name) }
 	return smallPrograms{
-		empty: in("empty"), count: in("count"), measure: in("measure"), become: in("become"), idle: in("idle"),
+		empty: in("empty"), count: in("count"), observe: in("observe"), become: in("become"), idle: in("idle"),
 		walk: in("walk"),
-	}, programs.Build(dir, "empty", "count", "measure", "become", "idle", "walk")
+	}, programs.Build(dir, "empty", "count", "observe", "become", "idle", "walk")
 }

@@ -218,8 +218,8 @@ func (h *host) count(p program, k kind) (rows []row, Err error) {
 		var faults, cpu []int
 		for line := range strings.Lines(string(text)) {
 			var of string
-			var f, c, wall int
-			if _, err := fmt.Sscan(line, &of, &f, &c, &wall); err != nil {
+			var f, c, peak int
+			if _, err := fmt.Sscan(line, &of, &f, &c, &peak); err != nil {
 				return nil, err
 			}
 			if of == stage {

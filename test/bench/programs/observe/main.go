@@ -4,8 +4,12 @@
 //
 //	observe FILE HOOK [ARGUMENT…] STAGE
 //
-// It appends one line to FILE: the stage, the hook's page faults, its time on a
-// processor, and the time from its start to its end, in microseconds.
+// It appends one line to FILE: the stage, the hook's page faults, its time on a processor
+// in microseconds, and its peak resident memory in KiB. What the hook starts and waits for
+// counts too; of the peaks, the largest.
+//
+// It is a program of its own because the kernel lets a process begin with the peak of the
+// one that started it, so that one must be small.
 package main
 
 import (
@@ -14,15 +18,12 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
-	"time"
 )
 
 func main() {
 	hook := exec.Command(os.Args[2], os.Args[3:]...)
 	hook.Stdin, hook.Stdout, hook.Stderr = os.Stdin, os.Stdout, os.Stderr
-	began := time.Now()
 	err := hook.Run()
-	took := time.Since(began)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		fail(err)
@@ -34,7 +35,7 @@ func main() {
 		fail(err)
 	}
 	stage := os.Args[len(os.Args)-1]
-	_, err = fmt.Fprintln(f, stage, usage.Minflt, cpu.Microseconds(), took.Microseconds())
+	_, err = fmt.Fprintln(f, stage, usage.Minflt, cpu.Microseconds(), usage.Maxrss)
 	if err := errors.Join(err, f.Close()); err != nil {
 		fail(err)
 	}
