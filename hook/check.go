@@ -96,10 +96,9 @@ func inspect(p *progress, c config.Config, container Container) (_ *inspected, E
 			host.Close()
 		}
 	}()
-	var layers []closure.BaseName
 	if container.Root != "" {
 		p.at("looking at the container's root")
-		if layers, err = host.CheckRoot(container.Bundle, container.Root); err != nil {
+		if err := host.CheckRoot(container.Bundle, container.Root); err != nil {
 			return nil, err
 		}
 	}
@@ -108,7 +107,6 @@ func inspect(p *progress, c config.Config, container Container) (_ *inspected, E
 	if err != nil {
 		return nil, err
 	}
-	mounts.asked = append(mounts.asked, layers...)
 	return &inspected{request, host, mounts}, nil
 }
 
@@ -150,13 +148,19 @@ func check(s *start) (*checked, error) {
 		return nil, err
 	}
 	i, err := inspect(s.progress, s.config, Container{
-		ID: s.state.ID, Engine: s.engine(), Bundle: s.state.Bundle, Root: bundle.Root,
-		Annotations: s.state.Annotations, Mounts: bundle.Mounts,
+		ID: s.state.ID, Engine: s.engine(), Bundle: s.state.Bundle, Annotations: s.state.Annotations,
+		Mounts: bundle.Mounts,
 	})
 	if err != nil {
 		return nil, err
 	}
 	device, err := s.checkDevice(i.request)
+	if err == nil && bundle.Root != "" {
+		s.at("looking at the container's root")
+		var layers []closure.BaseName
+		layers, err = i.host.RootLayers(s.state.Bundle, bundle.Root)
+		i.mounts.asked = append(i.mounts.asked, layers...)
+	}
 	if err != nil {
 		i.host.Close()
 		return nil, err

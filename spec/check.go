@@ -73,27 +73,51 @@ func (h *Host) rootInStore(base closure.BaseName) error {
 		"of it, or an overlay", h.store.Path(base))
 }
 
-// CheckRoot checks root.path of config.json
-// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config.md#root), and returns
-// the store paths that are layers of it. It refuses a root in the store. A runtime makes
-// directories in the root before it calls createRuntime, so this check belongs where
-// config.json is rewritten.
-func (h *Host) CheckRoot(bundle, root string) (layers []closure.BaseName, _ error) {
-	if !filepath.IsAbs(root) {
-		root = filepath.Join(bundle, root)
-	}
-	p, err := h.sourcePlace(root)
+// CheckRoot refuses a root.path of config.json
+// (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config.md#root) that is in
+// the store. A runtime makes directories in the root before it calls createRuntime, so this
+// check belongs where config.json is rewritten too. It looks into no file system: in an
+// overlay, such directories are on the upper layer.
+func (h *Host) CheckRoot(bundle, root string) error {
+	p, _, err := h.placeOfRoot(bundle, root)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // the runtime reports it
+		return nil // the runtime reports it
 	}
 	if err != nil {
+		return err
+	}
+	if base, in := h.storePathAt(p); in {
+		return h.rootInStore(base)
+	}
+	return nil
+}
+
+// RootLayers returns the store paths that are layers of a container's root. It refuses a
+// root in the store, as CheckRoot does, and one that cannot be looked into.
+func (h *Host) RootLayers(bundle, root string) ([]closure.BaseName, error) {
+	p, m, err := h.placeOfRoot(bundle, root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := h.look(h.mounts, m); err != nil {
 		return nil, err
 	}
 	if base, in := h.storePathAt(p); in {
 		return nil, h.rootInStore(base)
 	}
-	_, layers = h.showsPlace(p) // CheckMounts refuses all else that it shows
+	_, layers := h.showsPlace(p) // CheckMounts refuses all else that it shows
 	return layers, nil
+}
+
+// placeOfRoot returns the place of a container's root, and the mount that it is on.
+func (h *Host) placeOfRoot(bundle, root string) (place, mountPoint, error) {
+	if !filepath.IsAbs(root) {
+		root = filepath.Join(bundle, root)
+	}
+	return h.placeNamed(root)
 }
 
 // inContainer returns a path as the container names it.

@@ -123,15 +123,24 @@ func (h *Host) admit(m specs.Mount, sources []source, inside string) (Verdict, e
 
 // sourcePlace returns the place of a source, and looks into its file system if necessary.
 func (h *Host) sourcePlace(name string) (place, error) {
-	real, err := filepath.EvalSymlinks(name)
+	p, m, err := h.placeNamed(name)
 	if err != nil {
 		return place{}, err
 	}
+	return p, h.look(h.mounts, m)
+}
+
+// placeNamed returns the place of a file of the host, and the mount that it is on.
+func (h *Host) placeNamed(name string) (place, mountPoint, error) {
+	real, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return place{}, mountPoint{}, err
+	}
 	m := mountOf(h.mounts, real)
 	if m.device == "" {
-		return place{}, fmt.Errorf("%s: %w", real, ErrNoMount)
+		return place{}, mountPoint{}, fmt.Errorf("%s: %w", real, ErrNoMount)
 	}
-	return m.placeOf(real), h.look(h.mounts, m)
+	return m.placeOf(real), m, nil
 }
 
 // source is a file of the host that a mount shows.

@@ -147,7 +147,7 @@ func (l *look) admitted(guard *spec.Host) (all []closure.BaseName) {
 			all = append(all, v.Asked...)
 		}
 	}
-	if layers, err := guard.CheckRoot(bundle, c.Root); err == nil {
+	if layers, err := guard.RootLayers(bundle, c.Root); err == nil {
 		all = append(all, layers...)
 	}
 	return all

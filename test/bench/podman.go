@@ -80,7 +80,23 @@ func measurePodman(b *bench, budget time.Duration) error {
 			all = append(all, b.podmanSubjects(c, runtime, hooks)...)
 		}
 	}
-	return b.measure(all, budget)
+	if err := b.measure(all, budget); err != nil || b.perfIsMissing("podman") {
+		return err
+	}
+	return b.profilePodman(all)
+}
+
+// profilePodman looks at which programs an ordinary user's starts have.
+func (b *bench) profilePodman(all []*subject) error {
+	var errs []error
+	for _, x := range all {
+		if x.row.What == podmanRootless && (x.row.Variant == whole || x.row.Variant == bindWarm) {
+			row := x.row
+			row.What += ", " + row.Variant
+			errs = append(errs, b.programTimes(row, podmanStarts, x.run))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // installHooks puts podman's hook files where every user can use them.

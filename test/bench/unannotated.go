@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/nix-closure/nix-closure/test/bench/programs"
@@ -104,7 +103,7 @@ func (b *bench) wrapperSubjects() ([]*subject, error) {
 	bundle := bundle{root: h.image, mounts: []mount{bindStorePath(storeDir)}}
 	dir := filepath.Join(h.dir, "bundles", "wrapper")
 	if err := errors.Join(bundle.write(dir, "/bin/true"), os.MkdirAll(filepath.Dir(b.stand()), 0o755),
-		programs.Copy(h.programs.empty, b.stand())); err != nil {
+		programs.Copy(h.programs.empty, b.stand()), os.Symlink(b.stand(), h.programs.become+".to")); err != nil {
 		return nil, err
 	}
 	wrapper := filepath.Join(h.bin, "nix-closure-runtime")
@@ -113,12 +112,12 @@ func (b *bench) wrapperSubjects() ([]*subject, error) {
 		{"create", "--bundle", dir, "unknown"}, {"start", "unknown"}, {"state", "unknown"}, {"kill", "unknown", "KILL"},
 		{"delete", "unknown"}, {"exec", "unknown", "/bin/true"}, {"events", "--stats", "unknown"}, {"features"},
 	} {
-		by := func(program string, args ...string) func() (float64, error) {
+		by := func(program string) func() (float64, error) {
 			return func() (float64, error) {
-				return timeProcess(os.DevNull, program, slices.Concat(args, []string{"--root", "/run/stand"}, call)...)
+				return timeProcess(os.DevNull, program, append([]string{"--root", "/run/stand"}, call...)...)
 			}
 		}
-		execs := by(h.programs.become, b.stand())
+		execs := by(h.programs.become)
 		row := speed.Row{Group: "unannotated", What: "call a runtime: " + call[0], Unit: "ms"}
 		const emptyExecs = "an empty program that execs"
 		a, c, d := row, row, row

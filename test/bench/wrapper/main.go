@@ -44,7 +44,7 @@ func run(bin, file string, rounds int) error {
 	dir := testhost.Dir()
 	empty, become, wrapper := dir+"/empty", dir+"/become", dir+"/nix-closure-runtime"
 	bundle := dir + "/bundle"
-	err := errors.Join(programs.Build(dir, "empty", "become"),
+	err := errors.Join(programs.Build(dir, "empty", "become"), os.Symlink(empty, become+".to"),
 		programs.Install(dir, filepath.Join(bin, "nix-closure-runtime")), os.Mkdir(bundle, 0o755),
 		os.WriteFile(bundle+"/config.json", []byte(config), 0o644), os.MkdirAll("/etc/nix-closure", 0o755),
 		os.WriteFile("/etc/nix-closure/config.toml", fmt.Appendf(nil, "runtime = %q\n", empty), 0o644))
@@ -52,7 +52,7 @@ func run(bin, file string, rounds int) error {
 		return err
 	}
 	cases := []*interleaved.Case{
-		command("a program that becomes the runtime", become, empty),
+		command("a program that becomes the runtime", become),
 		command("the runtime alone", empty),
 	}
 	for _, args := range [][]string{

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command become executes another program: what a wrapper costs that does nothing.
-//
-//	become PROGRAM [ARGUMENT…]
+// Command become executes another program: what a wrapper costs that does nothing. The
+// other one is what is there by its own name with ".to" at the end.
 package main
 
 import (
@@ -11,7 +10,7 @@ import (
 )
 
 func main() {
-	if syscall.Exec(os.Args[1], os.Args[1:], os.Environ()) != nil {
+	if syscall.Exec(os.Args[0]+".to", os.Args, os.Environ()) != nil {
 		os.Exit(1)
 	}
 }
