@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,36 +26,93 @@ type Daemon struct{ Store Store }
 // collector of Nix before 2.6; nix-store has the rest of the time for that.
 const daemonTimeout = 5 * time.Second
 
+// DaemonCall is a connection to the daemon.
+type DaemonCall struct {
+	store Store
+	conn  *daemonConn // nil: there is none, or it was used
+	// failed is why there is none; nil: it was used, or Root has said it.
+	failed error
+}
+
+// Call connects to the daemon and waits for nothing: the daemon opens its database while
+// the caller does other things. Close the call after use. If there is no daemon, Root says
+// so.
+func (d Daemon) Call() *DaemonCall {
+	c := &DaemonCall{store: d.Store}
+	ctx, cancel := context.WithTimeout(context.Background(), daemonTimeout)
+	defer cancel()
+	c.conn, c.failed = call(ctx, c.socket())
+	return c
+}
+
+func (c *DaemonCall) socket() string { return c.store.StateDir + "/daemon-socket/socket" }
+
+// Close ends a call that Root was not called for.
+func (c *DaemonCall) Close() {
+	if c.conn != nil {
+		unix.Close(c.conn.fd)
+		c.conn = nil
+	}
+}
+
 // Root makes the names GC roots, by links with their names in rootsDir, which must be an
 // absolute path, and tells a running garbage collector about them, so that the collector
 // leaves them alone until it ends. It does the same as NixStore.Realise. A path that is not
-// valid is a NotValidError. After any other error, let NixStore.Realise do it.
-func (d Daemon) Root(ctx context.Context, names []BaseName, rootsDir string) error {
+// valid is a NotValidError. After any other error, let NixStore.Realise do it. Root can be
+// called again.
+func (c *DaemonCall) Root(ctx context.Context, names []BaseName, rootsDir string) error {
 	ctx, cancel := context.WithTimeout(ctx, daemonTimeout)
 	defer cancel()
-	socket := d.Store.StateDir + "/daemon-socket/socket"
-	c, err := dial(ctx, socket)
+	conn, err := c.conn, c.failed
+	c.conn, c.failed = nil, nil
+	if conn == nil && err == nil {
+		conn, err = call(ctx, c.socket())
+	}
 	if err == nil {
-		defer unix.Close(c.fd)
-		err = c.root(d.Store, names, rootsDir)
+		defer unix.Close(conn.fd)
+		conn.deadline, _ = ctx.Deadline()
+		err = conn.root(c.store, names, rootsDir)
 	}
 	if notValid := (*NotValidError)(nil); err != nil && !errors.As(err, &notValid) {
-		return fmt.Errorf("asking Nix's daemon at %s: %w", socket, err)
+		return fmt.Errorf("asking Nix's daemon at %s: %w", c.socket(), err)
 	}
 	return err
 }
 
+// atOnce is how many names the daemon is asked for before its answers are read. It has
+// room for these answers, so it never waits for this program while this program waits
+// for it.
+const atOnce = 64
+
 func (c *daemonConn) root(store Store, names []BaseName, rootsDir string) error {
-	if err := c.greet(); err != nil {
+	if err := c.greeted(); err != nil {
 		return err
 	}
+	for some := range slices.Chunk(names, atOnce) {
+		if err := c.rootSome(store, some, rootsDir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *daemonConn) rootSome(store Store, names []BaseName, rootsDir string) error {
+	var request []byte
+	for _, name := range names {
+		request = append(request, operation(opAddTempRoot, store.Path(name))...)
+		request = append(request, operation(opIsValidPath, store.Path(name))...)
+	}
+	if err := c.send(request); err != nil {
+		return err
+	}
+	request = nil
 	for _, name := range names {
 		path := store.Path(name)
 		// The collector knows it from here on, for as long as the connection lasts.
-		if err := c.confirm(opAddTempRoot, path); err != nil {
+		if err := c.confirmed(opAddTempRoot, path); err != nil {
 			return err
 		}
-		if valid, err := c.ask(opIsValidPath, path); err != nil {
+		if valid, err := c.answered(); err != nil {
 			return err
 		} else if valid == 0 {
 			return &NotValidError{path}
@@ -63,7 +121,13 @@ func (c *daemonConn) root(store Store, names []BaseName, rootsDir string) error 
 		if err := linkTo(path, link); err != nil {
 			return err
 		}
-		if err := c.confirm(opAddIndirectRoot, link); err != nil {
+		request = append(request, operation(opAddIndirectRoot, link)...)
+	}
+	if err := c.send(request); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := c.confirmed(opAddIndirectRoot, rootsDir+"/"+string(name)); err != nil {
 			return err
 		}
 	}
@@ -128,7 +192,8 @@ func (c *daemonConn) fail(err error) error {
 	return c.failed
 }
 
-func dial(ctx context.Context, socket string) (*daemonConn, error) {
+// call connects, and says which protocol this program speaks.
+func call(ctx context.Context, socket string) (*daemonConn, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -138,6 +203,11 @@ func dial(ctx context.Context, socket string) (*daemonConn, error) {
 	err = c.wait(unix.SO_SNDTIMEO)
 	if err == nil {
 		err = os.NewSyscallError("connect", unix.Connect(fd, &unix.SockaddrUnix{Name: socket}))
+	}
+	if err == nil {
+		// No processor of its own and no reserved space, as Nix itself says. Every version
+		// that is understood reads all of it.
+		err = c.send(number(clientMagic), number(protocolMajor<<8|ownMinor), number(0), number(0))
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -156,11 +226,8 @@ func (c *daemonConn) wait(direction int) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, direction, &timeout))
 }
 
-// greet agrees on a version of the protocol.
-func (c *daemonConn) greet() error {
-	if err := c.send(number(clientMagic)); err != nil {
-		return err
-	}
+// greeted reads which version of the protocol the daemon speaks.
+func (c *daemonConn) greeted() error {
 	if magic, err := c.number(); err != nil {
 		return err
 	} else if magic != daemonMagic {
@@ -175,10 +242,6 @@ func (c *daemonConn) greet() error {
 		return fmt.Errorf("its protocol is %d.%d; %d.%d or later is understood",
 			version>>8, version&0xff, protocolMajor, oldestMinor)
 	}
-	// No processor of its own and no reserved space, as Nix itself says.
-	if err := c.send(number(protocolMajor<<8|ownMinor), number(0), number(0)); err != nil {
-		return err
-	}
 	if minor >= versionMinor {
 		if _, err := c.text(); err != nil {
 			return err
@@ -192,11 +255,11 @@ func (c *daemonConn) greet() error {
 	return c.answer()
 }
 
-// ask has the daemon do an operation on a path, and returns its answer, a number.
-func (c *daemonConn) ask(operation uint64, path string) (uint64, error) {
-	if err := c.send(number(operation), text(path)); err != nil {
-		return 0, err
-	}
+// operation asks the daemon to do something with a path.
+func operation(kind uint64, path string) []byte { return append(number(kind), text(path)...) }
+
+// answered reads the daemon's answer to an operation, a number.
+func (c *daemonConn) answered() (uint64, error) {
 	if err := c.answer(); err != nil {
 		return 0, err
 	}
@@ -207,9 +270,9 @@ func (c *daemonConn) ask(operation uint64, path string) (uint64, error) {
 	return n, err
 }
 
-// confirm is ask for an operation whose answer is always 1.
-func (c *daemonConn) confirm(operation uint64, path string) error {
-	n, err := c.ask(operation, path)
+// confirmed is answered for an operation whose answer is always 1.
+func (c *daemonConn) confirmed(operation uint64, path string) error {
+	n, err := c.answered()
 	if err == nil && n != 1 {
 		err = fmt.Errorf("operation %d on %s is not confirmed", operation, path)
 	}

@@ -3,9 +3,13 @@
 package closure
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -126,4 +130,62 @@ func FuzzDaemon(f *testing.F) {
 			t.Errorf("%q: no error, and no link: %v", says, statErr)
 		}
 	})
+}
+
+// A call greets the daemon at once, and asks when it has something to ask. It can ask
+// again, over a new connection.
+func TestDaemonCall(t *testing.T) {
+	state := t.TempDir()
+	if err := os.Mkdir(state+"/daemon-socket", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("unix", state+"/daemon-socket/socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	greeting := make(chan error)
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			want := sent(clientMagic, protocolMajor<<8|ownMinor, 0, 0)
+			got := make([]byte, len(want))
+			if _, err = io.ReadFull(c, got); err == nil && !bytes.Equal(got, want) {
+				err = fmt.Errorf("the greeting is %q", got)
+			}
+			greeting <- err
+			_, _ = c.Write([]byte(greeted + string(sent(sendsLast, 1, sendsLast, 1, sendsLast, 1))))
+			_, _ = io.Copy(io.Discard, c)
+			c.Close()
+		}
+	}()
+	call := Daemon{Store{Dir: daemonStore, StateDir: state}}.Call()
+	defer call.Close()
+	if err := <-greeting; err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := call.Root(t.Context(), []BaseName{daemonPath}, dir); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		if err := <-greeting; err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := call.Root(t.Context(), []BaseName{daemonPath}, dir); err != nil {
+		t.Errorf("again: %v", err)
+	}
+}
+
+// Without a daemon, a call says so when it is asked.
+func TestNoDaemon(t *testing.T) {
+	call := Daemon{Store{Dir: daemonStore, StateDir: t.TempDir()}}.Call()
+	defer call.Close()
+	if err := call.Root(t.Context(), []BaseName{daemonPath}, t.TempDir()); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("%v", err)
+	}
 }

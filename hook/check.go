@@ -142,6 +142,9 @@ func check(s *start) (*checked, error) {
 	if err != nil || request == nil {
 		return nil, err
 	}
+	if store := s.config.Store(); !request.Sandbox && !store.Ours() {
+		s.daemon = closure.Daemon{Store: store}.Call()
+	}
 	s.at("reading the container's config.json")
 	bundle, err := spec.ReadConfig(at.config)
 	if err != nil {

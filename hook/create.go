@@ -23,6 +23,8 @@ type start struct {
 	state  spec.State
 	log    *logrus.Entry
 	began  time.Time
+	// daemon has been called already where only Nix can make the GC roots; nil: elsewhere.
+	daemon *closure.DaemonCall
 }
 
 // engine is the engine that configured the hook: the one that the call names, or else the
@@ -47,6 +49,9 @@ func create(ctx context.Context, s *start) (Err error) {
 		}
 	}()
 	checked, err := check(s)
+	if s.daemon != nil {
+		defer s.daemon.Close()
+	}
 	if err != nil || checked == nil {
 		return err
 	}
