@@ -28,9 +28,6 @@ const (
 	programFrequency  = 999
 )
 
-// timePerProgram is what the rows by program are of.
-const timePerProgram = "time on a processor, by program: "
-
 // measureProfile says where the time goes of what has a target that is hard to reach: the
 // programs and the functions with most samples.
 func measureProfile(b *bench, _ time.Duration) error {
@@ -104,7 +101,7 @@ func (b *bench) programTimes(row speed.Row, count int, start func() (float64, er
 	if err != nil {
 		return err
 	}
-	row.Group, row.What = "profile", timePerProgram+row.What
+	row.Group, row.What = "profile", speed.TimePerProgram+row.What
 	b.results.Rows = append(b.results.Rows, speed.ProgramRows(row, times, count)...)
 	return nil
 }

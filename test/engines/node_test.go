@@ -41,6 +41,9 @@ type nodeOptions struct {
 	handlers map[string]string
 	// passesAll: handlers pass all annotations on, and not only this program's.
 	passesAll bool
+	// specs are files with the OCI specification that a handler begins with; none:
+	// containerd's own.
+	specs map[string]string
 	// gvisor: there is a RuntimeClass of that name too, which is gVisor.
 	gvisor bool
 	// required: no container without the plugin.
@@ -63,9 +66,10 @@ func (o nodeOptions) configuration() string {
   runtime_type = "io.containerd.runc.v2"
   pod_annotations = %s
   container_annotations = %s
+  base_runtime_spec = %q
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s.options]
     BinaryName = %q
-`, name, passed, passed, name, program)
+`, name, passed, passed, o.specs[name], name, program)
 	}
 	if o.gvisor {
 		handlers.WriteString(`

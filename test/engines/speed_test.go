@@ -5,21 +5,29 @@ package engines
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/nix-closure/nix-closure/test/bench/programs"
 	"github.com/nix-closure/nix-closure/test/speed"
+	"github.com/nix-closure/nix-closure/test/testhost"
 )
 
 var speedFile = flag.String("speed", "", "measure pods as the benchmark does, and write the rows to this file")
@@ -31,7 +39,10 @@ const (
 	rivalWay = "nix-snapshotter"
 	// rivalMadeWay has its image made where a pod is the first of a closure.
 	rivalMadeWay = rivalWay + ", its image made too"
-	onePod       = "one pod, start"
+	pluginWay    = "overlay, by the plugin"
+	// emptyWay has what a wrapper and hooks cost that do nothing.
+	emptyWay = wholeWay + ", an empty wrapper, two empty hooks"
+	onePod   = "one pod, start"
 )
 
 // fullNodeTime is how long pods of one way are started.
@@ -51,6 +62,8 @@ type way struct {
 	// single: its pods are no subject of the full node. firstOnly: nor of others, but for
 	// the first pod.
 	single, firstOnly bool
+	// profiled: on the full node, the programs' time on a processor counts too.
+	profiled bool
 }
 
 // podSpeed measures.
@@ -94,7 +107,8 @@ func (s *podSpeed) makeWays(annotations map[string]string) {
 	n := newNode(t, nodeOptions{rival: true, handlers: map[string]string{
 		"nix-closure": filepath.Join(*bin, "nix-closure-runtime"),
 		"runc":        filepath.Join(*bin, "stack/runc"),
-	}})
+		"empty":       emptyWrapper(t),
+	}, specs: map[string]string{"empty": emptyHooks(t)}})
 	plugged := newNode(t, nodeOptions{})
 	plugged.startPlugin(t)
 	paths := many.Closure(usualSize)
@@ -104,8 +118,9 @@ func (s *podSpeed) makeWays(annotations map[string]string) {
 		return errors.Join(os.RemoveAll(runtimeDir+"/views"), os.RemoveAll(runtimeDir+"/closures"))
 	}
 	s.ways = []way{
-		{name: wholeWay, handler: "runc", mounts: whole, node: n},
-		{name: "overlay", handler: "nix-closure", annotations: inMode("overlay"), node: n, forget: forgetViews},
+		{name: wholeWay, handler: "runc", mounts: whole, node: n, profiled: true},
+		{name: "overlay", handler: "nix-closure", annotations: inMode("overlay"), node: n, forget: forgetViews,
+			profiled: true},
 		{name: "bind", handler: "nix-closure", annotations: inMode("bind"), node: n, forget: forgetViews},
 		{name: rivalWay, handler: "nix", image: rivalImage, node: n,
 			forget: func(ctx context.Context) error { return n.forgetImage(ctx, rivalImage) },
@@ -118,7 +133,8 @@ func (s *podSpeed) makeWays(annotations map[string]string) {
 		{name: fullWay, handler: "runc", image: fullImage, node: n,
 			forget: func(ctx context.Context) error { return n.forgetImage(ctx, fullImage) },
 			load:   func(ctx context.Context) error { return n.loadFull(ctx, full) }},
-		{name: "overlay, by the plugin", annotations: inMode("overlay"), node: plugged, single: true},
+		{name: pluginWay, annotations: inMode("overlay"), node: plugged, profiled: true},
+		{name: emptyWay, handler: "empty", mounts: whole, node: n, profiled: true},
 		{name: "store bound whole, no annotation, by the wrapper", handler: "nix-closure", mounts: whole, node: n,
 			single: true},
 		{name: "store bound whole, no annotation, with the plugin", mounts: whole, node: plugged, single: true},
@@ -131,6 +147,42 @@ func (s *podSpeed) makeWays(annotations map[string]string) {
 			t.Fatalf("%s: %v", w.name, err)
 		}
 	}
+}
+
+// emptyWrapper makes a wrapper that only becomes the runtime.
+func emptyWrapper(t *testing.T) string {
+	t.Helper()
+	wrapper := filepath.Join(testhost.Dir(), "become")
+	err := errors.Join(programs.Build(testhost.Dir(), "become", "empty"),
+		os.Symlink(filepath.Join(*bin, "stack/runc"), wrapper+".to"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wrapper
+}
+
+// emptyHooks writes containerd's usual specification, with a program that does nothing as
+// the hook of both stages.
+func emptyHooks(t *testing.T) string {
+	t.Helper()
+	ctx := namespaces.WithNamespace(t.Context(), "k8s.io")
+	spec, err := oci.GenerateSpec(ctx, nil, &containers.Container{ID: "any"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hook := []specs.Hook{{Path: filepath.Join(testhost.Dir(), "empty"), Args: []string{"empty"},
+		Env: []string{"GOMAXPROCS=1"}}}
+	spec.Hooks = &specs.Hooks{CreateRuntime: hook, Poststop: hook}
+	spec.Linux.CgroupsPath = "" // of the container that the engine makes of it
+	text, err := json.Marshal(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(testhost.Dir(), "empty-hooks.json")
+	if err := os.WriteFile(file, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 // start starts a pod and says how long that and its removal took, in milliseconds.
@@ -339,6 +391,7 @@ func (s *podSpeed) fullNode() {
 		}
 	}
 	s.addAll(fullNodeStart, starts)
+	s.profilePods()
 	s.addWorst(starts)
 	s.addAll("110 pods, removal of each", removals)
 	for _, kind := range []struct {
@@ -352,6 +405,40 @@ func (s *podSpeed) fullNode() {
 				s.add(row, values, nil)
 			}
 		}
+	}
+}
+
+// profilePods says which programs a start on a full node has, as perf sees them.
+func (s *podSpeed) profilePods() {
+	const frequency = 999
+	if _, missing := exec.LookPath("perf"); missing != nil {
+		row := speed.Row{Group: "profile", What: fullNodeStart, Variant: "perf"}
+		s.results.Rows = append(s.results.Rows, row.Absent("missing: "+missing.Error()))
+		return
+	}
+	for _, w := range s.ways {
+		if !w.profiled {
+			continue
+		}
+		s.progress("programs of %d pods, %s", s.pods, w.name)
+		file := filepath.Join(testhost.Dir(), "perf.data")
+		var l load
+		err := speed.Sample(file, frequency, func() error {
+			l = w.node.fill(s.t, s.pods, time.Time{}, w)
+			return errors.Join(l.errs...)
+		})
+		l.empty(s.t)
+		var times map[string]float64
+		if err == nil {
+			times, err = speed.Programs(file, frequency)
+		}
+		if err = errors.Join(err, os.Remove(file)); err != nil {
+			s.t.Errorf("programs of %s: %v", w.name, err)
+			continue
+		}
+		row := speed.Row{Group: "profile", What: speed.TimePerProgram + fullNodeStart + ", " + w.name, Runtime: "runc",
+			Paths: usualSize}
+		s.results.Rows = append(s.results.Rows, speed.ProgramRows(row, times, s.pods)...)
 	}
 }
 
