@@ -41,6 +41,9 @@ type attachment struct {
 	// bytes.
 	coverSize int64
 	log       *logrus.Entry
+	// joined: the calling thread has joined the container's mount namespace, and shares its
+	// root directory with no other thread.
+	joined bool
 }
 
 // attach attaches the view to the container's store directory, in the container's mount
@@ -78,6 +81,7 @@ func (a attachment) attach(stage string) error {
 		if now, err := proc.StartTime(a.state.Pid); err != nil || now != a.pidStart {
 			return errors.Join(fmt.Errorf("process %d has ended meanwhile", a.state.Pid), err)
 		}
+		a.joined = true
 		return a.attachHere(strconv.Itoa(a.state.Pid))
 	})
 }

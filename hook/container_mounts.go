@@ -26,20 +26,46 @@ type containerMounts struct {
 	mounts   spec.Mounts
 	// mountinfo is the text that mounts was parsed from.
 	mountinfo []byte
+	// insideIsEnough: only the mounts in the container's root are read. That is enough where
+	// none of them propagates or has to be looked into.
+	insideIsEnough bool
 }
 
 // read reads the mounts again.
-func (c *containerMounts) read() error {
-	var err error
+func (c *containerMounts) read() (err error) {
+	if c.realRoot, err = proc.FileName(int(c.root.Fd())); err != nil {
+		return err
+	}
+	if c.insideIsEnough {
+		if ok, err := c.readInside(); ok || errors.Is(err, proc.ErrLost) {
+			return err
+		}
+		c.insideIsEnough = false // what went wrong goes wrong again, or did not matter
+	}
 	if c.mountinfo, err = proc.ReadMountinfo("/proc/thread-self/mountinfo"); err != nil {
 		return err
 	}
-	if c.mounts, err = spec.ParseMounts(c.mountinfo); err != nil {
-		return err
-	}
-	c.realRoot, err = proc.FileName(int(c.root.Fd()))
+	c.mounts, err = spec.ParseMounts(c.mountinfo)
 	return err
 }
+
+// readInside reads the mounts in the container's root. It returns false if they are not
+// enough.
+func (c *containerMounts) readInside() (bool, error) {
+	text, err := proc.ReadMountinfoIn(int(c.root.Fd()))
+	if err != nil {
+		return false, err
+	}
+	mounts, err := spec.ParseMountsIn(c.realRoot, text)
+	if err != nil || !c.host.Looked(mounts) {
+		return false, err
+	}
+	c.mountinfo, c.mounts = text, mounts
+	return !c.isReceiving(), nil
+}
+
+// isReceiving reports whether a mount propagates that should not.
+func (c *containerMounts) isReceiving() bool { return len(c.receiving()) > 0 }
 
 // prepare detaches the mounts that the views replace, checks the remaining mounts, and
 // opens the directories that the views go to. It checks every target before anything is
@@ -49,14 +75,15 @@ func (c *containerMounts) prepare(targets []*target) error {
 	// true. It may fail, for example for a root that is not a mount: isolate looks at what is
 	// left, and says what is wrong.
 	if !c.bundle.AsksForPropagation() {
-		_ = view.SetPrivate(c.root)
+		isMount := view.SetPrivate(c.root) == nil
+		c.insideIsEnough = isMount && c.joined && c.host.IsLocal(int(c.root.Fd()))
 	}
 	if err := c.read(); err != nil {
 		return err
 	}
 	// Check this before any path lookup in the container: a file system whose server does
 	// not answer would block this process.
-	if err := spec.CheckServers(c.mounts, c.realRoot, c.store.Dir, c.store.StateDir); err != nil {
+	if err := c.host.CheckServers(c.mounts, c.realRoot, c.store.Dir, c.store.StateDir); err != nil {
 		return err
 	}
 	if err := c.bundle.CheckMasks(dirs(targets)...); err != nil {

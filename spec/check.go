@@ -144,8 +144,8 @@ func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume stri
 		return "", fmt.Errorf("%s: %w", target, ErrNoMount)
 	}
 	for on := path.Dir(target); below(on, root); on = path.Dir(on) {
-		if above := mountOf(mounts, on); isMovable(serverOf(mounts, above)) {
-			return "", movableError(above, root, serverOf(mounts, above))
+		if above := mountOf(mounts, on); isMovable(h.serverOf(above)) {
+			return "", movableError(above, root, h.serverOf(above))
 		}
 		if on == "/" {
 			break
@@ -206,12 +206,12 @@ func (c Config) CheckMasks(dirs ...string) error {
 // CheckServers refuses a container whose root, or a mount on the way to one of dirs, is on
 // a file system with a server. Such a server can take away what is mounted on it, or stop
 // answering. CheckServers reads names only, so it asks no server.
-func CheckServers(mounts Mounts, root string, dirs ...string) error {
+func (h *Host) CheckServers(mounts Mounts, root string, dirs ...string) error {
 	for _, m := range mounts {
 		if !below(m.point, root) {
 			continue
 		}
-		server := serverOf(mounts, m)
+		server := h.serverOf(m)
 		for _, dir := range dirs {
 			if isMovable(server) && below(strings.TrimSuffix(root, "/")+dir, m.point) {
 				return movableError(m, root, server)
@@ -221,11 +221,26 @@ func CheckServers(mounts Mounts, root string, dirs ...string) error {
 	return nil
 }
 
+// IsLocal reports whether an open directory is on a mount of the host that has no server, so
+// that whatever is done with the directory asks none. It does not ask one itself.
+func (h *Host) IsLocal(dir int) bool {
+	var st unix.Statx_t
+	if err := unix.Statx(dir, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
+		return false
+	}
+	device := fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)
+	i := slices.IndexFunc(h.mounts, func(m mountPoint) bool { return m.device == device })
+	return i >= 0 && !isMovable(h.serverOf(h.mounts[i]))
+}
+
 // serverOf returns the type of a mount's file system or, if a layer of it is on a movable
-// one, the type of that.
-func serverOf(mounts Mounts, m mountPoint) string {
+// one, the type of that. Layers have names of the host.
+func (h *Host) serverOf(m mountPoint) string {
+	if h.NamesElsewhere {
+		return m.kind
+	}
 	for _, name := range m.layerNames() {
-		if on := mountOf(mounts, path.Clean("/"+name)); isMovable(on.kind) && on.device != "" {
+		if on := mountOf(h.mounts, path.Clean("/"+name)); isMovable(on.kind) && on.device != "" {
 			return on.kind
 		}
 	}

@@ -208,6 +208,12 @@ func (h *Host) needsLook(m mountPoint) bool {
 	return !slices.Contains(kernelKinds, m.kind) && (h.layered || !m.ownsItsFiles())
 }
 
+// Looked reports whether all that these mounts show is known by their places: there is
+// nothing in them to look into that was not looked into on the host.
+func (h *Host) Looked(mounts Mounts) bool {
+	return !slices.ContainsFunc(mounts, func(m mountPoint) bool { return h.needsLook(m) && !h.looked[m.place] })
+}
+
 // look looks into the file system of m, from every mount of it in mounts, which are those
 // of the calling thread's mount namespace. From then on, the places where a guarded
 // directory shows are guarded too. A file system that cannot be looked into is an error.

@@ -730,11 +730,12 @@ func TestMovable(t *testing.T) {
 		"3 1 0:51 / /c rw - overlay overlay lowerdir=/var/layers/1:/remote/layers/2,upperdir=/var/u,workdir=/var/w\n" +
 		"4 1 0:52 / /d rw - overlay overlay lowerdir=/var/layers/1,upperdir=/var/u,workdir=/var/w\n"))
 	must(t, err)
-	if err := CheckServers(mounts, "/c", "/nix/store"); err == nil ||
+	h := &Host{mounts: mounts}
+	if err := h.CheckServers(mounts, "/c", "/nix/store"); err == nil ||
 		!strings.Contains(err.Error(), "/ of the container is on a nfs4") {
 		t.Error(err)
 	}
-	if err := CheckServers(mounts, "/d", "/nix/store"); err != nil {
+	if err := h.CheckServers(mounts, "/d", "/nix/store"); err != nil {
 		t.Error(err)
 	}
 }

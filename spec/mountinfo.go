@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,6 +63,16 @@ func ParseMounts(mountinfo []byte) (Mounts, error) {
 	return all, nil
 }
 
+// ParseMountsIn is ParseMounts for a mountinfo file as a process reads it whose root
+// directory is root, by the path that root has for others. It has only the mounts in root.
+func ParseMountsIn(root string, mountinfo []byte) (Mounts, error) {
+	all, err := ParseMounts(mountinfo)
+	for i := range all {
+		all[i].point = path.Join(root, all[i].point)
+	}
+	return all, err
+}
+
 func parseMount(line string) (m mountPoint, ok bool) {
 	var found [7]bool
 	rest := line
@@ -116,7 +127,8 @@ func mountOf(mounts Mounts, real string) mountPoint {
 	for _, m := range mounts {
 		// The root's parent is the root itself, or is not in the list.
 		isParent := func(o mountPoint) bool { return o.id == m.parent }
-		if m.point == "/" && (m.parent == m.id || !slices.ContainsFunc(mounts, isParent)) {
+		if below(real, m.point) && (found.point == "" || len(m.point) <= len(found.point)) &&
+			(m.parent == m.id || !slices.ContainsFunc(mounts, isParent)) {
 			found = m
 		}
 	}

@@ -176,7 +176,7 @@ func (in *inside) lookAround(ctx context.Context) error {
 	}
 	// Before anything is looked up in the container: a server that does not answer would
 	// hold this thread.
-	if err := spec.CheckServers(mounts, "/", in.store.Dir, in.store.StateDir); err != nil {
+	if err := in.guard.CheckServers(mounts, "/", in.store.Dir, in.store.StateDir); err != nil {
 		in.wrong(stopNow, "what is above its store: %v", err)
 		return nil
 	}

@@ -171,6 +171,53 @@ func ReadMountinfoAt(dir int, path string) ([]byte, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
+	return readMountinfo(fd, path)
+}
+
+// ReadMountinfoIn reads the mounts of the calling thread's mount namespace that are in a
+// directory, which must be the root of a mount. The kernel leaves out the others, and on a
+// host with many containers most are others.
+//
+// The thread must not share its root directory with other threads (CLONE_FS). For a moment,
+// the directory is its root directory. If it cannot be given its own again, that is
+// ErrLost, and the thread must end.
+func ReadMountinfoIn(dir int) ([]byte, error) {
+	var opened [2]int
+	for i, path := range []string{"/", "/proc/thread-self"} {
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		defer unix.Close(fd)
+		opened[i] = fd
+	}
+	err := changeRoot(dir)
+	fd := -1
+	if err == nil {
+		fd, err = unix.Openat(opened[1], "mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
+	if back := changeRoot(opened[0]); back != nil {
+		return nil, fmt.Errorf("%w: %w", ErrLost, back)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return readMountinfo(fd, "/proc/thread-self/mountinfo")
+}
+
+// ErrLost says that a thread has another root directory than it should.
+var ErrLost = errors.New("returning from the container's root directory")
+
+// changeRoot makes an open directory the root and working directory of the calling thread.
+func changeRoot(dir int) error {
+	if err := unix.Fchdir(dir); err != nil {
+		return os.NewSyscallError("fchdir", err)
+	}
+	return os.NewSyscallError("chroot", unix.Chroot("."))
+}
+
+// readMountinfo reads and closes a mountinfo file.
+func readMountinfo(fd int, path string) ([]byte, error) {
 	defer unix.Close(fd)
 	text := make([]byte, 0, 64<<10)
 	for {

@@ -8,12 +8,16 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/nix-closure/nix-closure/internal/mntns"
 	"github.com/nix-closure/nix-closure/internal/settle"
 )
 
@@ -119,5 +123,55 @@ func TestAwaitEnd(t *testing.T) {
 	AwaitEnd(1<<30, time.Minute)
 	if took := time.Since(began); took < 20*time.Millisecond || took > 30*time.Second {
 		t.Errorf("waited %s", took)
+	}
+}
+
+// The mounts in a directory are read by their names in it, also one that another covers,
+// and no others. The thread has its own root directory again.
+func TestReadMountinfoIn(t *testing.T) {
+	dir := t.TempDir()
+	err := mntns.OnOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		for _, point := range []string{dir, dir + "/a", dir + "/a/b", dir + "/a"} {
+			if err := errors.Join(os.MkdirAll(point, 0o755), unix.Mount("tmpfs", point, "tmpfs", 0, "")); err != nil {
+				return err
+			}
+		}
+		before, err := os.Stat("/")
+		if err != nil {
+			return err
+		}
+		root, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		text, err := ReadMountinfoIn(int(root.Fd()))
+		if err != nil {
+			return err
+		}
+		var points []string
+		for line := range strings.Lines(string(text)) {
+			points = append(points, strings.Fields(line)[4])
+		}
+		slices.Sort(points)
+		if want := []string{"/", "/a", "/a", "/a/b"}; !slices.Equal(points, want) {
+			t.Errorf("the mounts are on %q, want %q", points, want)
+		}
+		if after, err := os.Stat("/"); err != nil || !os.SameFile(before, after) {
+			t.Errorf("the thread has another root directory: %v", err)
+		}
+		if _, err := ReadMountinfoIn(-1); err == nil || errors.Is(err, ErrLost) {
+			t.Errorf("no directory: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
