@@ -260,6 +260,9 @@ func (h *Host) showsAny(mounts Mounts, shown []mountPoint) (shows string, asked 
 		if shows != "" {
 			return shows, nil, nil
 		}
+		if h.vague[m.device] {
+			return "", nil, fmt.Errorf("%s on %s: %w", m.kind, m.point, errNoHandles)
+		}
 		for _, base := range all {
 			if !slices.Contains(asked, base) {
 				asked = append(asked, base)

@@ -3,11 +3,14 @@
 package spec
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -29,33 +32,37 @@ const atHandleFID = 0x200
 const (
 	overlayHandle       = 0xf8
 	overlayHandleMagic  = 0xfb
-	overlayHandleHeader = 3 + 5 + 16
+	overlayHandleUUID   = 3 + 5
+	overlayHandleHeader = overlayHandleUUID + 16
 )
 
 // layerHandle returns the handle of the layer's file that a file of an overlay is. Not
-// ok: there is none.
-func layerHandle(dir int, name string) (_ unix.FileHandle, ok bool) {
+// ok: there is none. hasUUID: the layer's file system has a UUID. File systems on disks and
+// in memory have one, but for read-only images; what a program or another machine serves
+// has none.
+func layerHandle(dir int, name string) (_ unix.FileHandle, hasUUID, ok bool) {
 	flags := atHandleFID
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
 	h, _, err := unix.NameToHandleAt(dir, name, flags)
 	if err != nil {
-		return h, false
+		return h, false, false
 	}
 	return unwrapHandle(h)
 }
 
-func unwrapHandle(h unix.FileHandle) (_ unix.FileHandle, ok bool) {
+func unwrapHandle(h unix.FileHandle) (_ unix.FileHandle, hasUUID, ok bool) {
 	b := h.Bytes()
 	if h.Type() != overlayHandle || len(b) <= overlayHandleHeader || b[4] != overlayHandleMagic {
-		return h, false
+		return h, false, false
 	}
 	end := 3 + int(b[5])
-	if end <= overlayHandleHeader || end > len(b) {
-		return h, false
+	if end <= overlayHandleHeader || end > len(b) || b[7] == overlayHandle { // of an overlay of an overlay
+		return h, false, false
 	}
-	return unix.NewFileHandle(int32(b[7]), b[overlayHandleHeader:end]), true
+	hasUUID = !bytes.Equal(b[overlayHandleUUID:overlayHandleHeader], make([]byte, 16))
+	return unix.NewFileHandle(int32(b[7]), b[overlayHandleHeader:end]), hasUUID, true
 }
 
 // handleRoots open files of file systems by their handles.
@@ -205,8 +212,10 @@ type layerLook struct {
 	// thorough: every file counts. Else a few in each merged directory of the root, which is
 	// enough for what a redirect leads to the store, because that has only files of that.
 	thorough bool
-	// handles counts the files that have one, unknown those whose place cannot be told.
-	handles, unknown int
+	// handles counts the files that have one, without those that have none or one of a file
+	// system that may show what another has, and unknown all those whose place cannot be
+	// told.
+	handles, without, unknown int
 	// layers are directories of layers that are not guarded, for the directory that is
 	// looked at: most files are in one that has been found.
 	layers []int
@@ -226,6 +235,27 @@ const (
 func (l *layerLook) known() bool {
 	return l.handles > 0 && l.unknown == 0 && !l.Host.handles.incomplete && !l.layersUnknown
 }
+
+// hasLayerWithout reports whether the overlay has a layer that may show what another file
+// system has. That is one without handles, such as another overlay: then the kernel gives
+// none for any file of it. Or it is one of a server; if the names tell so, names decide (lax).
+func (l *layerLook) hasLayerWithout() bool {
+	return l.without > 0 && !l.lax && l.Host.handles.privileged && overlayHasHandles()
+}
+
+// overlayHasHandles reports whether the kernel gives handles of files of an overlay: since
+// Linux 6.6. Before 6.5 it gives none, and between none of the layers' files.
+var overlayHasHandles = sync.OnceValue(func() bool {
+	var name unix.Utsname
+	if unix.Uname(&name) != nil {
+		return true
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return true
+	}
+	return major > 6 || major == 6 && minor >= 6
+})
 
 func (l *layerLook) look(mounts Mounts) error {
 	l.Host.handles.add(mounts, l.guarded)
@@ -312,14 +342,19 @@ func (l *layerLook) file(dir int, name, at string) error {
 	if l.inKnownLayer(name, st) {
 		return nil
 	}
-	handle, ok := layerHandle(dir, name)
+	handle, hasUUID, ok := layerHandle(dir, name)
 	if !ok {
+		l.without++
 		l.unknown++
 		return nil
 	}
 	l.handles++
 	fd, layer := l.Host.handles.open(handle, st)
 	if fd < 0 {
+		if !hasUUID {
+			l.without++
+			l.unknown++
+		}
 		return nil // in none of the guarded directories
 	}
 	defer unix.Close(fd)

@@ -84,7 +84,7 @@ func (h *Host) guardLayersOf(g guard, dir int) (all bool, _ error) {
 		if known[name] || missed > mostMissed {
 			continue
 		}
-		handle, ok := layerHandle(dir, name)
+		handle, _, ok := layerHandle(dir, name)
 		if !ok {
 			return false, nil // as for every other
 		}

@@ -374,6 +374,9 @@ func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, unsure string)
 		if err := l.look(mounts); err != nil {
 			return err
 		}
+		if l.hasLayerWithout() {
+			h.vague[m.device] = true
+		}
 		if known = l.known(); !known && unsure != "" && h.handles.privileged && (l.handles > 0 || h.layered) {
 			return fmt.Errorf("its layer %s is named by a path that others than root can change, "+
 				"or that leads nowhere, and "+
@@ -413,6 +416,12 @@ func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, unsure string)
 	}
 	return nil
 }
+
+// errNoHandles: a file without a handle may be of any directory of the host. The names in
+// the options do not tell: they may have led elsewhere when it was mounted, and so may the
+// names in the options of the layer.
+var errNoHandles = errors.New("a layer of it is on another overlay, or on a file system that may show what another " +
+	"has, so that nothing tells what it shows; take layers that are on a disk of this host")
 
 // lookAtFile looks at a mount of a single file: is it a file of the state directory?
 func (h *Host) lookAtFile(c *comparer, m mountPoint) error {

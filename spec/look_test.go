@@ -355,6 +355,61 @@ func TestLayersInside(t *testing.T) {
 	}
 }
 
+// The layer of an overlay can be an overlay of a store path, whatever their names are now.
+func TestLayersOfLayers(t *testing.T) {
+	h := newNixHost(t)
+	h.write(t, h.path("a")+"/bin/program")
+	data := h.dir + "/data"
+	inner := map[string]func(t *testing.T, at string){
+		"a store path": func(t *testing.T, at string) { mountOverlay(t, "/", at, "lowerdir="+h.path("a")+":"+data) },
+		"a store path by a name that is no more": func(t *testing.T, at string) {
+			alias := bindMount(t, h.path("a"), at+"-alias")
+			mountOverlay(t, "/", at, "lowerdir="+alias+":"+data)
+			must(t, syscall.Unmount(alias, 0))
+		},
+		"a redirect to a store path": func(t *testing.T, at string) {
+			made(t, at+"-upper/x", at+"-work")
+			must(t, unix.Setxattr(at+"-upper/x", "trusted.overlay.redirect", []byte("/"+string(named("a"))), 0))
+			mountOverlay(t, "/", at, "redirect_dir=on,lowerdir="+h.store.Dir+",upperdir="+at+"-upper,workdir="+
+				at+"-work")
+		},
+		"a part with a redirect to a store path": func(t *testing.T, at string) {
+			made(t, at+"-upper/sub/x", at+"-work", at)
+			must(t, unix.Setxattr(at+"-upper/sub/x", "trusted.overlay.redirect", []byte("/"+string(named("a"))), 0))
+			all := mountOverlay(t, "/", at+"-all",
+				"redirect_dir=on,lowerdir="+h.store.Dir+",upperdir="+at+"-upper,workdir="+at+"-work")
+			must(t, syscall.Mount(all+"/sub", at, "", syscall.MS_BIND, ""), syscall.Unmount(all, syscall.MNT_DETACH))
+			t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
+		},
+	}
+	outer := map[string]func(t *testing.T, at, lower string){
+		"by its name": func(t *testing.T, at, lower string) { mountOverlay(t, "/", at, "lowerdir="+lower+":"+data) },
+		"by a relative name": func(t *testing.T, at, lower string) {
+			mountOverlay(t, filepath.Dir(lower), at, "lowerdir="+filepath.Base(lower)+":"+data)
+		},
+		"by a name that is no more": func(t *testing.T, at, lower string) {
+			alias := bindMount(t, lower, at+"-alias")
+			mountOverlay(t, "/", at, "lowerdir="+alias+":"+data)
+			must(t, syscall.Unmount(alias, 0))
+		},
+	}
+	tried := 0
+	for of, mountInner := range inner {
+		for by, mountOuter := range outer {
+			t.Run(of+", "+by, func(t *testing.T) {
+				tried++
+				dir := made(t, h.dir+"/tried/"+strconv.Itoa(tried))
+				mountInner(t, made(t, dir+"/inner"))
+				mountOuter(t, made(t, dir+"/outer"), dir+"/inner")
+				got, err := h.look(t).Classify("/", bind(dir+"/outer", "/x"))
+				if err == nil && got.Class == NoneOfOurs && len(got.Asked) == 0 {
+					t.Errorf("%+v: shows a store path, and it is not refused", got)
+				}
+			})
+		}
+	}
+}
+
 // An optimised store has its files by hard links. A file of one store path says nothing of
 // the others that have it too.
 func TestHardLinksInLayers(t *testing.T) {
