@@ -322,6 +322,7 @@ func (h *Host) Open() error {
 		return err
 	}
 	h.handles.add(h.mounts, h.guarded)
+	h.handles.searchDisks(h.mounts)
 	return nil
 }
 

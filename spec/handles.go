@@ -36,33 +36,44 @@ const (
 	overlayHandleHeader = overlayHandleUUID + 16
 )
 
+// layerFile is the handle of a layer's file.
+type layerFile struct {
+	unix.FileHandle
+	// hasUUID: the layer's file system has a UUID. What a program or another machine serves
+	// has none, and of what is on a disk, not everything has one: ZFS and squashfs do not.
+	hasUUID bool
+}
+
+// kindsWithUUID are the types of file systems that always have a UUID.
+var kindsWithUUID = []string{"xfs", "btrfs", "bcachefs", "f2fs", "tmpfs"}
+
 // layerHandle returns the handle of the layer's file that a file of an overlay is. Not
-// ok: there is none. hasUUID: the layer's file system has a UUID. File systems on disks and
-// in memory have one, but for read-only images; what a program or another machine serves
-// has none.
-func layerHandle(dir int, name string) (_ unix.FileHandle, hasUUID, ok bool) {
+// ok: there is none.
+func layerHandle(dir int, name string) (_ layerFile, ok bool) {
 	flags := atHandleFID
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
 	h, _, err := unix.NameToHandleAt(dir, name, flags)
 	if err != nil {
-		return h, false, false
+		return layerFile{}, false
 	}
 	return unwrapHandle(h)
 }
 
-func unwrapHandle(h unix.FileHandle) (_ unix.FileHandle, hasUUID, ok bool) {
+func unwrapHandle(h unix.FileHandle) (_ layerFile, ok bool) {
 	b := h.Bytes()
 	if h.Type() != overlayHandle || len(b) <= overlayHandleHeader || b[4] != overlayHandleMagic {
-		return h, false, false
+		return layerFile{}, false
 	}
 	end := 3 + int(b[5])
 	if end <= overlayHandleHeader || end > len(b) || b[7] == overlayHandle { // of an overlay of an overlay
-		return h, false, false
+		return layerFile{}, false
 	}
-	hasUUID = !bytes.Equal(b[overlayHandleUUID:overlayHandleHeader], make([]byte, 16))
-	return unix.NewFileHandle(int32(b[7]), b[overlayHandleHeader:end]), hasUUID, true
+	return layerFile{
+		FileHandle: unix.NewFileHandle(int32(b[7]), b[overlayHandleHeader:end]),
+		hasUUID:    !bytes.Equal(b[overlayHandleUUID:overlayHandleHeader], make([]byte, 16)),
+	}, true
 }
 
 // handleRoots open files of file systems by their handles.
@@ -70,6 +81,10 @@ type handleRoots struct {
 	roots []handleRoot
 	// tried are places that are looked for below the roots, or for which there is none.
 	tried map[place]bool
+	// disks are mounts of the other file systems, for what is in none of the guarded
+	// directories, and searched the devices that there was a mount of.
+	disks    []handleRoot
+	searched map[string]bool
 	// incomplete: a guarded directory is below none of them.
 	incomplete bool
 	// privileged: this process may open files by handles.
@@ -85,10 +100,10 @@ type handleRoot struct {
 }
 
 func (r *handleRoots) close() {
-	for _, root := range r.roots {
+	for _, root := range append(r.roots, r.disks...) {
 		unix.Close(root.fd)
 	}
-	r.roots = nil
+	r.roots, r.disks = nil, nil
 }
 
 // add opens mounts of the calling thread's mount namespace that show guarded directories.
@@ -164,27 +179,73 @@ func openByHandles(m mountPoint) (handleRoot, error) {
 }
 
 // open opens a file of a layer that shows in an overlay as shown, and returns where it
-// is. -1: it is below none of the roots.
-func (r *handleRoots) open(handle unix.FileHandle, shown unix.Stat_t) (fd int, at place) {
+// is. -1: it is below none of the roots. onDisk: the file system of one of them has it.
+func (r *handleRoots) open(handle layerFile, shown unix.Stat_t) (fd int, at place, onDisk bool) {
 	for _, root := range r.roots {
-		fd, err := unix.OpenByHandleAt(root.fd, handle, unix.O_PATH|unix.O_CLOEXEC)
-		if err != nil {
+		fd, st, ok := root.open(handle, shown)
+		if !ok {
 			continue
 		}
-		// Another file system can have a file with the same handle.
-		var st unix.Stat_t
-		like := likeness{}
-		if unix.Fstat(fd, &st) == nil {
-			(&comparer{}).match(&like, shown, st)
-		}
-		if like.attributes {
-			if at, ok := root.placeOf(fd, st); ok {
-				return fd, at
-			}
+		onDisk = true
+		if at, ok := root.placeOf(fd, st); ok {
+			return fd, at, true
 		}
 		unix.Close(fd)
 	}
-	return -1, place{}
+	return -1, place{}, onDisk
+}
+
+// open opens a file of the mount's file system. Not ok: it has no such file. Another file
+// system can have a file with the same handle, hence shown.
+func (r handleRoot) open(handle layerFile, shown unix.Stat_t) (fd int, st unix.Stat_t, ok bool) {
+	if !handle.hasUUID && slices.Contains(kindsWithUUID, r.m.kind) {
+		return -1, st, false
+	}
+	fd, err := unix.OpenByHandleAt(r.fd, handle.FileHandle, unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return -1, st, false
+	}
+	like := likeness{}
+	if unix.Fstat(fd, &st) == nil {
+		(&comparer{}).match(&like, shown, st)
+	}
+	if !like.attributes {
+		unix.Close(fd)
+		return -1, st, false
+	}
+	return fd, st, true
+}
+
+// isOnDisk reports whether one of the host's file systems that have no server, and are made
+// of no other, has the file of a layer. mounts are those of the calling thread's mount
+// namespace.
+func (r *handleRoots) isOnDisk(mounts Mounts, handle layerFile, shown unix.Stat_t) bool {
+	r.searchDisks(mounts)
+	return slices.ContainsFunc(r.disks, func(root handleRoot) bool {
+		fd, _, ok := root.open(handle, shown)
+		if ok {
+			unix.Close(fd)
+		}
+		return ok
+	})
+}
+
+// searchDisks opens a mount of each of these file systems that need not have a UUID.
+func (r *handleRoots) searchDisks(mounts Mounts) {
+	if r.searched == nil {
+		r.searched = map[string]bool{}
+	}
+	for _, m := range mounts {
+		if r.searched[m.device] || m.kind == "overlay" || slices.Contains(kindsWithUUID, m.kind) ||
+			slices.Contains(kernelKinds, m.kind) || isMovable(m.kind) {
+			continue
+		}
+		// Another mount of it may not be covered.
+		if root, err := openByHandles(m); err == nil {
+			r.searched[m.device] = true
+			r.disks = append(r.disks, root)
+		}
+	}
 }
 
 // placeOf returns where an open file is. Not ok: it is not below the root, and then the
@@ -208,7 +269,8 @@ func (r handleRoot) placeOf(fd int, st unix.Stat_t) (place, bool) {
 type layerLook struct {
 	*Host
 	*comparer
-	m mountPoint
+	m      mountPoint
+	mounts Mounts // of the calling thread's mount namespace
 	// thorough: every file counts. Else a few in each merged directory of the root, which is
 	// enough for what a redirect leads to the store, because that has only files of that.
 	thorough bool
@@ -257,8 +319,8 @@ var overlayHasHandles = sync.OnceValue(func() bool {
 	return major > 6 || major == 6 && minor >= 6
 })
 
-func (l *layerLook) look(mounts Mounts) error {
-	l.Host.handles.add(mounts, l.guarded)
+func (l *layerLook) look() error {
+	l.Host.handles.add(l.mounts, l.guarded)
 	var st unix.Stat_t
 	if err := unix.Fstat(l.root, &st); err != nil {
 		return os.NewSyscallError("fstat", err)
@@ -342,16 +404,16 @@ func (l *layerLook) file(dir int, name, at string) error {
 	if l.inKnownLayer(name, st) {
 		return nil
 	}
-	handle, hasUUID, ok := layerHandle(dir, name)
+	handle, ok := layerHandle(dir, name)
 	if !ok {
 		l.without++
 		l.unknown++
 		return nil
 	}
 	l.handles++
-	fd, layer := l.Host.handles.open(handle, st)
+	fd, layer, onDisk := l.Host.handles.open(handle, st)
 	if fd < 0 {
-		if !hasUUID {
+		if !onDisk && !handle.hasUUID && !l.Host.handles.isOnDisk(l.mounts, handle, st) {
 			l.without++
 			l.unknown++
 		}

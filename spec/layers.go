@@ -84,7 +84,7 @@ func (h *Host) guardLayersOf(g guard, dir int) (all bool, _ error) {
 		if known[name] || missed > mostMissed {
 			continue
 		}
-		handle, _, ok := layerHandle(dir, name)
+		handle, ok := layerHandle(dir, name)
 		if !ok {
 			return false, nil // as for every other
 		}
@@ -118,9 +118,9 @@ type layersOfHost struct {
 
 // layerOf opens the directory, on the layer's file system, that contains a directory of an
 // overlay, and returns its place; -1: unknown.
-func (l *layersOfHost) layerOf(handle unix.FileHandle, shown unix.Stat_t) (int, place) {
+func (l *layersOfHost) layerOf(handle layerFile, shown unix.Stat_t) (int, place) {
 	for {
-		fd, at := l.open(handle, shown)
+		fd, at, _ := l.open(handle, shown)
 		if fd >= 0 {
 			above, err := unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			unix.Close(fd)

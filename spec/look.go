@@ -370,8 +370,8 @@ func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool, unsure string) erro
 func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, unsure string) error {
 	known := false
 	if m.kind == "overlay" {
-		l := layerLook{Host: h, m: m, comparer: c, thorough: unsure != ""}
-		if err := l.look(mounts); err != nil {
+		l := layerLook{Host: h, m: m, mounts: mounts, comparer: c, thorough: unsure != ""}
+		if err := l.look(); err != nil {
 			return err
 		}
 		if l.hasLayerWithout() {

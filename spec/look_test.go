@@ -410,6 +410,32 @@ func TestLayersOfLayers(t *testing.T) {
 	}
 }
 
+// A layer's file system need not have a UUID, if it is a disk of the host. Else it may be one
+// of a program that shows what another has.
+func TestLayersWithoutUUID(t *testing.T) {
+	h := newNixHost(t)
+	image, disk := h.dir+"/image", made(t, h.dir+"/disk")
+	f, err := os.Create(image)
+	must(t, err)
+	must(t, f.Truncate(16<<20), f.Close())
+	run(t, "mkfs.ext4", "-q", image)
+	run(t, "mount", "-o", "loop", image, disk)
+	t.Cleanup(func() { _ = syscall.Unmount(disk, syscall.MNT_DETACH) })
+	made(t, disk+"/layer/etc")
+	h.write(t, disk+"/layer/etc/file")
+	at := mountOverlay(t, "/", h.dir+"/at", "uuid=off,lowerdir="+disk+"/layer:"+h.dir+"/data")
+	check := func(want error) {
+		t.Helper()
+		got, err := h.look(t).Classify("/", bind(at, "/x"))
+		if !errors.Is(err, want) || got.Class != NoneOfOurs {
+			t.Errorf("%+v, %v; want %v", got, err, want)
+		}
+	}
+	check(nil)
+	must(t, syscall.Unmount(disk, syscall.MNT_DETACH))
+	check(errNoHandles)
+}
+
 // An optimised store has its files by hard links. A file of one store path says nothing of
 // the others that have it too.
 func TestHardLinksInLayers(t *testing.T) {

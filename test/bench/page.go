@@ -22,8 +22,13 @@ const (
 	firstPod      = "first pod of a closure"
 	rival         = "nix-snapshotter"
 	rivalMade     = "nix-snapshotter, its image made too"
-	ordinaryImage = "an ordinary image that has the closure"
+	// overlayByPlugin has no wrapper.
+	overlayByPlugin = "overlay, by the plugin"
+	ordinaryImage   = "an ordinary image that has the closure"
 )
+
+// bindFloor is the group of bench/bindfloor.
+const bindFloor = "bind mode, 1,000 store paths"
 
 // The files of the page.
 const (
@@ -50,7 +55,9 @@ without an annotation. Rootless containers have bind views.`},
 have the same closure of 1,000 paths with one file each. *First pod*: the host has the store paths, and
 nothing else of the closure. To load an image counts; to make it counts only where that is said. *110 pods*:
 four at a time. Each pod is compared with the pod of the same number. No more are started after 40 seconds.
-*The worst percentile*: the greatest quotient of one percentile of both.`},
+*The worst percentile*: the greatest quotient of one percentile of both. Overlay and bind are by the wrapper
+where nothing else is said. *An empty wrapper*: a static Go program that becomes the runtime, with an empty
+static Go program as the hook of both stages, of the sandbox too, as the wrapper has it.`},
 	{"first", "First start of a closure",
 		`1,000 paths with 15 files each. The layer with an entry for each file is made without any digest of
 contents, which composefs needs too. nix copy makes a store of its own, which is then bind-mounted. Both are
@@ -75,18 +82,23 @@ read every file of its closure; the kernel can reclaim most of that slab.`},
 		`Processes by themselves. The wrapper stands before a runtime that does nothing. podman and CDI start no
 process for such containers. What pods pay is in the table of pods.`},
 	{"hook", "The hook's memory, and verify", ""},
-	{"bind mode, 1,000 store paths", "Bind mode and the kernel's floor",
+	{bindFloor, "Bind mode and the kernel's floor",
 		`Four system calls for each store path (mkdirat, open_tree, move_mount, close) by a C program are the floor.
 A recursive clone of a prepared tree would be faster. It is not built: the tree would have to stay mounted
 somewhere, so it needs a lifetime, a sweep and memory for each closure.`},
 	{"wrapper", "The wrapper's calls",
 		"For a container without an annotation. The floor is a static program that only becomes the runtime."},
 	{"a view as one mount, 1,000 store paths", "A view as one mount of config.json",
-		`A prototype that is not a part of nix-closure: the view was mounted on the host before. Claiming, pinning and
-building are not in these times, so they are a lower bound of what the wrapper could reach without a hook at
-the start. It is not built: the mount on the host needs a lifetime of its own.`},
+		`A prototype that is not a part of nix-closure: the view was mounted on the host before. Each container is
+started directly after another one, because the kernel waits when the first for a while moves to a cgroup. The
+prototype leaves out one process, and with it what that process does: to claim, to pin, to build, and to judge
+what is really mounted. The first three the wrapper would have to do instead. The last needs a process in the
+container's mount namespace, after the runtime has mounted: without it, a container could start with more than
+its closure. So it is not built.`},
 	{"profile", "Where the time goes",
-		`Samples of perf (cpu-clock) in one program, by function, in percent.`},
+		`Samples of perf (cpu-clock): of all processors, by program, for each start; and in one program, by function,
+in percent. perf itself takes time too. What a start of the hook does is counted in
+[speed-hook.md](speed-hook.md).`},
 }
 
 const pageHead = `<!-- SPDX-License-Identifier: Apache-2.0 -->

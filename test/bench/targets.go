@@ -26,6 +26,7 @@ const (
 	firstTouches = 1.6
 	warmFilesAre = 1.15
 	slabToBind   = 0.1
+	bindToKernel = 1.15
 	hookMore     = 0.4
 	wrapperMost  = 0.5
 	podmanAsRoot = 1.05
@@ -78,6 +79,8 @@ func targets(r *speed.Results) (all []target) {
 	}
 	add(target{what: "110 pods, start: overlay / the store bound whole", most: podToWhole},
 		find(pods, fullNodeStart, overlayWarm, "", "", 0), ratio)
+	add(target{what: "110 pods, start: overlay, by the plugin / the store bound whole", most: podToWhole},
+		find(pods, fullNodeStart, overlayByPlugin, "", "", 0), ratio)
 	add(target{what: "110 pods, start: overlay / nix-snapshotter, the worst of all percentiles", most: 1},
 		find(pods, fullNodeWorst, overlayWarm, "", "", 0), ratio)
 	for _, of := range []string{rivalMade, rival} {
@@ -104,6 +107,8 @@ func targets(r *speed.Results) (all []target) {
 		find("files", statAndRead+freshView, overlayWarm, "", "", 0), ratio)
 	add(target{what: "files through overlay, warm / the store itself", most: warmFilesAre},
 		find("files", statAndRead+warmFiles, overlayWarm, "", "", 0), ratio)
+	add(target{what: "bind mode, 1,000 paths / four system calls a path", most: bindToKernel},
+		find(bindFloor, "", "bind mode", "", "", 0), ratio)
 	add(target{what: "200 containers: the slab that overlay adds to each / that bind adds", most: slabToBind},
 		find("memory", slabEach, addedSlabOverlay, "", "", 0), ratio)
 	add(target{what: "resolve 20,000 paths, cold / nix-store -qR", most: resolveToNix},
