@@ -36,12 +36,12 @@ type DaemonCall struct {
 
 // Call connects to the daemon and waits for nothing: the daemon opens its database while
 // the caller does other things. Close the call after use. If there is no daemon, Root says
-// so.
+// so. If the daemon has no time to take the call, Root calls again.
 func (d Daemon) Call() *DaemonCall {
 	c := &DaemonCall{store: d.Store}
-	ctx, cancel := context.WithTimeout(context.Background(), daemonTimeout)
-	defer cancel()
-	c.conn, c.failed = call(ctx, c.socket())
+	if c.conn, c.failed = call(c.socket(), time.Time{}); errors.Is(c.failed, unix.EAGAIN) {
+		c.failed = nil
+	}
 	return c
 }
 
@@ -65,12 +65,13 @@ func (c *DaemonCall) Root(ctx context.Context, names []BaseName, rootsDir string
 	defer cancel()
 	conn, err := c.conn, c.failed
 	c.conn, c.failed = nil, nil
+	deadline, _ := ctx.Deadline()
 	if conn == nil && err == nil {
-		conn, err = call(ctx, c.socket())
+		conn, err = call(c.socket(), deadline)
 	}
 	if err == nil {
 		defer unix.Close(conn.fd)
-		conn.deadline, _ = ctx.Deadline()
+		conn.deadline = deadline
 		err = conn.root(c.store, names, rootsDir)
 	}
 	if notValid := (*NotValidError)(nil); err != nil && !errors.As(err, &notValid) {
@@ -97,6 +98,7 @@ func (c *daemonConn) root(store Store, names []BaseName, rootsDir string) error 
 }
 
 func (c *daemonConn) rootSome(store Store, names []BaseName, rootsDir string) error {
+	c.messages = 0
 	var request []byte
 	for _, name := range names {
 		request = append(request, operation(opAddTempRoot, store.Path(name))...)
@@ -192,25 +194,40 @@ func (c *daemonConn) fail(err error) error {
 	return c.failed
 }
 
-// call connects, and says which protocol this program speaks.
-func call(ctx context.Context, socket string) (*daemonConn, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+// call connects, and says which protocol this program speaks. If the daemon does not take
+// the call, it waits until the deadline; without one, that is EAGAIN.
+func call(socket string, deadline time.Time) (_ *daemonConn, err error) {
+	kind := unix.SOCK_STREAM | unix.SOCK_CLOEXEC
+	if deadline.IsZero() {
+		kind |= unix.SOCK_NONBLOCK
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, kind, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	c := &daemonConn{fd: fd}
-	c.deadline, _ = ctx.Deadline()
-	err = c.wait(unix.SO_SNDTIMEO)
-	if err == nil {
-		err = os.NewSyscallError("connect", unix.Connect(fd, &unix.SockaddrUnix{Name: socket}))
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	c := &daemonConn{fd: fd, deadline: deadline}
+	if !deadline.IsZero() {
+		if err := c.wait(unix.SO_SNDTIMEO); err != nil {
+			return nil, err
+		}
 	}
-	if err == nil {
-		// No processor of its own and no reserved space, as Nix itself says. Every version
-		// that is understood reads all of it.
-		err = c.send(number(clientMagic), number(protocolMajor<<8|ownMinor), number(0), number(0))
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
+		return nil, os.NewSyscallError("connect", err)
 	}
-	if err != nil {
-		unix.Close(fd)
+	if deadline.IsZero() {
+		if err := unix.SetNonblock(fd, false); err != nil {
+			return nil, os.NewSyscallError("fcntl", err)
+		}
+		c.deadline = time.Now().Add(daemonTimeout)
+	}
+	// No processor of its own and no reserved space, as Nix itself says. Every version that
+	// is understood reads all of it. A new connection has room for it.
+	if err := c.send(number(clientMagic), number(protocolMajor<<8|ownMinor), number(0), number(0)); err != nil {
 		return nil, err
 	}
 	return c, nil

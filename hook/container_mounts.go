@@ -50,7 +50,8 @@ func (c *containerMounts) read() (err error) {
 }
 
 // readInside reads the mounts in the container's root. It returns false if they are not
-// enough.
+// enough. Mounts that the root itself covers are not among them: no path of the container
+// leads to them, and the runtime detaches them with the host's (pivot_root(2)).
 func (c *containerMounts) readInside() (bool, error) {
 	text, err := proc.ReadMountinfoIn(int(c.root.Fd()))
 	if err != nil {

@@ -198,7 +198,11 @@ func (p pinner) tryByNix(ctx context.Context) (closure.Resolution, error) {
 // realise has Nix protect the pins. For an ordinary user Nix's daemon does so at once; if
 // it does not, or for root, who need not have a daemon, nix-store does.
 func (p pinner) realise(ctx context.Context, pins []closure.BaseName) error {
-	if p.roots.Indirect && p.daemon != nil {
+	if p.roots.Indirect {
+		if p.daemon == nil {
+			p.daemon = closure.Daemon{Store: p.config.Store()}.Call()
+			defer p.daemon.Close()
+		}
 		err := p.daemon.Root(ctx, pins, p.indirect())
 		if err == nil || errors.Is(err, closure.ErrNotValid) {
 			return err

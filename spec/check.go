@@ -76,12 +76,15 @@ func (h *Host) rootInStore(base closure.BaseName) error {
 // CheckRoot refuses a root.path of config.json
 // (https://github.com/opencontainers/runtime-spec/blob/v1.3.0/config.md#root) that is in
 // the store. A runtime makes directories in the root before it calls createRuntime, so this
-// check belongs where config.json is rewritten too. It looks into no file system: in an
-// overlay, such directories are on the upper layer.
+// check belongs where config.json is rewritten too. It does not look into an overlay: there,
+// such directories are on the upper layer.
 func (h *Host) CheckRoot(bundle, root string) error {
-	p, _, err := h.placeOfRoot(bundle, root)
+	p, m, err := h.placeOfRoot(bundle, root)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the runtime reports it
+	}
+	if err == nil && m.kind != "overlay" {
+		err = h.look(h.mounts, m)
 	}
 	if err != nil {
 		return err
@@ -144,8 +147,8 @@ func (h *Host) CheckTarget(mounts Mounts, root, dir, target string) (volume stri
 		return "", fmt.Errorf("%s: %w", target, ErrNoMount)
 	}
 	for on := path.Dir(target); below(on, root); on = path.Dir(on) {
-		if above := mountOf(mounts, on); isMovable(h.serverOf(above)) {
-			return "", movableError(above, root, h.serverOf(above))
+		if above := mountOf(mounts, on); isMovable(h.serverOf(mounts, above)) {
+			return "", movableError(above, root, h.serverOf(mounts, above))
 		}
 		if on == "/" {
 			break
@@ -211,7 +214,7 @@ func (h *Host) CheckServers(mounts Mounts, root string, dirs ...string) error {
 		if !below(m.point, root) {
 			continue
 		}
-		server := h.serverOf(m)
+		server := h.serverOf(mounts, m)
 		for _, dir := range dirs {
 			if isMovable(server) && below(strings.TrimSuffix(root, "/")+dir, m.point) {
 				return movableError(m, root, server)
@@ -230,18 +233,22 @@ func (h *Host) IsLocal(dir int) bool {
 	}
 	device := fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)
 	i := slices.IndexFunc(h.mounts, func(m mountPoint) bool { return m.device == device })
-	return i >= 0 && !isMovable(h.serverOf(h.mounts[i]))
+	return i >= 0 && !isMovable(h.serverOf(h.mounts, h.mounts[i]))
 }
 
 // serverOf returns the type of a mount's file system or, if a layer of it is on a movable
-// one, the type of that. Layers have names of the host.
-func (h *Host) serverOf(m mountPoint) string {
-	if h.NamesElsewhere {
-		return m.kind
+// one, the type of that. The names of layers are the host's, or, for what the runtime
+// mounted, may lead into the container: mounts are those of its mount namespace.
+func (h *Host) serverOf(mounts Mounts, m mountPoint) string {
+	tables := []Mounts{mounts}
+	if !h.NamesElsewhere {
+		tables = append(tables, h.mounts)
 	}
 	for _, name := range m.layerNames() {
-		if on := mountOf(h.mounts, path.Clean("/"+name)); isMovable(on.kind) && on.device != "" {
-			return on.kind
+		for _, table := range tables {
+			if on := mountOf(table, path.Clean("/"+name)); isMovable(on.kind) && on.device != "" {
+				return on.kind
+			}
 		}
 	}
 	return m.kind

@@ -48,17 +48,21 @@ type layerFile struct {
 var kindsWithUUID = []string{"xfs", "btrfs", "bcachefs", "f2fs", "tmpfs"}
 
 // layerHandle returns the handle of the layer's file that a file of an overlay is. Not
-// ok: there is none.
-func layerHandle(dir int, name string) (_ layerFile, ok bool) {
+// ok: there is none. errNotThere: the file is gone.
+func layerHandle(dir int, name string) (_ layerFile, ok bool, _ error) {
 	flags := atHandleFID
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
 	h, _, err := unix.NameToHandleAt(dir, name, flags)
-	if err != nil {
-		return layerFile{}, false
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
+		return layerFile{}, false, errNotThere
 	}
-	return unwrapHandle(h)
+	if err != nil {
+		return layerFile{}, false, nil
+	}
+	file, ok := unwrapHandle(h)
+	return file, ok, nil
 }
 
 func unwrapHandle(h unix.FileHandle) (_ layerFile, ok bool) {
@@ -278,6 +282,8 @@ type layerLook struct {
 	// system that may show what another has, and unknown all those whose place cannot be
 	// told.
 	handles, without, unknown int
+	// givesHandles: the overlay gives handles of its files.
+	givesHandles bool
 	// layers are directories of layers that are not guarded, for the directory that is
 	// looked at: most files are in one that has been found.
 	layers []int
@@ -298,11 +304,30 @@ func (l *layerLook) known() bool {
 	return l.handles > 0 && l.unknown == 0 && !l.Host.handles.incomplete && !l.layersUnknown
 }
 
-// hasLayerWithout reports whether the overlay has a layer that may show what another file
-// system has. That is one without handles, such as another overlay: then the kernel gives
-// none for any file of it. Or it is one of a server; if the names tell so, names decide (lax).
-func (l *layerLook) hasLayerWithout() bool {
-	return l.without > 0 && !l.lax && l.Host.handles.privileged && overlayHasHandles()
+// isVague reports whether the overlay has a layer that may show what another file system
+// has. That is one without handles, such as another overlay: then the kernel gives none for
+// any file of the overlay. Or it is one of a server.
+func (l *layerLook) isVague(named namedLayers) bool {
+	switch {
+	case !l.Host.handles.privileged || !overlayHasHandles() || l.hasOwn(l.m):
+		return false // nothing is expected, or this host was started with it
+	case named.onOverlay:
+		return true
+	case l.without == 0:
+		return false
+	case l.lax: // the names tell of the server
+		return named.nowhere
+	case !l.givesHandles && !l.isHosts():
+		// Overlay gives no handles if it was mounted in a user namespace. Its names are as
+		// new as the container.
+		return named.nowhere || named.unsure != ""
+	}
+	return true
+}
+
+// isHosts reports whether the overlay is mounted on the host too.
+func (l *layerLook) isHosts() bool {
+	return slices.ContainsFunc(l.Host.mounts, func(m mountPoint) bool { return m.device == l.m.device })
 }
 
 // overlayHasHandles reports whether the kernel gives handles of files of an overlay: since
@@ -327,6 +352,13 @@ func (l *layerLook) look() error {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return l.file(l.root, "", l.m.path)
+	}
+	if _, ok, err := layerHandle(l.root, ""); err != nil {
+		return err
+	} else if !ok {
+		l.without++
+	} else {
+		l.givesHandles = true
 	}
 	return l.directory(l.root, l.m.path, mostHandles)
 }
@@ -404,16 +436,23 @@ func (l *layerLook) file(dir int, name, at string) error {
 	if l.inKnownLayer(name, st) {
 		return nil
 	}
-	handle, ok := layerHandle(dir, name)
+	handle, ok, err := layerHandle(dir, name)
+	if errors.Is(err, errNotThere) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	if !ok {
 		l.without++
 		l.unknown++
 		return nil
 	}
 	l.handles++
+	l.givesHandles = true
 	fd, layer, onDisk := l.Host.handles.open(handle, st)
 	if fd < 0 {
-		if !onDisk && !handle.hasUUID && !l.Host.handles.isOnDisk(l.mounts, handle, st) {
+		if !onDisk && !handle.hasUUID && !l.NamesElsewhere && !l.Host.handles.isOnDisk(l.mounts, handle, st) {
 			l.without++
 			l.unknown++
 		}

@@ -3,6 +3,7 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -84,9 +85,12 @@ func (h *Host) guardLayersOf(g guard, dir int) (all bool, _ error) {
 		if known[name] || missed > mostMissed {
 			continue
 		}
-		handle, ok := layerHandle(dir, name)
-		if !ok {
-			return false, nil // as for every other
+		handle, ok, err := layerHandle(dir, name)
+		if errors.Is(err, errNotThere) {
+			continue
+		}
+		if err != nil || !ok {
+			return false, err // as for every other
 		}
 		st, there, err := c.stat(dir, name, false)
 		if err != nil {

@@ -221,9 +221,13 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 	if !h.needsLook(m) || h.looked[m.place] {
 		return nil
 	}
-	below, unsure, err := h.lookAtNames(mounts, m)
+	named, err := h.lookAtNames(mounts, m)
 	if err != nil {
 		return err
+	}
+	below := m
+	if named.server != nil {
+		below = *named.server
 	}
 	if isFUSE(below.kind) && !h.FUSEAllowed {
 		return fmt.Errorf("%s on %s: %w", below.kind, below.point, errFUSE)
@@ -233,7 +237,7 @@ func (h *Host) look(mounts Mounts, m mountPoint) error {
 		if o.device != m.device || h.looked[o.place] {
 			continue
 		}
-		err := h.lookAt(mounts, o, isMovable(below.kind), unsure)
+		err := h.lookAt(mounts, o, isMovable(below.kind), named)
 		if err == nil {
 			h.looked[o.place] = true
 		} else if !errors.Is(err, errHidden) {
@@ -269,35 +273,49 @@ func (h *Host) sawRoot(device string) bool { return h.looked[place{device, "/"}]
 
 var errHidden = errors.New("another mount covers it, so that it cannot be looked into; unmount it")
 
-// lookAtNames looks at the names in an overlay's options that lead somewhere today. If the
-// server or program of a layer can change what shows, it returns the layer's mount, else m.
-// unsure is a name that other users than root may have changed since; empty: there is none.
-func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (below mountPoint, unsure string, _ error) {
+// namedLayers is what the names in an overlay's options say today.
+type namedLayers struct {
+	// server is the mount of a layer whose server or program can change what shows; nil:
+	// there is none.
+	server *mountPoint
+	// unsure is a name that other users than root may have changed since; empty: there is
+	// none.
+	unsure string
+	// nowhere: a name leads nowhere. onOverlay: a name leads to another overlay.
+	nowhere, onOverlay bool
+}
+
+// lookAtNames looks at the names in an overlay's options that lead somewhere today.
+func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (named namedLayers, _ error) {
 	if h.NamesElsewhere {
-		return m, "", nil
+		return named, nil
 	}
 	for _, name := range m.shownLayers() {
 		// Engines name layers relative to their own directory. Users cannot.
-		if path.IsAbs(name) && unsure == "" && !h.rootsAlone(name) {
-			unsure = name
+		if path.IsAbs(name) && named.unsure == "" && !h.rootsAlone(name) {
+			named.unsure = name
 		}
 		real, err := realPath("/" + name)
 		if err != nil {
+			named.nowhere = true
 			continue // no evidence
 		}
 		on := mountOf(mounts, real)
 		if on.device == "" {
-			return m, "", fmt.Errorf("%s: %w", real, ErrNoMount)
+			return named, fmt.Errorf("%s: %w", real, ErrNoMount)
 		}
-		if isMovable(on.kind) {
-			return on, unsure, nil
+		switch {
+		case !isMovable(on.kind):
+			named.onOverlay = named.onOverlay || on.kind == "overlay"
+		case named.server == nil || isFUSE(on.kind):
+			named.server = &on
 		}
 		h.showLayer(place{m.device, "/"}, on.placeOf(real))
 	}
 	if h.hasOwn(m) {
-		unsure = "" // this host was started with it
+		named.unsure = "" // this host was started with it
 	}
-	return m, unsure, nil
+	return named, nil
 }
 
 // hasOwn reports whether the host's root directory, or a guarded directory, is on this
@@ -339,9 +357,8 @@ func (h *Host) showLayer(at, layer place) {
 	}
 }
 
-// lookAt looks into a file system from one mount of it. unsure is a layer's name that
-// proves nothing: see lookAtNames.
-func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool, unsure string) error {
+// lookAt looks into a file system from one mount of it.
+func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool, named namedLayers) error {
 	if err := h.openTrees(); err != nil {
 		return err
 	}
@@ -361,26 +378,26 @@ func (h *Host) lookAt(mounts Mounts, m mountPoint, lax bool, unsure string) erro
 		return os.NewSyscallError("open_tree", err)
 	}
 	c := comparer{lax: lax, layered: h.layered, left: mostCompared, root: fd}
-	if err := h.lookInto(mounts, m, &c, unsure); err != nil {
+	if err := h.lookInto(mounts, m, &c, named); err != nil {
 		return fmt.Errorf("looking into the %s on %s: %w", m.kind, m.point, err)
 	}
 	return nil
 }
 
-func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, unsure string) error {
+func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, named namedLayers) error {
 	known := false
 	if m.kind == "overlay" {
-		l := layerLook{Host: h, m: m, mounts: mounts, comparer: c, thorough: unsure != ""}
+		l := layerLook{Host: h, m: m, mounts: mounts, comparer: c, thorough: named.unsure != ""}
 		if err := l.look(); err != nil {
 			return err
 		}
-		if l.hasLayerWithout() {
+		if l.isVague(named) {
 			h.vague[m.device] = true
 		}
-		if known = l.known(); !known && unsure != "" && h.handles.privileged && (l.handles > 0 || h.layered) {
+		if known = l.known(); !known && named.unsure != "" && h.handles.privileged && (l.handles > 0 || h.layered) {
 			return fmt.Errorf("its layer %s is named by a path that others than root can change, "+
 				"or that leads nowhere, and "+
-				"nothing else tells what it shows; mount it by a path that is root's alone", unsure)
+				"nothing else tells what it shows; mount it by a path that is root's alone", named.unsure)
 		}
 	}
 	if !known {
@@ -420,8 +437,9 @@ func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, unsure string)
 // errNoHandles: a file without a handle may be of any directory of the host. The names in
 // the options do not tell: they may have led elsewhere when it was mounted, and so may the
 // names in the options of the layer.
-var errNoHandles = errors.New("a layer of it is on another overlay, or on a file system that may show what another " +
-	"has, so that nothing tells what it shows; take layers that are on a disk of this host")
+var errNoHandles = errors.New("nothing tells what its layers show: one is on another overlay, or on a file system that " +
+	"may show what another has, or the kernel gives no handles of their files, as in a user namespace; take layers " +
+	"that are on a disk of this host, by paths that are root's alone")
 
 // lookAtFile looks at a mount of a single file: is it a file of the state directory?
 func (h *Host) lookAtFile(c *comparer, m mountPoint) error {

@@ -367,12 +367,6 @@ func TestLayersOfLayers(t *testing.T) {
 			mountOverlay(t, "/", at, "lowerdir="+alias+":"+data)
 			must(t, syscall.Unmount(alias, 0))
 		},
-		"a redirect to a store path": func(t *testing.T, at string) {
-			made(t, at+"-upper/x", at+"-work")
-			must(t, unix.Setxattr(at+"-upper/x", "trusted.overlay.redirect", []byte("/"+string(named("a"))), 0))
-			mountOverlay(t, "/", at, "redirect_dir=on,lowerdir="+h.store.Dir+",upperdir="+at+"-upper,workdir="+
-				at+"-work")
-		},
 		"a part with a redirect to a store path": func(t *testing.T, at string) {
 			made(t, at+"-upper/sub/x", at+"-work", at)
 			must(t, unix.Setxattr(at+"-upper/sub/x", "trusted.overlay.redirect", []byte("/"+string(named("a"))), 0))
@@ -382,6 +376,18 @@ func TestLayersOfLayers(t *testing.T) {
 			t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
 		},
 	}
+	redirected := func(way string) func(t *testing.T, at string) {
+		return func(t *testing.T, at string) {
+			made(t, at+"-upper/"+way, at+"-work")
+			must(t, unix.Setxattr(at+"-upper/"+way, "trusted.overlay.redirect", []byte("/"+string(named("a"))), 0))
+			mountOverlay(t, "/", at, "redirect_dir=on,lowerdir="+h.store.Dir+",upperdir="+at+"-upper,workdir="+
+				at+"-work")
+		}
+	}
+	// The outer overlay merges all that is looked at of its layers.
+	made(t, data+"/merged/deep/er")
+	inner["a redirect to a store path"] = redirected("x")
+	inner["a redirect in directories that others have too"] = redirected("merged/deep/er/x")
 	outer := map[string]func(t *testing.T, at, lower string){
 		"by its name": func(t *testing.T, at, lower string) { mountOverlay(t, "/", at, "lowerdir="+lower+":"+data) },
 		"by a relative name": func(t *testing.T, at, lower string) {
