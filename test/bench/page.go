@@ -57,7 +57,8 @@ nothing else of the closure. To load an image counts; to make it counts only whe
 four at a time. Each pod is compared with the pod of the same number. No more are started after 40 seconds.
 *The worst percentile*: the greatest quotient of one percentile of both. Overlay and bind are by the wrapper
 where nothing else is said. *An empty wrapper*: a static Go program that becomes the runtime, with an empty
-static Go program as the hook of both stages, of the sandbox too, as the wrapper has it.`},
+static Go program as the hook of both stages, of the sandbox too, as the wrapper has it. The plugin has a
+containerd of its own.`},
 	{"first", "First start of a closure",
 		`1,000 paths with 15 files each. The layer with an entry for each file is made without any digest of
 contents, which composefs needs too. nix copy makes a store of its own, which is then bind-mounted. Both are
@@ -96,9 +97,10 @@ what is really mounted. The first three the wrapper would have to do instead. Th
 container's mount namespace, after the runtime has mounted: without it, a container could start with more than
 its closure. So it is not built.`},
 	{"profile", "Where the time goes",
-		`Samples of perf (cpu-clock): of all processors, by program, for each start; and in one program, by function,
-in percent. perf itself takes time too. What a start of the hook does is counted in
-[speed-hook.md](speed-hook.md).`},
+		`Samples of perf (cpu-clock). *By program*: of all that ran on the processors, divided by the starts, so with
+the benchmark itself, engines and the kernel's own threads, but without what interrupts an idle processor. perf
+takes time too. *In one program*: by function, in percent. Of the warm files, one walk in forty is the first. What
+a start of the hook does is counted in [speed-hook.md](speed-hook.md).`},
 }
 
 const pageHead = `<!-- SPDX-License-Identifier: Apache-2.0 -->

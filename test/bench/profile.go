@@ -23,6 +23,8 @@ const (
 	profileSymbols = 12
 	profileStarts  = 60
 	podmanStarts   = 15
+	// warmWalks is how often files are looked at and read. The first time, the view is new.
+	warmWalks = 40
 	// How often a second perf looks: for functions, and for programs.
 	functionFrequency = 4000
 	programFrequency  = 999
@@ -135,7 +137,7 @@ func (b *bench) profileFiles() error {
 		})
 	}
 	once := []string{"stat", "/lists/stat", "read", "/lists/read"}
-	return errors.Join(profile(freshView, 5, once), profile(warmFiles, 1, slices.Repeat(once, 20)))
+	return errors.Join(profile(freshView, 5, once), profile(warmFiles, 1, slices.Repeat(once, warmWalks)))
 }
 
 // sample is a line of perf report: its part in percent, where, and the function.

@@ -20,7 +20,7 @@ func Sample(file string, frequency int, f func() error) error {
 	// perf begins before it starts a command. So when cat answers, perf has begun; and when
 	// cat has nothing more to read, perf ends.
 	cmd := exec.Command("perf", "record", "--quiet", "--all-cpus", "--event", "cpu-clock",
-		"--freq", strconv.Itoa(frequency), "--output", file, "--", "cat")
+		"--strict-freq", "--freq", strconv.Itoa(frequency), "--output", file, "--", "cat")
 	var said strings.Builder
 	cmd.Stderr = &said
 	in, err := cmd.StdinPipe()
