@@ -260,8 +260,8 @@ func (h *Host) showsAny(mounts Mounts, shown []mountPoint) (shows string, asked 
 		if shows != "" {
 			return shows, nil, nil
 		}
-		if h.vague[m.device] {
-			return "", nil, fmt.Errorf("%s on %s: %w", m.kind, m.point, errNoHandles)
+		if example, vague := h.vague[m.device]; vague {
+			return "", nil, fmt.Errorf("%s on %s, at %s of it: %w", m.kind, m.point, example, errNoHandles)
 		}
 		for _, base := range all {
 			if !slices.Contains(asked, base) {

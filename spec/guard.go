@@ -54,8 +54,9 @@ type Host struct {
 	layered bool
 	// looked are the places that were looked into. What they show is in guarded.
 	looked map[place]bool
-	// vague are the devices of overlays that may show anything: see errNoHandles.
-	vague map[string]bool
+	// vague are the devices of overlays that may show anything, and a path of each that tells
+	// nothing: see errNoHandles.
+	vague map[string]string
 	// ProcessesAllowed: mounts of /proc are not judged.
 	ProcessesAllowed bool
 	// NamesElsewhere: the calling thread's mount namespace has another root directory than
@@ -101,7 +102,7 @@ func LookAtHost(store closure.Store, runtimeDir string, mountinfo []byte) (_ *Ho
 	h := &Host{
 		store: store, mounts: mounts,
 		real: map[string]fileID{}, ids: map[fileID]string{}, identified: map[string]fileID{}, looked: map[place]bool{},
-		vague: map[string]bool{},
+		vague: map[string]string{},
 	}
 	defer func() {
 		if Err != nil {

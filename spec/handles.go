@@ -186,11 +186,11 @@ func openByHandles(m mountPoint) (handleRoot, error) {
 // is. -1: it is below none of the roots. onDisk: the file system of one of them has it.
 func (r *handleRoots) open(handle layerFile, shown unix.Stat_t) (fd int, at place, onDisk bool) {
 	for _, root := range r.roots {
-		fd, st, ok := root.open(handle, shown)
-		if !ok {
+		fd, st, has := root.open(handle, shown)
+		onDisk = onDisk || has
+		if fd < 0 {
 			continue
 		}
-		onDisk = true
 		if at, ok := root.placeOf(fd, st); ok {
 			return fd, at, true
 		}
@@ -199,9 +199,11 @@ func (r *handleRoots) open(handle layerFile, shown unix.Stat_t) (fd int, at plac
 	return -1, place{}, onDisk
 }
 
-// open opens a file of the mount's file system. Not ok: it has no such file. Another file
-// system can have a file with the same handle, hence shown.
-func (r handleRoot) open(handle layerFile, shown unix.Stat_t) (fd int, st unix.Stat_t, ok bool) {
+// open opens a file of the mount's file system; -1: it shows nothing like it. Another file
+// system can have a file with the same handle, hence shown. has: the file system has the
+// file, but overlay may have copied it to the upper layer since (copy-up), so that what shows
+// has other attributes, and the same number.
+func (r handleRoot) open(handle layerFile, shown unix.Stat_t) (fd int, st unix.Stat_t, has bool) {
 	if !handle.hasUUID && slices.Contains(kindsWithUUID, r.m.kind) {
 		return -1, st, false
 	}
@@ -213,11 +215,11 @@ func (r handleRoot) open(handle layerFile, shown unix.Stat_t) (fd int, st unix.S
 	if unix.Fstat(fd, &st) == nil {
 		(&comparer{}).match(&like, shown, st)
 	}
-	if !like.attributes {
-		unix.Close(fd)
-		return -1, st, false
+	if like.attributes {
+		return fd, st, true
 	}
-	return fd, st, true
+	unix.Close(fd)
+	return -1, st, st.Mode&unix.S_IFMT == shown.Mode&unix.S_IFMT && uint32(st.Ino) == uint32(shown.Ino)
 }
 
 // isOnDisk reports whether one of the host's file systems that have no server, and are made
@@ -226,11 +228,11 @@ func (r handleRoot) open(handle layerFile, shown unix.Stat_t) (fd int, st unix.S
 func (r *handleRoots) isOnDisk(mounts Mounts, handle layerFile, shown unix.Stat_t) bool {
 	r.searchDisks(mounts)
 	return slices.ContainsFunc(r.disks, func(root handleRoot) bool {
-		fd, _, ok := root.open(handle, shown)
-		if ok {
+		fd, _, has := root.open(handle, shown)
+		if fd >= 0 {
 			unix.Close(fd)
 		}
-		return ok
+		return has
 	})
 }
 
@@ -282,6 +284,8 @@ type layerLook struct {
 	// system that may show what another has, and unknown all those whose place cannot be
 	// told.
 	handles, without, unknown int
+	// example is one of the files that without counts.
+	example string
 	// givesHandles: the overlay gives handles of its files.
 	givesHandles bool
 	// layers are directories of layers that are not guarded, for the directory that is
@@ -355,10 +359,9 @@ func (l *layerLook) look() error {
 	}
 	if _, ok, err := layerHandle(l.root, ""); err != nil {
 		return err
-	} else if !ok {
+	} else if l.givesHandles = ok; !ok {
 		l.without++
-	} else {
-		l.givesHandles = true
+		l.example = l.m.path
 	}
 	return l.directory(l.root, l.m.path, mostHandles)
 }
@@ -443,9 +446,13 @@ func (l *layerLook) file(dir int, name, at string) error {
 	if err != nil {
 		return err
 	}
-	if !ok {
+	unaccounted := func() {
 		l.without++
 		l.unknown++
+		l.example = path.Join(at, name)
+	}
+	if !ok {
+		unaccounted()
 		return nil
 	}
 	l.handles++
@@ -453,8 +460,7 @@ func (l *layerLook) file(dir int, name, at string) error {
 	fd, layer, onDisk := l.Host.handles.open(handle, st)
 	if fd < 0 {
 		if !onDisk && !handle.hasUUID && !l.NamesElsewhere && !l.Host.handles.isOnDisk(l.mounts, handle, st) {
-			l.without++
-			l.unknown++
+			unaccounted()
 		}
 		return nil // in none of the guarded directories
 	}

@@ -306,7 +306,8 @@ func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (named namedLayers, _ er
 		}
 		switch {
 		case !isMovable(on.kind):
-			named.onOverlay = named.onOverlay || on.kind == "overlay"
+			// An overlay may cover its own layer.
+			named.onOverlay = named.onOverlay || on.kind == "overlay" && on.device != m.device
 		case named.server == nil || isFUSE(on.kind):
 			named.server = &on
 		}
@@ -392,7 +393,7 @@ func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, named namedLay
 			return err
 		}
 		if l.isVague(named) {
-			h.vague[m.device] = true
+			h.vague[m.device] = cmp.Or(l.example, m.path)
 		}
 		if known = l.known(); !known && named.unsure != "" && h.handles.privileged && (l.handles > 0 || h.layered) {
 			return fmt.Errorf("its layer %s is named by a path that others than root can change, "+

@@ -220,6 +220,12 @@ func TestOverlaysOfOthers(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %d store paths asked for", source, got, err, want)
 		}
 	}
+	covers := made(t, h.dir+"/covers")
+	mountOverlay(t, "/", covers, "lowerdir="+covers+",upperdir="+made(t, h.dir+"/covers-upper")+",workdir="+
+		made(t, h.dir+"/covers-work"))
+	if got, err := h.look(t).Classify("/", bind(covers, "/x")); err != nil || got.Class != NoneOfOurs {
+		t.Errorf("an overlay on its own layer: %+v, %v", got, err)
+	}
 }
 
 // Where the store is an overlay, one store path may be bound elsewhere, and a layer
@@ -438,7 +444,15 @@ func TestLayersWithoutUUID(t *testing.T) {
 		}
 	}
 	check(nil)
-	must(t, syscall.Unmount(disk, syscall.MNT_DETACH))
+	// The handle of a file that was copied up is that of the original.
+	upper := made(t, disk+"/upper", disk+"/work")
+	writable := mountOverlay(t, disk, h.dir+"/writable", "lowerdir=layer,upperdir=upper,workdir=work")
+	h.write(t, writable+"/etc/file")
+	must(t, os.WriteFile(writable+"/etc/file", []byte("more than there was"), 0o644))
+	if got, err := h.look(t).Classify("/", bind(writable, "/x")); err != nil || got.Class != NoneOfOurs {
+		t.Errorf("with a copy in %s: %+v, %v", upper, got, err)
+	}
+	must(t, syscall.Unmount(writable, syscall.MNT_DETACH), syscall.Unmount(disk, syscall.MNT_DETACH))
 	check(errNoHandles)
 }
 
