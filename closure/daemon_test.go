@@ -143,7 +143,7 @@ func TestDaemonCall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }()
 	greeting := make(chan error)
 	go func() {
 		for {
@@ -159,7 +159,7 @@ func TestDaemonCall(t *testing.T) {
 			greeting <- err
 			_, _ = c.Write([]byte(greeted + string(sent(sendsLast, 1, sendsLast, 1, sendsLast, 1))))
 			_, _ = io.Copy(io.Discard, c)
-			c.Close()
+			_ = c.Close()
 		}
 	}()
 	call := Daemon{Store{Dir: daemonStore, StateDir: state}}.Call()

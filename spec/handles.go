@@ -55,14 +55,14 @@ func layerHandle(dir int, name string) (_ layerFile, ok bool, _ error) {
 		flags |= unix.AT_EMPTY_PATH
 	}
 	h, _, err := unix.NameToHandleAt(dir, name, flags)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
+	switch {
+	case err == nil:
+		file, ok := unwrapHandle(h)
+		return file, ok, nil
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE):
 		return layerFile{}, false, errNotThere
 	}
-	if err != nil {
-		return layerFile{}, false, nil
-	}
-	file, ok := unwrapHandle(h)
-	return file, ok, nil
+	return layerFile{}, false, nil
 }
 
 func unwrapHandle(h unix.FileHandle) (_ layerFile, ok bool) {

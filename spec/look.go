@@ -438,9 +438,9 @@ func (h *Host) lookInto(mounts Mounts, m mountPoint, c *comparer, named namedLay
 // errNoHandles: a file without a handle may be of any directory of the host. The names in
 // the options do not tell: they may have led elsewhere when it was mounted, and so may the
 // names in the options of the layer.
-var errNoHandles = errors.New("nothing tells what its layers show: one is on another overlay, or on a file system that " +
-	"may show what another has, or the kernel gives no handles of their files, as in a user namespace; take layers " +
-	"that are on a disk of this host, by paths that are root's alone")
+var errNoHandles = errors.New("nothing tells what its layers show: one is on another overlay, or on a file system " +
+	"that may show what another has, or the kernel gives no handles of their files, as in a user namespace; take " +
+	"layers that are on a disk of this host, by paths that are root's alone")
 
 // lookAtFile looks at a mount of a single file: is it a file of the state directory?
 func (h *Host) lookAtFile(c *comparer, m mountPoint) error {
