@@ -456,6 +456,35 @@ func TestLayersWithoutUUID(t *testing.T) {
 	check(errNoHandles)
 }
 
+// The host's /etc can be an overlay of an image that leads to a store path, as NixOS makes it.
+// Engines bind single files of it into every container.
+func TestOverlayOfEtc(t *testing.T) {
+	h := newNixHost(t)
+	must(t, os.WriteFile(h.path("a")+"/nix.conf", []byte("max-jobs = 1"), 0o644))
+	image, metadata := h.dir+"/image", made(t, h.dir+"/metadata")
+	f, err := os.Create(image)
+	must(t, err)
+	must(t, f.Truncate(16<<20), f.Close())
+	run(t, "mkfs.ext4", "-q", "-U", "clear", image)
+	run(t, "mount", "-o", "loop", image, metadata)
+	t.Cleanup(func() { _ = syscall.Unmount(metadata, syscall.MNT_DETACH) })
+	h.write(t, metadata+"/hosts")
+	must(t, os.WriteFile(metadata+"/nix.conf", nil, 0o644), os.Truncate(metadata+"/nix.conf", 12),
+		unix.Setxattr(metadata+"/nix.conf", "trusted.overlay.metacopy", nil, 0),
+		unix.Setxattr(metadata+"/nix.conf", "trusted.overlay.redirect", []byte("/nix.conf"), 0))
+	upper := made(t, h.dir+"/upper", h.dir+"/work")
+	etc := mountOverlay(t, "/", h.dir+"/etc", "redirect_dir=on,metacopy=on,lowerdir="+metadata+"::"+h.path("a")+
+		",upperdir="+upper+",workdir="+h.dir+"/work")
+	must(t, os.WriteFile(etc+"/hosts", []byte("127.0.0.1 localhost"), 0o644),
+		os.WriteFile(etc+"/resolv.conf", []byte("nameserver 127.0.0.1"), 0o644))
+	for _, name := range []string{"hosts", "resolv.conf", "nix.conf"} {
+		got, err := h.look(t).Classify("/", bind(etc+"/"+name, "/etc/"+name))
+		if want := []closure.BaseName{named("a")}; err != nil || got.Class != NoneOfOurs || !slices.Equal(got.Asked, want) {
+			t.Errorf("%s: %+v, %v; want %s asked for", name, got, err, want)
+		}
+	}
+}
+
 // An optimised store has its files by hard links. A file of one store path says nothing of
 // the others that have it too.
 func TestHardLinksInLayers(t *testing.T) {
