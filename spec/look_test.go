@@ -479,7 +479,8 @@ func TestOverlayOfEtc(t *testing.T) {
 		os.WriteFile(etc+"/resolv.conf", []byte("nameserver 127.0.0.1"), 0o644))
 	for _, name := range []string{"hosts", "resolv.conf", "nix.conf"} {
 		got, err := h.look(t).Classify("/", bind(etc+"/"+name, "/etc/"+name))
-		if want := []closure.BaseName{named("a")}; err != nil || got.Class != NoneOfOurs || !slices.Equal(got.Asked, want) {
+		want := []closure.BaseName{named("a")}
+		if err != nil || got.Class != NoneOfOurs || !slices.Equal(got.Asked, want) {
 			t.Errorf("%s: %+v, %v; want %s asked for", name, got, err, want)
 		}
 	}
