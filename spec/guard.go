@@ -57,6 +57,8 @@ type Host struct {
 	// vague are the devices of overlays that may show anything, and a path of each that tells
 	// nothing: see errNoHandles.
 	vague map[string]string
+	// depth is how many overlays are being looked into, each for one that has it as a layer.
+	depth int
 	// ProcessesAllowed: mounts of /proc are not judged.
 	ProcessesAllowed bool
 	// NamesElsewhere: the calling thread's mount namespace has another root directory than
@@ -323,7 +325,6 @@ func (h *Host) Open() error {
 		return err
 	}
 	h.handles.add(h.mounts, h.guarded)
-	h.handles.searchDisks(h.mounts)
 	return nil
 }
 

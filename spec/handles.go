@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nix-closure/nix-closure/internal/proc"
+	"github.com/nix-closure/nix-closure/internal/rootfs"
 )
 
 // Since Linux 6.6, overlay gives a handle for each of its files that has the handle of
@@ -86,7 +87,7 @@ type handleRoots struct {
 	// tried are places that are looked for below the roots, or for which there is none.
 	tried map[place]bool
 	// disks are mounts of the other file systems, for what is in none of the guarded
-	// directories, and searched the devices that there was a mount of.
+	// directories, and searched the devices that have one, and the mounts that were tried.
 	disks    []handleRoot
 	searched map[string]bool
 	// incomplete: a guarded directory is below none of them.
@@ -215,11 +216,14 @@ func (r handleRoot) open(handle layerFile, shown unix.Stat_t) (fd int, st unix.S
 	if unix.Fstat(fd, &st) == nil {
 		(&comparer{}).match(&like, shown, st)
 	}
-	if like.attributes {
+	sameKind := st.Mode&unix.S_IFMT == shown.Mode&unix.S_IFMT
+	isCopied := sameKind && uint32(st.Ino) == uint32(shown.Ino)
+	if like.attributes || isCopied && handle.hasUUID {
 		return fd, st, true
 	}
 	unix.Close(fd)
-	return -1, st, st.Mode&unix.S_IFMT == shown.Mode&unix.S_IFMT && uint32(st.Ino) == uint32(shown.Ino)
+	// What had several links has another number once it is copied.
+	return -1, st, isCopied || sameKind && st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR
 }
 
 // isOnDisk reports whether one of the host's file systems that have no server, and are made
@@ -242,11 +246,12 @@ func (r *handleRoots) searchDisks(mounts Mounts) {
 		r.searched = map[string]bool{}
 	}
 	for _, m := range mounts {
-		if r.searched[m.device] || m.kind == "overlay" || slices.Contains(kindsWithUUID, m.kind) ||
+		if r.searched[m.device] || r.searched[m.id] || m.kind == "overlay" || slices.Contains(kindsWithUUID, m.kind) ||
 			slices.Contains(kernelKinds, m.kind) || isMovable(m.kind) {
 			continue
 		}
-		// Another mount of it may not be covered.
+		r.searched[m.id] = true
+		// If it is covered, another mount of the file system may not be.
 		if root, err := openByHandles(m); err == nil {
 			r.searched[m.device] = true
 			r.disks = append(r.disks, root)
@@ -315,18 +320,34 @@ func (l *layerLook) isVague(named namedLayers) bool {
 	switch {
 	case !l.Host.handles.privileged || !overlayHasHandles() || l.hasOwn(l.m):
 		return false // nothing is expected, or this host was started with it
-	case named.onOverlay:
-		return true
-	case l.without == 0:
+	case l.without == 0 && !named.onOverlay:
 		return false
-	case l.lax: // the names tell of the server
-		return named.nowhere
-	case !l.givesHandles && !l.isHosts():
-		// Overlay gives no handles if it was mounted in a user namespace. Its names are as
-		// new as the container.
-		return named.nowhere || named.unsure != ""
+	case named.nowhere || named.unsure != "" || named.onVague || l.hasEmptyLayer():
+		return true
+	case l.lax && l.givesHandles: // the names tell of the server
+		return false
 	}
-	return true
+	// The runtime mounted it for this container: its names are as new. Overlay gives no
+	// handles if it was mounted in a user namespace, or if a layer is an overlay, as a
+	// volume of an image is.
+	return l.isHosts()
+}
+
+// hasEmptyLayer reports whether a name of a lower layer leads to an empty directory: something
+// may have been mounted there.
+func (l *layerLook) hasEmptyLayer() bool {
+	if l.NamesElsewhere {
+		return false
+	}
+	return slices.ContainsFunc(l.m.namedBy([]string{"lowerdir", "lowerdir+"}), func(name string) bool {
+		fd, err := unix.Open("/"+name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return true
+		}
+		defer unix.Close(fd)
+		names, err := rootfs.Names(fd, 1)
+		return len(names) == 0 && !errors.Is(err, rootfs.ErrTooMany)
+	})
 }
 
 // isHosts reports whether the overlay is mounted on the host too.
@@ -442,6 +463,9 @@ func (l *layerLook) file(dir int, name, at string) error {
 	handle, ok, err := layerHandle(dir, name)
 	if errors.Is(err, errNotThere) {
 		return nil
+	}
+	if slices.Contains(strings.Split(l.m.options, ","), "uuid=off") {
+		handle.hasUUID = true // it leaves the UUID out, and has one file system alone
 	}
 	if err != nil {
 		return err

@@ -281,8 +281,9 @@ type namedLayers struct {
 	// unsure is a name that other users than root may have changed since; empty: there is
 	// none.
 	unsure string
-	// nowhere: a name leads nowhere. onOverlay: a name leads to another overlay.
-	nowhere, onOverlay bool
+	// nowhere: a name leads nowhere. onOverlay: a name leads to another overlay. onVague: to
+	// one that tells nothing.
+	nowhere, onOverlay, onVague bool
 }
 
 // lookAtNames looks at the names in an overlay's options that lead somewhere today.
@@ -301,14 +302,16 @@ func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (named namedLayers, _ er
 			continue // no evidence
 		}
 		on := mountOf(mounts, real)
-		if on.device == "" {
-			return named, fmt.Errorf("%s: %w", real, ErrNoMount)
-		}
 		switch {
-		case !isMovable(on.kind):
-			// An overlay may cover its own layer.
-			named.onOverlay = named.onOverlay || on.kind == "overlay" && on.device != m.device
-		case named.server == nil || isFUSE(on.kind):
+		case on.device == "":
+			return named, fmt.Errorf("%s: %w", real, ErrNoMount)
+		case on.kind == "overlay" && on.device != m.device: // an overlay may cover its own layer
+			if err := h.lookBelow(mounts, on); err != nil {
+				return named, fmt.Errorf("its layer %s: %w", name, err)
+			}
+			_, vague := h.vague[on.device]
+			named.onOverlay, named.onVague = true, named.onVague || vague
+		case isMovable(on.kind) && (named.server == nil || isFUSE(on.kind)):
 			named.server = &on
 		}
 		h.showLayer(place{m.device, "/"}, on.placeOf(real))
@@ -317,6 +320,16 @@ func (h *Host) lookAtNames(mounts Mounts, m mountPoint) (named namedLayers, _ er
 		named.unsure = "" // this host was started with it
 	}
 	return named, nil
+}
+
+// lookBelow looks into an overlay that is a layer of another.
+func (h *Host) lookBelow(mounts Mounts, m mountPoint) error {
+	h.depth++
+	defer func() { h.depth-- }()
+	if h.depth > overlaysDeep {
+		return errors.New("an overlay has itself as a layer, by its name")
+	}
+	return h.look(mounts, m)
 }
 
 // hasOwn reports whether the host's root directory, or a guarded directory, is on this
@@ -355,6 +368,11 @@ func (h *Host) showLayer(at, layer place) {
 			continue
 		}
 		h.guarded = append(h.guarded, guard{at, path.Join(g.name, inside), g.store && inside == ""})
+	}
+	for _, a := range slices.Clone(h.layersAsked) {
+		if a.within(layer) || layer.within(a.place) {
+			h.layersAsked = append(h.layersAsked, askedAt{at, a.base})
+		}
 	}
 }
 
