@@ -345,29 +345,3 @@ func TestSharedPIDs(t *testing.T) {
 		nothingLeft(t)
 	}
 }
-
-// Overlays that the engine or the runtime mounts for a container are ordinary volumes: an
-// image, which is an overlay of an overlay, and a directory with a layer of the container's
-// own, also in a user namespace, where the kernel gives no handles.
-func TestOverlaysOfEngines(t *testing.T) {
-	data := "/run/data" // by names that are root's alone
-	if err := os.MkdirAll(data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { removeAll(t, data) })
-	if err := os.WriteFile(data+"/file", []byte("data"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	userns := []string{"--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"}
-	for _, runtime := range runtimes {
-		for what, flags := range map[string][]string{
-			"/x/bin":  {"--mount", "type=image,source=" + bareImage + ",destination=/x"},
-			"/x/file": {"-v", data + ":/x:O"},
-			"/x/.":    append([]string{"-v", data + ":/x:O"}, userns...),
-		} {
-			c := container{runtime: runtime, mode: "overlay", root: "env", flags: flags}
-			c.mustRun(t, store["env"]+"/bin/ls", "-d", what)
-		}
-	}
-	nothingLeft(t)
-}
