@@ -205,9 +205,6 @@ func (r *handleRoots) open(handle layerFile, shown unix.Stat_t) (fd int, at plac
 // file, but overlay may have copied it to the upper layer since (copy-up), so that what shows
 // has other attributes, and the same number.
 func (r handleRoot) open(handle layerFile, shown unix.Stat_t) (fd int, st unix.Stat_t, has bool) {
-	if !handle.hasUUID && slices.Contains(kindsWithUUID, r.m.kind) {
-		return -1, st, false
-	}
 	fd, err := unix.OpenByHandleAt(r.fd, handle.FileHandle, unix.O_PATH|unix.O_CLOEXEC)
 	if err != nil {
 		return -1, st, false
@@ -218,12 +215,14 @@ func (r handleRoot) open(handle layerFile, shown unix.Stat_t) (fd int, st unix.S
 	}
 	sameKind := st.Mode&unix.S_IFMT == shown.Mode&unix.S_IFMT
 	isCopied := sameKind && uint32(st.Ino) == uint32(shown.Ino)
+	isTheirs := handle.hasUUID || !slices.Contains(kindsWithUUID, r.m.kind)
 	if like.attributes || isCopied && handle.hasUUID {
-		return fd, st, true
+		return fd, st, isTheirs
 	}
 	unix.Close(fd)
 	// What had several links has another number once it is copied.
-	return -1, st, isCopied || sameKind && st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR
+	isLinked := sameKind && st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR
+	return -1, st, isTheirs && (isCopied || isLinked)
 }
 
 // isOnDisk reports whether one of the host's file systems that have no server, and are made
@@ -463,9 +462,6 @@ func (l *layerLook) file(dir int, name, at string) error {
 	handle, ok, err := layerHandle(dir, name)
 	if errors.Is(err, errNotThere) {
 		return nil
-	}
-	if slices.Contains(strings.Split(l.m.options, ","), "uuid=off") {
-		handle.hasUUID = true // it leaves the UUID out, and has one file system alone
 	}
 	if err != nil {
 		return err

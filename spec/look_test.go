@@ -422,25 +422,35 @@ func TestLayersOfLayers(t *testing.T) {
 	}
 }
 
+// diskWithoutUUID mounts an empty disk.
+func diskWithoutUUID(t *testing.T, at string) string {
+	t.Helper()
+	f, err := os.Create(at + ".image")
+	must(t, err)
+	must(t, f.Truncate(16<<20), f.Close())
+	run(t, "mkfs.ext4", "-q", "-U", "clear", f.Name())
+	run(t, "mount", "-o", "loop", f.Name(), made(t, at))
+	t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
+	return at
+}
+
 // A layer's file system need not have a UUID, if it is a disk of the host. Else it may be one
 // of a program that shows what another has.
 func TestLayersWithoutUUID(t *testing.T) {
 	h := newNixHost(t)
-	image, disk := h.dir+"/image", made(t, h.dir+"/disk")
-	f, err := os.Create(image)
-	must(t, err)
-	must(t, f.Truncate(16<<20), f.Close())
-	run(t, "mkfs.ext4", "-q", "-U", "clear", image)
-	run(t, "mount", "-o", "loop", image, disk)
-	t.Cleanup(func() { _ = syscall.Unmount(disk, syscall.MNT_DETACH) })
+	disk := diskWithoutUUID(t, h.dir+"/disk")
 	made(t, disk+"/layer/etc")
 	h.write(t, disk+"/layer/etc/file")
 	at := mountOverlay(t, disk, h.dir+"/at", "lowerdir=layer:"+h.dir+"/data")
+	made(t, disk+"/off/upper", disk+"/off/work")
+	off := mountOverlay(t, disk, h.dir+"/off", "uuid=off,lowerdir=layer,upperdir=off/upper,workdir=off/work")
 	check := func(want error) {
 		t.Helper()
-		got, err := h.look(t).Classify("/", bind(at, "/x"))
-		if !errors.Is(err, want) || got.Class != NoneOfOurs {
-			t.Errorf("%+v, %v; want %v", got, err, want)
+		for _, source := range []string{at, off} {
+			got, err := h.look(t).Classify("/", bind(source, "/x"))
+			if !errors.Is(err, want) || got.Class != NoneOfOurs {
+				t.Errorf("%s: %+v, %v; want %v", source, got, err, want)
+			}
 		}
 	}
 	check(nil)
@@ -461,13 +471,7 @@ func TestLayersWithoutUUID(t *testing.T) {
 func TestOverlayOfEtc(t *testing.T) {
 	h := newNixHost(t)
 	must(t, os.WriteFile(h.path("a")+"/nix.conf", []byte("max-jobs = 1"), 0o644))
-	image, metadata := h.dir+"/image", made(t, h.dir+"/metadata")
-	f, err := os.Create(image)
-	must(t, err)
-	must(t, f.Truncate(16<<20), f.Close())
-	run(t, "mkfs.ext4", "-q", "-U", "clear", image)
-	run(t, "mount", "-o", "loop", image, metadata)
-	t.Cleanup(func() { _ = syscall.Unmount(metadata, syscall.MNT_DETACH) })
+	metadata := diskWithoutUUID(t, h.dir+"/metadata")
 	h.write(t, metadata+"/hosts")
 	must(t, os.WriteFile(metadata+"/nix.conf", nil, 0o644), os.Truncate(metadata+"/nix.conf", 12),
 		unix.Setxattr(metadata+"/nix.conf", "trusted.overlay.metacopy", nil, 0),

@@ -93,8 +93,9 @@ func Programs(file string, frequency int) (map[string]float64, error) {
 // TimePerProgram begins what the rows by program are of.
 const TimePerProgram = "time on a processor, by program: "
 
-// ProgramRows returns rows of what one of count starts costs on a processor: a row for each program that took
-// a hundredth of the whole, one for the others together, and one for the sum.
+// ProgramRows returns rows of what one of count starts costs on a processor: a row for each
+// program that took a hundredth of the whole, one for the others together, and one for the
+// sum.
 func ProgramRows(row Row, times map[string]float64, count int) []Row {
 	var rows []Row
 	add := func(program string, ms float64) {
