@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/nix-closure/nix-closure/internal/atomicfile"
@@ -76,33 +77,45 @@ func (e entry) text() []byte {
 	return append(text, lastLine...)
 }
 
-// parseEntry parses what text returned, and nothing else.
+// parseEntry parses what text returned, and nothing else. It goes without fmt's scanning,
+// which takes a start longer than the rest of looking an entry up.
 func parseEntry(text []byte) (e entry, ok bool) {
-	s := string(text)
-	next := func(format string, to ...any) bool {
+	rest := string(text)
+	var words []string
+	next := func(format string) bool {
 		var line string
-		line, s, ok = strings.Cut(s, "\n")
-		if !ok {
-			return false
-		}
-		n, err := fmt.Sscanf(line+"\n", format, to...)
-		return err == nil && n == len(to)
+		line, rest, ok = strings.Cut(rest, "\n")
+		words = strings.Split(line, " ")
+		return ok && len(words) == strings.Count(format, " ")+1
 	}
-	db, wal := &e.Stamp.Files[0], &e.Stamp.Files[1]
-	if !next(closureLine, &e.Digest, &e.Paths, &e.Since) ||
-		!next(stampLine, &e.Stamp.Taken, &db.Inode, &db.Size, &db.Modified, &wal.Inode, &wal.Size, &wal.Modified) {
+	ok = true
+	number := func(i int) int64 {
+		n, err := strconv.ParseInt(words[i], 10, 64)
+		ok = ok && err == nil
+		return n
+	}
+	mark := func(i int) fileMark {
+		inode, err := strconv.ParseUint(words[i], 10, 64)
+		ok = ok && err == nil
+		return fileMark{Inode: inode, Size: number(i + 1), Modified: number(i + 2)}
+	}
+	if !next(closureLine) {
 		return entry{}, false
 	}
-	for s != lastLine {
-		var p BaseName
-		var r RowVersion
-		if !next(pinLine, &p, &r.Row, &r.Time) {
+	e.Digest, e.Paths, e.Since = words[1], int(number(2)), number(3)
+	if !ok || !next(stampLine) {
+		return entry{}, false
+	}
+	e.Stamp = Stamp{Taken: number(1), Files: [2]fileMark{mark(2), mark(5)}}
+	for ok && rest != lastLine {
+		if !next(pinLine) {
 			return entry{}, false
 		}
-		e.Pins, e.Versions = append(e.Pins, p), append(e.Versions, r)
+		e.Pins = append(e.Pins, BaseName(words[1]))
+		e.Versions = append(e.Versions, RowVersion{Row: number(2), Time: number(3)})
 	}
 	// If the entry gives the same text again, nothing in the text was ignored.
-	return e, bytes.Equal(e.text(), text)
+	return e, ok && bytes.Equal(e.text(), text)
 }
 
 func (cache Cache) file(q Query) string {

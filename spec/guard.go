@@ -42,7 +42,8 @@ type Host struct {
 	directories map[string]*unix.Stat_t
 	files       []guardedFile
 	ids         map[fileID]string
-	// real are directories that were found by a path without symbolic links.
+	// real are directories that were found by a path without symbolic links; zero: the
+	// path does not exist.
 	real map[string]fileID
 	// identified has the IDs of the paths that were looked at; zero: the path does not
 	// exist.
@@ -200,44 +201,54 @@ func (h *Host) guard(dir string, store bool) (real string, err error) {
 // evalSymlinks is filepath.EvalSymlinks. It looks at each directory once, because the paths
 // that are guarded have most of them in common.
 func (h *Host) evalSymlinks(name string) (string, error) {
-	if h.isReal(name) {
-		return name, nil
+	if _, real, err := h.realDirectory(name); real || err != nil {
+		return name, err
 	}
 	return filepath.EvalSymlinks(name)
 }
 
-// isReal reports whether an absolute path is of a directory and has no symbolic links.
-func (h *Host) isReal(name string) bool {
+// identify is identify without a system call for a path that was looked at.
+func (h *Host) identify(name string) (fileID, error) {
+	if id, real, err := h.realDirectory(name); real || err != nil {
+		return id, err
+	}
+	return identify(name)
+}
+
+// realDirectory reports whether an absolute path is of a directory and has no symbolic
+// links, and which directory it is. If it does not exist, it fails with fs.ErrNotExist.
+func (h *Host) realDirectory(name string) (id fileID, real bool, err error) {
 	if path.Clean(name) != name || !path.IsAbs(name) {
-		return false
+		return fileID{}, false, nil
 	}
 	for end := 1; end <= len(name); end++ {
-		if (end == len(name) || name[end] == '/') && !h.isDirectory(name[:end]) {
-			return false
+		if end > 1 && end < len(name) && name[end] != '/' {
+			continue
+		}
+		if id, real, err = h.directory(name[:end]); !real || err != nil {
+			return fileID{}, false, err
 		}
 	}
-	return true
+	return id, true, nil
 }
 
-// identify is identify without a system call for a path that isReal has looked at.
-func (h *Host) identify(name string) (fileID, error) {
-	if name == "/" || !h.isReal(name) {
-		return identify(name)
+// directory looks at the last name of a path whose other names are of real directories, and
+// remembers what it found.
+func (h *Host) directory(name string) (id fileID, real bool, err error) {
+	id, known := h.real[name]
+	if !known {
+		var st unix.Stat_t
+		if err := unix.Lstat(name, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			id = fileID{st.Dev, st.Ino}
+		} else if !errors.Is(err, unix.ENOENT) {
+			return fileID{}, false, nil
+		}
+		h.real[name] = id
 	}
-	return h.real[name], nil
-}
-
-// isDirectory reports whether a path is a directory, and remembers which one it is.
-func (h *Host) isDirectory(name string) bool {
-	if _, known := h.real[name]; known {
-		return true
+	if id == (fileID{}) {
+		return id, false, &os.PathError{Op: "lstat", Path: name, Err: unix.ENOENT}
 	}
-	var st unix.Stat_t
-	if err := unix.Lstat(name, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return false
-	}
-	h.real[name] = fileID{st.Dev, st.Ino}
-	return true
+	return id, true, nil
 }
 
 // lookInside adds the files of the state directory, which must not be reached by a hard
