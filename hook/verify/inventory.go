@@ -42,6 +42,7 @@ type Running struct {
 	Bundle string
 	Config string // the file with its annotations
 	From   string // who says so
+	start  uint64 // of the process, in clock ticks since boot; 0: not known
 	// labels are the annotations as runc keeps them, each with its value after `=`.
 	labels []string
 }
@@ -105,6 +106,9 @@ func (h *Host) Containers(ctx context.Context) (all []Container, troubles []erro
 	for i, r := range running {
 		if taken[i] {
 			continue
+		}
+		if r.ended() {
+			continue // and its record was removed, before it was looked for
 		}
 		asks, err := h.asks(r)
 		if err != nil {

@@ -68,6 +68,7 @@ func (h *Host) running() (all []found, troubles []error) {
 			}
 			known[key] = true
 			f.From = k.name
+			f.start, _ = proc.StartTime(f.Pid)
 			all = append(all, f)
 		}
 	}
@@ -89,6 +90,12 @@ func (h *Host) running() (all []found, troubles []error) {
 		}
 	}
 	return all, troubles
+}
+
+// ended reports whether the container's process has ended since it was found.
+func (r Running) ended() bool {
+	now, err := proc.StartTime(r.Pid)
+	return r.Pid > 0 && (proc.IsGone(err) || err == nil && r.start != 0 && now != r.start)
 }
 
 // started returns pid, or 0 where that process has ended or is another. start is what the

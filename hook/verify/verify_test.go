@@ -4,9 +4,12 @@ package verify
 
 import (
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nix-closure/nix-closure/internal/proc"
 )
 
 func TestSelect(t *testing.T) {
@@ -88,5 +91,36 @@ func TestReadRuntimes(t *testing.T) {
 				t.Errorf("%s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// A container that ends while containers are listed has no record any more. It is not one
+// that runs without.
+func TestEnded(t *testing.T) {
+	sleep := exec.Command("sleep", "60")
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := sleep.Process.Pid
+	start, err := proc.StartTime(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := Running{Pid: pid, start: start}
+	if runs.ended() || (Running{Pid: pid}).ended() {
+		t.Error("a process that runs has ended")
+	}
+	if !(Running{Pid: pid, start: start + 1}).ended() {
+		t.Error("another process with the same ID is taken for the container's")
+	}
+	if err := sleep.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = sleep.Wait()
+	if !runs.ended() {
+		t.Error("a process that has ended runs")
+	}
+	if (Running{}).ended() {
+		t.Error("a container without a process has ended")
 	}
 }
