@@ -167,10 +167,11 @@ func (o verifyOptions) verifyAll(ctx context.Context, c config.Config, names []s
 	defer db.close()
 	v := verify.Verifier{Host: host, Nix: db, Contents: o.contents, Progress: o.progress}
 	for _, container := range selected {
-		if container.Ended && len(names) == 0 {
+		r := v.Verify(ctx, container)
+		if r.Ended && len(names) == 0 {
 			continue // it is no container any more
 		}
-		now.Containers = append(now.Containers, v.Verify(ctx, container))
+		now.Containers = append(now.Containers, r)
 	}
 	if o.progress != nil {
 		o.progress("", 0, 0)

@@ -36,6 +36,19 @@ type Container struct {
 	Ended bool
 }
 
+// hasEnded reports whether no process of the container is left. Without a PID namespace of
+// its own, others than the first may be.
+func (c Container) hasEnded() bool {
+	switch {
+	case c.Damaged != nil || c.Running != nil && !c.Running.ended():
+		return false
+	case c.Record == nil || c.Ended:
+		return true
+	}
+	runs, err := c.Record.ProcessRuns()
+	return c.Record.Pid > 0 && !c.Record.SharedPID && !runs && err == nil
+}
+
 // Running is a container's process, as the state directory of a runtime has it.
 type Running struct {
 	Pid    int

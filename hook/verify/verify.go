@@ -46,6 +46,8 @@ type Result struct {
 	Wrong    []Finding `json:"wrong,omitempty"`
 	Unknown  []string  `json:"unknown,omitempty"` // why
 	Notes    []string  `json:"notes,omitempty"`   // what was not compared, and need not be
+	// Ended: no process of the container is left, so that nothing can be found out.
+	Ended bool `json:"-"`
 }
 
 // Nix answers what Nix knows of the host's store.
@@ -92,6 +94,12 @@ func (v *Verifier) Verify(ctx context.Context, c Container) Result {
 	}()
 	select {
 	case r := <-done:
+		if c.hasEnded() {
+			// What was found is of mounts and a record that went away meanwhile.
+			r = Result{ID: c.ID, Name: c.Name, Ended: true, Unknown: []string{
+				"its process has ended; if the container is gone, `nix-closure gc` removes what is left of it",
+			}}
+		}
 		r.State = stateOf(r)
 		return r
 	case <-ctx.Done():
@@ -160,8 +168,6 @@ func (l *look) look(ctx context.Context) {
 		l.lookWithoutRecord(ctx)
 		return
 	case l.Ended:
-		l.unknown("its process %d has ended; if the container is gone, `nix-closure gc` removes its record",
-			l.record.Pid)
 		return
 	}
 	r := l.record

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nix-closure/nix-closure/hook/state"
 	"github.com/nix-closure/nix-closure/internal/proc"
 )
 
@@ -119,6 +120,34 @@ func TestEnded(t *testing.T) {
 	_ = sleep.Wait()
 	if !runs.ended() {
 		t.Error("a process that has ended runs")
+	}
+	self := os.Getpid()
+	selfStart, err := proc.StartTime(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alive := &Running{Pid: self, start: selfStart}
+	record := func(pid int, start uint64, shared bool) *state.Record {
+		return &state.Record{Pid: pid, PidStart: start, SharedPID: shared}
+	}
+	for _, c := range []struct {
+		name string
+		c    Container
+		want bool
+	}{
+		{"without a record", Container{Running: &runs}, true},
+		{"with a record still", Container{Running: &runs, Record: record(pid, start, false)}, true},
+		{"that no runtime knows", Container{Record: record(pid, start, false)}, true},
+		{"that runs", Container{Running: alive, Record: record(self, selfStart, false)}, false},
+		{"that runs without a record", Container{Running: alive}, false},
+		{"whose record is of another process", Container{Running: alive, Record: record(pid, start, false)}, false},
+		{"whose other processes may run", Container{Running: &runs, Record: record(pid, start, true)}, false},
+		{"of gVisor", Container{Record: record(0, 0, false)}, false},
+		{"with a damaged record", Container{Running: &runs, Damaged: os.ErrInvalid}, false},
+	} {
+		if c.c.hasEnded() != c.want {
+			t.Errorf("a container %s: ended %v", c.name, !c.want)
+		}
 	}
 	if (Running{}).ended() {
 		t.Error("a container without a process has ended")
