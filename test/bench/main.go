@@ -174,7 +174,7 @@ func (o *options) measureAll() error {
 	}
 	if o.wants(pods, false) {
 		file := o.csv + ".pods"
-		cmd := exec.Command("go", "test", "-v", "-count=1", "-timeout=20m", "-run=^TestPodSpeed$", "./engines", "-args",
+		cmd := exec.Command("go", "test", "-v", "-count=1", "-timeout=60m", "-run=^TestPodSpeed$", "./engines", "-args",
 			"-bin", o.bin, "-speed", file)
 		cmd.Env = append(os.Environ(), "PATH="+filepath.Join(o.bin, "stack")+":"+os.Getenv("PATH"))
 		part(pods, cmd, file)
