@@ -114,7 +114,8 @@ and what they are compared to. A cell has the median, the 10th and the 90th perc
 the ratio to what is beside it. Each row has at least %d values, if the file does not say less. In each
 round every way has its turn, in another order. A ratio is the median of the ratios of pairs: each value is
 divided by the one that was taken directly before or after it, or in the same round. On other machines the
-ratios hold, but not the times.`
+times are others. The ratios are similar, but not where page faults or system calls cost several times as
+much, as in some virtual machines.`
 
 // page writes the page.
 func page(r *speed.Results) string {
