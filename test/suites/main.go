@@ -57,7 +57,7 @@ func allSuites(bin string) []suite {
 		}},
 		{"e2e", []step{
 			target("all"),
-			{dir: "e2e", args: []string{"-timeout=40m", ".", "-args", "-bin", bin}},
+			{dir: "e2e", args: []string{"-timeout=60m", ".", "-args", "-bin", bin}},
 		}},
 		{"engines", []step{
 			target("all"), target("stack"),
