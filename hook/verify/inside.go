@@ -39,6 +39,7 @@ type inside struct {
 // mounted there. A process that started at another time is not the container's; 0: it is
 // whichever has the number.
 func (l *look) lookInside(ctx context.Context, pid int, start uint64) {
+	l.inside = true
 	in, err := l.openInside(ctx, pid, start)
 	if in != nil {
 		defer in.close()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +31,8 @@ const (
 type Finding struct {
 	What string `json:"what"`
 	Do   string `json:"do"` // about it
+	// inside: it was seen in the container's mount namespace.
+	inside bool
 }
 
 // Result is what was found out of one container.
@@ -94,8 +97,13 @@ func (v *Verifier) Verify(ctx context.Context, c Container) Result {
 	}()
 	select {
 	case r := <-done:
-		if c.hasEnded() {
-			// What was found is of mounts and a record that went away meanwhile.
+		ended := c.hasEnded()
+		if ended {
+			// The record and the GC roots go away before or after the process. What was seen
+			// inside holds.
+			r.Wrong = slices.DeleteFunc(r.Wrong, func(f Finding) bool { return !f.inside })
+		}
+		if ended && len(r.Wrong) == 0 {
 			r = Result{ID: c.ID, Name: c.Name, Ended: true, Unknown: []string{
 				"its process has ended; if the container is gone, `nix-closure gc` removes what is left of it",
 			}}
@@ -129,11 +137,12 @@ type look struct {
 	store  closure.Store
 	// closure is that of the record's roots; nil: Nix does not say.
 	closure *closure.Closure
+	inside  bool // see Finding
 	result  Result
 }
 
 func (l *look) wrong(do, format string, args ...any) {
-	l.result.Wrong = append(l.result.Wrong, Finding{oneLine(fmt.Sprintf(format, args...)), do})
+	l.result.Wrong = append(l.result.Wrong, Finding{oneLine(fmt.Sprintf(format, args...)), do, l.inside})
 }
 
 func (l *look) unknown(format string, args ...any) {
