@@ -126,6 +126,9 @@ func (o verifyOptions) run(ctx context.Context, names []string) error {
 // report prints what was found and writes the metrics. last is the look before; nil: this
 // is the first.
 func (o verifyOptions) report(last, now *verified) error {
+	if last != nil {
+		now.keepNames(last)
+	}
 	if o.textfile != "" {
 		metrics := verify.Metrics(now.Containers, len(now.Troubles), now.Time, now.took)
 		if err := atomicfile.WriteReadable(o.textfile, metrics); err != nil {
@@ -265,6 +268,17 @@ func (v *verified) lines() []string {
 		lines = append(lines, "there may be more containers: "+t)
 	}
 	return lines
+}
+
+// keepNames gives containers the names that they had: an engine forgets the name of a
+// container that it removes before the container is gone.
+func (v *verified) keepNames(last *verified) {
+	for i, r := range v.Containers {
+		was := slices.IndexFunc(last.Containers, func(o verify.Result) bool { return o.ID == r.ID })
+		if r.Name == "" && was >= 0 {
+			v.Containers[i].Name = last.Containers[was].Name
+		}
+	}
 }
 
 // printChanges writes a line for each container that is not as it was.
