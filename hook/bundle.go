@@ -26,8 +26,8 @@ const runtimeStage = "runtime"
 
 // AddHooks adds the hook to the config.json of a bundle, and removes the mounts that the
 // view replaces. bundle is as the runtime was given it; program is the absolute path of
-// the hook. AddHooks writes nothing if the container asks for no closure. It replaces the
-// file as a whole and keeps its owner and mode. container is the ID, for the log.
+// the hook. AddHooks writes nothing if the container asks for no closure, or is a pod's
+// sandbox that needs no hook. It replaces the file as a whole and keeps its owner and mode. container is the ID, for the log.
 func AddHooks(configPath, container, bundle, program string) error {
 	if bundle == "" {
 		bundle = "."
@@ -56,7 +56,7 @@ func AddHooks(configPath, container, bundle, program string) error {
 			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: spec.HookEnv(),
 		}})
 	}
-	asked := Container{ID: container, Engine: engine, Bundle: absolute}
+	asked := Container{ID: container, Engine: engine, Bundle: absolute, HookFollows: true}
 	text, err = rewrite(configPath, runtimeStage, asked, readingConfig, text, hooks)
 	if err != nil || text == nil {
 		return err
@@ -127,9 +127,9 @@ func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 }
 
 // rewrite removes the mounts that the view replaces from a config.json, and adds hooks.
-// It returns nil for a container that asks for nothing. It completes container with the
-// mounts and the root of text, and with the annotations of text if container has none.
-// reading names what was read, for an error; stage is for the log.
+// It returns nil for a container that asks for nothing, and for a sandbox that needs no
+// hook. It completes container with the mounts and the root of text, and with the
+// annotations of text if container has none. reading names what was read, for an error; stage is for the log.
 func rewrite(
 	configPath, stage string, container Container, reading string, text []byte, hooks []spec.StageHook,
 ) ([]byte, error) {
@@ -141,10 +141,11 @@ func rewrite(
 	if container.Annotations == nil {
 		container.Annotations = parsed.Annotations
 	}
-	request, replaced, err := CheckContainer(configPath, container)
-	if err != nil || request == nil {
+	inspected, err := checkContainer(configPath, container)
+	if err != nil || inspected == nil || inspected.needsNoHook(container, parsed) {
 		return nil, err
 	}
+	replaced := inspected.mounts.replaced
 	text, err = spec.Rewrite(text, replaced, hooks...)
 	if err != nil {
 		return nil, &failure{"", "rewriting config.json", err}

@@ -160,14 +160,50 @@ func TestAddHooksNothing(t *testing.T) {
 	}
 }
 
-// A pod's sandbox gets no closure, but it gets the hook, which checks its mounts.
+// A pod's sandbox gets no closure. It gets the hook, which looks at its mounts, unless the
+// engine alone chose them and they have nothing of the store.
 func TestAddHooksSandbox(t *testing.T) {
 	i := newInstallation(t)
 	sandbox := i.roots() + `,"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"web"`
-	must(t, os.WriteFile(i.file, []byte(i.configOf(sandbox, "", "")), 0o400))
-	must(t, AddHooks(i.config, "web", i.bundle, i.program))
-	if text, err := os.ReadFile(i.file); err != nil || !strings.Contains(string(text), `"createRuntime"`) {
-		t.Errorf("%v, %s", err, text)
+	task := i.dir + "/io.containerd.runtime.v2.task/"
+	must(t, os.MkdirAll(task+"k8s.io/web", 0o755), os.MkdirAll(task+"moby/web", 0o755), os.Mkdir(i.dir+"/volume", 0o755))
+	mount := func(source, destination, options string) string {
+		return fmt.Sprintf(`{"destination":%q,"type":"bind","source":%q,"options":["rbind"%s]}`, destination, source,
+			options)
+	}
+	path := i.store.Path(named("hello"))
+	for _, c := range []struct {
+		name, bundle, mounts string
+		hooked               bool
+		refused              string
+	}{
+		{name: "Docker", bundle: task + "moby/web", hooked: true},
+		{name: "containerd's CRI", bundle: task + "k8s.io/web"},
+		{name: "a mount", bundle: task + "k8s.io/web", mounts: mount(i.dir+"/volume", "/dev/shm", "")},
+		{name: "a mount that receives", bundle: task + "k8s.io/web",
+			mounts: mount(i.dir+"/volume", "/dev/shm", `,"rslave"`), hooked: true},
+		{name: "the store", bundle: task + "k8s.io/web", mounts: mount(i.store.Dir, i.store.Dir, ""), hooked: true},
+		{name: "a store path", bundle: task + "k8s.io/web", mounts: mount(path, path, ""), hooked: true},
+		{name: "a store path elsewhere", bundle: task + "k8s.io/web", mounts: mount(path, "/x", ""), hooked: true},
+		{name: "the store elsewhere", bundle: task + "k8s.io/web", mounts: mount(i.store.Dir, "/x", ""),
+			refused: "shows " + i.store.Dir},
+	} {
+		file := c.bundle + "/config.json"
+		before := i.configOf(sandbox, c.mounts, "")
+		must(t, os.WriteFile(file, []byte(before), 0o600))
+		err := AddHooks(i.config, "web", c.bundle, i.program)
+		if c.refused != "" {
+			if err == nil || !strings.Contains(err.Error(), c.refused) {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			continue
+		}
+		text, readErr := os.ReadFile(file)
+		must(t, err, readErr)
+		if hooked := strings.Contains(string(text), `"createRuntime"`); hooked != c.hooked ||
+			!hooked && string(text) != before {
+			t.Errorf("%s: %s", c.name, text)
+		}
 	}
 	must(t, os.WriteFile(i.file, []byte(i.configOf(sandbox, "", "")), 0o400))
 	if err := AddHooks(i.config, "db", i.bundle, i.program); err == nil ||

@@ -27,6 +27,9 @@ type Container struct {
 	Root        string // root.path of config.json; empty: not known
 	Annotations map[string]string
 	Mounts      []specs.Mount
+	// HookFollows: the same program adds the hook, in the same file that the mounts are from.
+	// So a container is not judged whose mount list stays as it is.
+	HookFollows bool
 }
 
 // CheckContainer returns what a container asks for, or nil if it asks for nothing, and
@@ -35,21 +38,40 @@ type Container struct {
 // so is a mount that leaks the store. CheckContainer resolves no closure. It reads only
 // the configuration, the host's mounts and the mount sources.
 func CheckContainer(configPath string, container Container) (request *spec.Request, replaced []int, _ error) {
+	i, err := checkContainer(configPath, container)
+	if i == nil {
+		return nil, nil, err
+	}
+	return i.request, i.mounts.replaced, nil
+}
+
+// checkContainer is CheckContainer with all that was found out. The host in it is closed, or
+// nil if the hook is to judge the container alone.
+func checkContainer(configPath string, container Container) (*inspected, error) {
 	c, err := config.Read(configPath)
 	if err != nil {
-		return nil, nil, &failure{"", "reading the configuration", err}
+		return nil, &failure{"", "reading the configuration", err}
 	}
 	var p progress
-	inspected, err := inspect(&p, c, container)
+	p.at("reading the annotations")
+	request, err := spec.ParseAnnotations(c.Store(), container.Engine, container.ID, container.Annotations)
 	if err != nil {
-		return nil, nil, &failure{container.ID, p.doing(), err}
+		return nil, &failure{container.ID, p.doing(), err}
 	}
-	if inspected == nil {
-		return nil, nil, nil
+	if request == nil {
+		return nil, nil
 	}
-	defer inspected.host.Close()
-	inspected.request.Mode = modeOf(inspected.request, c)
-	return inspected.request, inspected.mounts.replaced, nil
+	request.Mode = modeOf(request, c)
+	if container.HookFollows && !request.Sandbox &&
+		!spec.ConcernsStore(c.Store(), c.RuntimeDir, container.Bundle, container.Root, container.Mounts) {
+		return &inspected{request: request}, nil
+	}
+	i, err := inspect(&p, c, container, request)
+	if err != nil {
+		return nil, &failure{container.ID, p.doing(), err}
+	}
+	i.host.Close()
+	return i, nil
 }
 
 // inspected is what a container asks for by its annotations and its mount list.
@@ -57,6 +79,15 @@ type inspected struct {
 	request *spec.Request
 	host    *spec.Host
 	mounts  checkedMounts
+}
+
+// needsNoHook reports whether this is the sandbox of a pod, and its mounts are not only
+// judged but known: nobody but its engine chose them, none is of the store, and none
+// receives what the host mounts later. A sandbox gets no view, so the hook would only look
+// at the same mounts again.
+func (i *inspected) needsNoHook(container Container, bundle spec.Config) bool {
+	return i.request.Sandbox && container.Engine.IsCRI() && container.ID != "" &&
+		!bundle.AsksForPropagation() && len(i.asked())+len(i.mounts.replaced)+len(i.mounts.admitted) == 0
 }
 
 // asked returns the store paths that the container asks for by name, in annotations and
@@ -77,15 +108,11 @@ func (i *inspected) roots() []closure.BaseName {
 	return all
 }
 
-// inspect reads what a container asks for and what its mounts show. It is the same for
-// every stage and engine. It returns nil for a container that asks for nothing. The
-// caller closes the returned host.
-func inspect(p *progress, c config.Config, container Container) (_ *inspected, Err error) {
-	p.at("reading the annotations")
-	request, err := spec.ParseAnnotations(c.Store(), container.Engine, container.ID, container.Annotations)
-	if err != nil || request == nil {
-		return nil, err
-	}
+// inspect judges the mounts of a container that asks for something. It is the same for
+// every stage and engine. The caller closes the returned host.
+func inspect(
+	p *progress, c config.Config, container Container, request *spec.Request,
+) (_ *inspected, Err error) {
 	p.at("looking at the host's store")
 	host, err := lookAtHost(c)
 	if err != nil {
@@ -153,7 +180,7 @@ func check(s *start) (*checked, error) {
 	i, err := inspect(s.progress, s.config, Container{
 		ID: s.state.ID, Engine: s.engine(), Bundle: s.state.Bundle, Annotations: s.state.Annotations,
 		Mounts: bundle.Mounts,
-	})
+	}, request)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -117,10 +116,7 @@ func (h *Host) RootLayers(bundle, root string) ([]closure.BaseName, error) {
 
 // placeOfRoot returns the place of a container's root, and the mount that it is on.
 func (h *Host) placeOfRoot(bundle, root string) (place, mountPoint, error) {
-	if !filepath.IsAbs(root) {
-		root = filepath.Join(bundle, root)
-	}
-	return h.placeNamed(root)
+	return h.placeNamed(absoluteIn(bundle, root))
 }
 
 // inContainer returns a path as the container names it.

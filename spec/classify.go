@@ -155,22 +155,24 @@ func isBind(m specs.Mount) bool {
 
 // sourcesOf returns the files of the host that a mount shows. Most types show none.
 func sourcesOf(bundle string, m specs.Mount) ([]source, error) {
-	absolute := func(p string) string {
-		if filepath.IsAbs(p) {
-			return p
-		}
-		return filepath.Join(bundle, p)
-	}
 	bind, rbind := slices.Contains(m.Options, "bind"), slices.Contains(m.Options, "rbind")
 	switch {
 	case isBind(m):
-		return []source{{path: absolute(m.Source), recursive: rbind || !bind}}, nil
+		return []source{{path: absoluteIn(bundle, m.Source), recursive: rbind || !bind}}, nil
 	case m.Type == "overlay":
 		return layersOf(m)
 	case m.Source == "" || slices.Contains(kernelKinds, m.Type) || slices.Contains(memoryKinds, m.Type):
 		return nil, nil
 	}
-	return []source{{path: absolute(m.Source)}}, nil
+	return []source{{path: absoluteIn(bundle, m.Source)}}, nil
+}
+
+// absoluteIn returns a path of config.json that begins in the bundle if it is relative.
+func absoluteIn(bundle, name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(bundle, name)
 }
 
 // layersOf returns the directories that the options of an overlay in config.json name.

@@ -24,7 +24,9 @@ func (p place) within(dir place) bool {
 
 // below reports whether a path is dir or below it.
 func below(path, dir string) bool {
-	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+	// This is called for each mount of the host, so it makes no string.
+	rest, inside := strings.CutPrefix(path, strings.TrimSuffix(dir, "/"))
+	return path == dir || inside && strings.HasPrefix(rest, "/")
 }
 
 // mountPoint is one line of a mountinfo file.

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -889,6 +890,50 @@ func TestRuntimeRefuses(t *testing.T) {
 			t.Errorf("%s: read-only: %s", runtime, errs)
 		}
 	}
+	nothingLeft(t)
+}
+
+// A container whose root is an overlay, as engines make it: the wrapper leaves judging it to
+// the hook if no name says that the store is concerned. It has its closure, and a mount that
+// shows more is refused all the same.
+func TestRuntimeOverlayRoot(t *testing.T) {
+	closure := closureOf(t, store["env"])
+	elsewhere := t.TempDir()
+	bindMount(t, "/nix", elsewhere)
+	eachRuntimeAndMode(t, func(t *testing.T, runtime, mode string) {
+		become(t, runtime)
+		b := newBundle(t, with(roots(store["env"]), "nix-closure/mode", mode), list)
+		layer, upper, work := b.dir+"/layer", t.TempDir(), t.TempDir()
+		if err := errors.Join(os.Rename(b.dir+"/rootfs", layer), os.Mkdir(b.dir+"/rootfs", 0o755),
+			syscall.Mount("overlay", b.dir+"/rootfs", "overlay", 0,
+				"lowerdir="+layer+",upperdir="+upper+",workdir="+work)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = syscall.Unmount(b.dir+"/rootfs", syscall.MNT_DETACH) })
+		data := t.TempDir()
+		b.addMount(bindOf(data, "/data"))
+		_, stdout, stderr, err := b.run(t, wrapper())
+		if err != nil {
+			t.Fatalf("%v\n%s", err, stderr)
+		}
+		isStore(t, stdout, stderr, mode, closure)
+		mounts := b.config["mounts"].([]any)
+		for _, leak := range []object{
+			bindOf(elsewhere, "/x"), bindOf(elsewhere+"/store", "/x"), bindOf("/nix/store", "/x"), bindOf("/nix", "/x"),
+		} {
+			b.config["mounts"] = append(slices.Clone(mounts), leak)
+			_, stdout, stderr, err := b.run(t, wrapper())
+			if said := lastError(t); err == nil || stdout != "" || !strings.Contains(said, ": shows /nix") {
+				t.Errorf("%s: %v %q %q; the log says %q", leak["source"], err, stdout, stderr, said)
+			}
+		}
+		// What is on the store is removed, and what is mounted there by another name too.
+		b.config["mounts"] = append(slices.Clone(mounts), bindOf("/nix/store", "/nix/store"), bindOf(elsewhere, "/nix"))
+		if _, stdout, stderr, err = b.run(t, wrapper()); err != nil {
+			t.Fatalf("%v\n%s", err, stderr)
+		}
+		isStore(t, stdout, stderr, mode, closure)
+	})
 	nothingLeft(t)
 }
 
