@@ -97,16 +97,8 @@ func (v *Verifier) Verify(ctx context.Context, c Container) Result {
 	}()
 	select {
 	case r := <-done:
-		ended := c.hasEnded()
-		if ended {
-			// The record and the GC roots go away before or after the process. What was seen
-			// inside holds.
-			r.Wrong = slices.DeleteFunc(r.Wrong, func(f Finding) bool { return !f.inside })
-		}
-		if ended && len(r.Wrong) == 0 {
-			r = Result{ID: c.ID, Name: c.Name, Ended: true, Unknown: []string{
-				"its process has ended; if the container is gone, `nix-closure gc` removes what is left of it",
-			}}
+		if c.hasEnded() {
+			r = ofEnded(r)
 		}
 		r.State = stateOf(r)
 		return r
@@ -116,6 +108,19 @@ func (v *Verifier) Verify(ctx context.Context, c Container) Result {
 				"mounted from (" + ctx.Err().Error() + ")",
 		}}
 	}
+}
+
+// ofEnded returns the result for a container that ended while it was looked at. The record
+// and the GC roots go away before or after the process, so what they lack says nothing. What
+// was seen inside holds.
+func ofEnded(r Result) Result {
+	r.Wrong = slices.DeleteFunc(r.Wrong, func(f Finding) bool { return !f.inside })
+	if len(r.Wrong) > 0 {
+		return r
+	}
+	return Result{ID: r.ID, Name: r.Name, Ended: true, Unknown: []string{
+		"its process has ended; if the container is gone, `nix-closure gc` removes what is left of it",
+	}}
 }
 
 func stateOf(r Result) State {

@@ -5,6 +5,7 @@ package verify
 import (
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,5 +152,27 @@ func TestEnded(t *testing.T) {
 	}
 	if (Running{}).ended() {
 		t.Error("a container without a process has ended")
+	}
+}
+
+// What was seen inside a container holds, though it ended before the look did.
+func TestOfEnded(t *testing.T) {
+	outside := Finding{What: "there is no record"}
+	leak := Finding{What: "the store is mounted on /x", inside: true}
+	for _, c := range []struct {
+		name        string
+		found, want []Finding
+	}{
+		{"nothing", nil, nil},
+		{"no record", []Finding{outside}, nil},
+		{"a leak", []Finding{outside, leak}, []Finding{leak}},
+	} {
+		r := ofEnded(Result{ID: "a", Name: "web", Wrong: c.found, Notes: []string{"a note"}})
+		if !slices.Equal(r.Wrong, c.want) || r.ID != "a" || r.Name != "web" {
+			t.Errorf("%s: %+v", c.name, r)
+		}
+		if leaks := len(c.want) > 0; r.Ended == leaks || (stateOf(r) == Wrong) != leaks {
+			t.Errorf("%s: %+v is %v", c.name, r, stateOf(r))
+		}
 	}
 }
