@@ -27,7 +27,8 @@ const runtimeStage = "runtime"
 // AddHooks adds the hook to the config.json of a bundle, and removes the mounts that the
 // view replaces. bundle is as the runtime was given it; program is the absolute path of
 // the hook. AddHooks writes nothing if the container asks for no closure, or is a pod's
-// sandbox that needs no hook. It replaces the file as a whole and keeps its owner and mode. container is the ID, for the log.
+// sandbox that needs no hook. It replaces the file as a whole and keeps its owner and mode.
+// container is the ID, for the log.
 func AddHooks(configPath, container, bundle, program string) error {
 	if bundle == "" {
 		bundle = "."
@@ -56,7 +57,7 @@ func AddHooks(configPath, container, bundle, program string) error {
 			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: spec.HookEnv(),
 		}})
 	}
-	asked := Container{ID: container, Engine: engine, Bundle: absolute, HookFollows: true}
+	asked := Container{ID: container, Engine: engine, Bundle: absolute, hookFollows: true}
 	text, err = rewrite(configPath, runtimeStage, asked, readingConfig, text, hooks)
 	if err != nil || text == nil {
 		return err

@@ -4,6 +4,7 @@ package hook
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -160,55 +161,65 @@ func TestAddHooksNothing(t *testing.T) {
 	}
 }
 
-// A pod's sandbox gets no closure. It gets the hook, which looks at its mounts, unless the
-// engine alone chose them and they have nothing of the store.
+// A pod's sandbox gets no closure. It gets the hook, which looks at its mounts, unless
+// containerd's CRI made it and all that is mounted in it.
 func TestAddHooksSandbox(t *testing.T) {
 	i := newInstallation(t)
-	sandbox := i.roots() + `,"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"web"`
-	task := i.dir + "/io.containerd.runtime.v2.task/"
-	must(t, os.MkdirAll(task+"k8s.io/web", 0o755), os.MkdirAll(task+"moby/web", 0o755), os.Mkdir(i.dir+"/volume", 0o755))
+	task, own := i.dir+"/io.containerd.runtime.v2.task/", i.dir+"/sandboxes/web"
+	path := i.store.Path(named("hello"))
+	for _, dir := range []string{task + "k8s.io/web/r", task + "k8s.io/db/r", task + "moby/web/r", i.bundle + "/r",
+		own + "/shm", i.dir + "/sandboxes/db/shm"} {
+		must(t, os.MkdirAll(dir, 0o755))
+	}
+	crio := i.dir + "/cri-o.toml"
+	text, err := os.ReadFile(i.config)
+	must(t, err, os.WriteFile(crio, append([]byte("engine = \"cri-o\"\n"), text...), 0o644))
 	mount := func(source, destination, options string) string {
 		return fmt.Sprintf(`{"destination":%q,"type":"bind","source":%q,"options":["rbind"%s]}`, destination, source,
 			options)
 	}
-	path := i.store.Path(named("hello"))
+	const hooked, plain = "hooked", "plain"
 	for _, c := range []struct {
-		name, bundle, mounts string
-		hooked               bool
-		refused              string
+		name, bundle, config, mounts, linux, root string
+		want                                      string // or the refusal
 	}{
-		{name: "Docker", bundle: task + "moby/web", hooked: true},
-		{name: "containerd's CRI", bundle: task + "k8s.io/web"},
-		{name: "a mount", bundle: task + "k8s.io/web", mounts: mount(i.dir+"/volume", "/dev/shm", "")},
-		{name: "a mount that receives", bundle: task + "k8s.io/web",
-			mounts: mount(i.dir+"/volume", "/dev/shm", `,"rslave"`), hooked: true},
-		{name: "the store", bundle: task + "k8s.io/web", mounts: mount(i.store.Dir, i.store.Dir, ""), hooked: true},
-		{name: "a store path", bundle: task + "k8s.io/web", mounts: mount(path, path, ""), hooked: true},
-		{name: "a store path elsewhere", bundle: task + "k8s.io/web", mounts: mount(path, "/x", ""), hooked: true},
-		{name: "the store elsewhere", bundle: task + "k8s.io/web", mounts: mount(i.store.Dir, "/x", ""),
-			refused: "shows " + i.store.Dir},
+		{name: "no engine's", bundle: i.bundle, want: hooked},
+		{name: "Docker's", bundle: task + "moby/web", want: hooked},
+		{name: "CRI-O's", bundle: i.bundle, config: crio, want: hooked},
+		{name: "containerd's", want: plain},
+		{name: "of another ID", bundle: task + "k8s.io/db", want: "says that this container is a pod's sandbox"},
+		{name: "its own mount", mounts: mount(own+"/shm", "/dev/shm", ""), want: plain},
+		{name: "another's mount", mounts: mount(i.dir+"/sandboxes/db/shm", "/dev/shm", ""), want: hooked},
+		{name: "the host's memory", mounts: mount("/dev/shm", "/dev/shm", ""), want: hooked},
+		{name: "a mount that receives", mounts: mount(own+"/shm", "/dev/shm", `,"rslave"`), want: hooked},
+		{name: "a root that receives", linux: `"rootfsPropagation":"rslave"`, want: hooked},
+		{name: "the store", mounts: mount(i.store.Dir, i.store.Dir, ""), want: hooked},
+		{name: "a store path", mounts: mount(path, path, ""), want: hooked},
+		{name: "a store path elsewhere", mounts: mount(path, "/x", ""), want: hooked},
+		{name: "the store elsewhere", mounts: mount(i.store.Dir, "/x", ""), want: "shows " + i.store.Dir},
+		{name: "a root in the store", root: path, want: "the container's root is " + path},
+		{name: "no root", root: i.dir + "/none", want: hooked},
 	} {
-		file := c.bundle + "/config.json"
-		before := i.configOf(sandbox, c.mounts, "")
+		bundle, config := cmp.Or(c.bundle, task+"k8s.io/web"), cmp.Or(c.config, i.config)
+		before := i.configOf(i.roots()+`,"io.kubernetes.cri.container-type":"sandbox",`+
+			`"io.kubernetes.cri.sandbox-id":"web"`, c.mounts, "")
+		before = strings.Replace(before, `"path":"r"`, fmt.Sprintf(`"path":%q`, cmp.Or(c.root, "r")), 1)
+		before = strings.Replace(before, `"large"`, fmt.Sprintf(`"linux":{%s},"large"`, c.linux), 1)
+		file := bundle + "/config.json"
 		must(t, os.WriteFile(file, []byte(before), 0o600))
-		err := AddHooks(i.config, "web", c.bundle, i.program)
-		if c.refused != "" {
-			if err == nil || !strings.Contains(err.Error(), c.refused) {
-				t.Errorf("%s: %v", c.name, err)
-			}
-			continue
+		id := strings.Replace(filepath.Base(bundle), "bundle", "web", 1)
+		err := AddHooks(config, id, bundle, i.program)
+		got := plain
+		if after, readErr := os.ReadFile(file); err != nil {
+			got = err.Error()
+		} else if must(t, readErr); strings.Contains(string(after), `"createRuntime"`) {
+			got = hooked
+		} else if string(after) != before {
+			t.Errorf("%s: %s", c.name, after)
 		}
-		text, readErr := os.ReadFile(file)
-		must(t, err, readErr)
-		if hooked := strings.Contains(string(text), `"createRuntime"`); hooked != c.hooked ||
-			!hooked && string(text) != before {
-			t.Errorf("%s: %s", c.name, text)
+		if !strings.Contains(got, c.want) {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
-	}
-	must(t, os.WriteFile(i.file, []byte(i.configOf(sandbox, "", "")), 0o400))
-	if err := AddHooks(i.config, "db", i.bundle, i.program); err == nil ||
-		!strings.Contains(err.Error(), "says that this container is a pod's sandbox") {
-		t.Errorf("the sandbox's ID is not this container's: %v", err)
 	}
 }
 

@@ -27,9 +27,9 @@ type Container struct {
 	Root        string // root.path of config.json; empty: not known
 	Annotations map[string]string
 	Mounts      []specs.Mount
-	// HookFollows: the same program adds the hook, in the same file that the mounts are from.
-	// So a container is not judged whose mount list stays as it is.
-	HookFollows bool
+	// hookFollows: whoever asks adds the hook to the same config.json. So it leaves judging to
+	// the hook, if no name concerns the store.
+	hookFollows bool
 }
 
 // CheckContainer returns what a container asks for, or nil if it asks for nothing, and
@@ -62,7 +62,7 @@ func checkContainer(configPath string, container Container) (*inspected, error) 
 		return nil, nil
 	}
 	request.Mode = modeOf(request, c)
-	if container.HookFollows && !request.Sandbox &&
+	if container.hookFollows && !request.Sandbox &&
 		!spec.ConcernsStore(c.Store(), c.RuntimeDir, container.Bundle, container.Root, container.Mounts) {
 		return &inspected{request: request}, nil
 	}
@@ -79,15 +79,20 @@ type inspected struct {
 	request *spec.Request
 	host    *spec.Host
 	mounts  checkedMounts
+	// rootHasMore: layers of a sandbox's root are store paths, or something is mounted in the
+	// root before the runtime mounts anything.
+	rootHasMore bool
 }
 
-// needsNoHook reports whether this is the sandbox of a pod, and its mounts are not only
-// judged but known: nobody but its engine chose them, none is of the store, and none
-// receives what the host mounts later. A sandbox gets no view, so the hook would only look
-// at the same mounts again.
+// needsNoHook reports whether a container is the sandbox of a pod, for which the hook would
+// find nothing to do: containerd's CRI made it, as the path of its bundle shows; no mount of
+// it has anything of the store; and each is of the kernel, of memory, or from a directory
+// with the sandbox's own ID for its name, in which containerd alone makes mounts.
 func (i *inspected) needsNoHook(container Container, bundle spec.Config) bool {
-	return i.request.Sandbox && container.Engine.IsCRI() && container.ID != "" &&
-		!bundle.AsksForPropagation() && len(i.asked())+len(i.mounts.replaced)+len(i.mounts.admitted) == 0
+	return i.request.Sandbox && spec.EngineOfBundle(container.Bundle, container.ID) == spec.Containerd &&
+		!bundle.AsksForPropagation() && !i.rootHasMore &&
+		len(i.asked())+len(i.mounts.replaced)+len(i.mounts.admitted) == 0 &&
+		spec.AreBelow(container.ID, container.Bundle, container.Mounts)
 }
 
 // asked returns the store paths that the container asks for by name, in annotations and
@@ -123,18 +128,32 @@ func inspect(
 			host.Close()
 		}
 	}()
+	i := &inspected{request: request, host: host}
 	if container.Root != "" {
 		p.at("looking at the container's root")
-		if err := host.CheckRoot(container.Bundle, container.Root); err != nil {
+		if err := i.checkRoot(container); err != nil {
 			return nil, err
 		}
 	}
 	p.at("looking at the container's mounts")
-	mounts, err := classify(host, container.Bundle, container.Mounts)
-	if err != nil {
+	if i.mounts, err = classify(host, container.Bundle, container.Mounts); err != nil {
 		return nil, err
 	}
-	return &inspected{request, host, mounts}, nil
+	return i, nil
+}
+
+// checkRoot judges a root before the container is created. Into the root of a sandbox it
+// also looks, because there may be no hook to do so.
+func (i *inspected) checkRoot(container Container) error {
+	if !i.request.Sandbox {
+		return i.host.CheckRoot(container.Bundle, container.Root)
+	}
+	layers, err := i.host.RootLayers(container.Bundle, container.Root)
+	if err != nil {
+		return err
+	}
+	i.rootHasMore = len(layers) > 0 || i.host.IsMountedIn(container.Bundle, container.Root)
+	return nil
 }
 
 // checked is a container whose request is allowed.
@@ -177,10 +196,8 @@ func check(s *start) (*checked, error) {
 	if err != nil {
 		return nil, err
 	}
-	i, err := inspect(s.progress, s.config, Container{
-		ID: s.state.ID, Engine: s.engine(), Bundle: s.state.Bundle, Annotations: s.state.Annotations,
-		Mounts: bundle.Mounts,
-	}, request)
+	container := Container{Bundle: s.state.Bundle, Mounts: bundle.Mounts}
+	i, err := inspect(s.progress, s.config, container, request)
 	if err != nil {
 		return nil, err
 	}

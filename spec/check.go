@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -112,6 +113,15 @@ func (h *Host) RootLayers(bundle, root string) ([]closure.BaseName, error) {
 	}
 	_, layers := h.showsPlace(p) // CheckMounts refuses all else that it shows
 	return layers, nil
+}
+
+// IsMountedIn reports whether something is mounted in a container's root on the host, or the
+// root is not there.
+func (h *Host) IsMountedIn(bundle, root string) bool {
+	real, err := filepath.EvalSymlinks(absoluteIn(bundle, root))
+	return err != nil || slices.ContainsFunc(h.mounts, func(m mountPoint) bool {
+		return m.point != real && below(m.point, real)
+	})
 }
 
 // placeOfRoot returns the place of a container's root, and the mount that it is on.

@@ -46,6 +46,13 @@ func TestConcernsStore(t *testing.T) {
 		{name: "no such source", root: overlay, mounts: []specs.Mount{bind(h.dir+"/none", "/x")}, want: true},
 		{name: "an overlay in the list", root: overlay, mounts: []specs.Mount{{Type: "overlay", Destination: "/x",
 			Options: []string{"lowerdir=" + h.dir + "/data"}}}, want: true},
+		{name: "in a volume", root: overlay, mounts: []specs.Mount{bind(h.dir+"/data", "/x"),
+			{Type: "tmpfs", Source: "tmpfs", Destination: "/x/y"}}, want: true},
+		{name: "in memory", root: overlay, mounts: []specs.Mount{
+			{Type: "tmpfs", Source: "tmpfs", Destination: "/x"}, bind(h.dir+"/data", "/x/y")}},
+		{name: "processes", root: overlay, mounts: []specs.Mount{bind("/proc", "/x")}, want: true},
+		{name: "a file of a process", root: overlay, mounts: []specs.Mount{bind("/proc/1/mounts", "/x")}, want: true},
+		{name: "an overlay of the host", root: overlay, mounts: []specs.Mount{bind(overlay, "/x")}, want: true},
 		{name: "a disk", root: overlay,
 			mounts: []specs.Mount{{Type: "ext4", Source: "/dev/null", Destination: "/x"}}, want: true},
 	} {
@@ -53,16 +60,60 @@ func TestConcernsStore(t *testing.T) {
 			t.Errorf("%s: %v", c.name, got)
 		}
 	}
-	// The store is on the same overlay as the root.
-	h.store.Dir = made(t, mountOverlay(t, "/", h.dir+"/both", "lowerdir="+h.dir+"/data,upperdir="+
+	// The store is on an overlay.
+	h.store.Dir = made(t, mountOverlay(t, "/", h.dir+"/another", "lowerdir="+h.dir+"/data,upperdir="+
 		made(t, h.dir+"/upper")+",workdir="+made(t, h.dir+"/work"))+"/nix/store")
-	if root := h.dir + "/both/sub"; !ConcernsStore(h.store, runtimeDir, h.dir+"/bundle", root, nil) {
-		t.Error("the store is on the same overlay")
+	if !ConcernsStore(h.store, runtimeDir, h.dir+"/bundle", overlay, nil) {
+		t.Error("the store is on an overlay")
 	}
-	if err := os.Remove(h.store.Dir); err != nil {
+}
+
+func TestAreBelow(t *testing.T) {
+	dir := t.TempDir()
+	made(t, dir+"/sandboxes/id/shm", dir+"/sandboxes/another/id")
+	link := dir + "/sandboxes/id/link"
+	if err := os.Symlink(dir+"/sandboxes/another", link); err != nil {
 		t.Fatal(err)
 	}
-	if !ConcernsStore(h.store, runtimeDir, h.dir+"/bundle", overlay, nil) {
-		t.Error("there is no store")
+	for _, c := range []struct {
+		name  string
+		mount specs.Mount
+		want  bool
+	}{
+		{"below", bind(dir+"/sandboxes/id/shm", "/x"), true},
+		{"below, relative", bind("sandboxes/id/shm", "/x"), true},
+		{"the directory itself", bind(dir+"/sandboxes/id", "/x"), false},
+		{"of that name", bind(dir+"/sandboxes/another/id", "/x"), false},
+		{"another", bind(dir+"/sandboxes/another", "/x"), false},
+		{"by a link", bind(link+"/id", "/x"), false},
+		{"the host's memory", bind("/dev/shm", "/x"), false},
+		{"not there", bind(dir+"/sandboxes/id/none", "/x"), false},
+		{"memory", specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/x"}, true},
+		{"the kernel's", specs.Mount{Type: "sysfs", Source: "sysfs", Destination: "/x"}, true},
+		{"a disk", specs.Mount{Type: "ext4", Source: dir + "/sandboxes/id/shm", Destination: "/x"}, false},
+		{"an overlay", specs.Mount{Type: "overlay", Source: "overlay", Destination: "/x",
+			Options: []string{"lowerdir=" + dir + "/sandboxes/id/shm"}}, false},
+	} {
+		if got := AreBelow("id", dir, []specs.Mount{c.mount}); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+func TestIsMountedIn(t *testing.T) {
+	h := newNixHost(t)
+	root := h.dir + "/bundle/rootfs"
+	if h.look(t).IsMountedIn("/", root) || h.look(t).IsMountedIn(h.dir+"/bundle", "rootfs") {
+		t.Error("nothing is mounted there")
+	}
+	mountOverlay(t, "/", root, "lowerdir="+h.dir+"/data:"+h.dir+"/bundle")
+	if h.look(t).IsMountedIn("/", root) {
+		t.Error("the root itself is mounted")
+	}
+	mountOverlay(t, "/", root+"/sub", "lowerdir="+h.dir+"/data:"+h.dir+"/bundle")
+	for _, name := range []string{root, h.link(t, root, "root"), h.dir + "/none"} {
+		if !h.look(t).IsMountedIn("/", name) {
+			t.Errorf("%s: it has a mount, or is not there", name)
+		}
 	}
 }

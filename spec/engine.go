@@ -28,13 +28,6 @@ const (
 // Engines are all engines but UnknownEngine.
 var Engines = []Engine{Podman, Docker, Containerd, CRIO}
 
-// IsCRI reports whether the engine serves the CRI of Kubernetes. Such an engine itself makes
-// a pod's sandbox and all of its mounts: the CRI has no field for a mount of a sandbox.
-func (e Engine) IsCRI() bool {
-	_, ok := keysOf(e)
-	return ok
-}
-
 // ParseEngine returns the engine with this name, as --engine takes it.
 func ParseEngine(name string) (Engine, error) {
 	if !slices.Contains(Engines, Engine(name)) {

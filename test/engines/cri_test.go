@@ -66,6 +66,26 @@ func TestPod(t *testing.T) {
 	})
 }
 
+// The wrapper adds no hook to a sandbox that has only what containerd made for it. With the
+// host's memory there, which other programs of the host mount into, the hook looks at it.
+func TestPodSandboxHook(t *testing.T) {
+	n := wrapper(t)
+	for mode, hooks := range map[cri.NamespaceMode]int{cri.NamespaceMode_POD: 0, cri.NamespaceMode_NODE: 2} {
+		config := podConfig(t, roots("env"))
+		config.Linux.SecurityContext.NamespaceOptions.Ipc = mode
+		p := n.run(t, "nix-closure", config)
+		text, err := os.ReadFile(n.dir + "/state/io.containerd.runtime.v2.task/k8s.io/" + p.id + "/config.json")
+		if got := strings.Count(string(text), `"nix-closure-hook"`); err != nil || got != hooks {
+			t.Errorf("IPC of %v: the sandbox has %d hooks, want %d: %v %s", mode, got, hooks, err, text)
+		}
+		if got, want := n.sees(t, p.start(t, "web")), closureOf(t, store["env"]); !slices.Equal(got, want) {
+			t.Errorf("IPC of %v: the container sees %q\nwant %q", mode, got, want)
+		}
+		p.remove(t)
+	}
+	nothingLeft(t)
+}
+
 // Without an annotation, a container is as before.
 func TestPodWithoutAnnotation(t *testing.T) {
 	byEachWay(t, func(t *testing.T, n *node, handler string) {
