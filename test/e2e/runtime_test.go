@@ -920,7 +920,8 @@ func TestRuntimeOverlayRoot(t *testing.T) {
 		mounts := b.config["mounts"].([]any)
 		// Who refuses: the hook, or the wrapper, which says why where crun would not.
 		for source, stage := range map[string]string{
-			elsewhere: "createRuntime", elsewhere + "/store": "createRuntime", "/nix/store": "runtime", "/nix": "runtime",
+			elsewhere: "createRuntime", elsewhere + "/store": "createRuntime",
+			"/nix/store": "runtime", "/nix": "runtime",
 		} {
 			b.config["mounts"] = append(slices.Clone(mounts), bindOf(source, "/x"))
 			before := len(readLog(t))
