@@ -54,7 +54,9 @@ without an annotation. Rootless containers have bind views.`},
 		`containerd, by the CRI: from the sandbox to the running process. nix-snapshotter and the ordinary image
 have the same closure of 1,000 paths with one file each. *First pod*: the host has the store paths, and
 nothing else of the closure. To load an image counts; to make it counts only where that is said. *110 pods*:
-four at a time. Each pod is compared with the pod of the same number. No more are started after 40 seconds.
+four at a time. Each pod is compared with the pod of the same number that has the store bound whole, on a
+node that was filled directly before or after, or lately for the ways without a target. No more are started
+after 40 seconds.
 *The worst percentile*: the greatest quotient of one percentile of both. Overlay and bind are by the wrapper
 where nothing else is said. *An empty wrapper*: a static Go program that becomes the runtime, with an empty
 static Go program as the hook of both stages, also of the sandbox, to which nix-closure's wrapper adds none.

@@ -3,6 +3,7 @@
 package engines
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -62,7 +64,8 @@ type way struct {
 	// single: its pods are no subject of the full node. firstOnly: nor of others, but for
 	// the first pod.
 	single, firstOnly bool
-	// profiled: on the full node, the programs' time on a processor counts too.
+	// profiled: on the full node it has a target, and the programs' time on a processor counts
+	// too.
 	profiled bool
 }
 
@@ -342,70 +345,148 @@ func (s *podSpeed) first(w way) (float64, error) {
 	return loaded + start, err
 }
 
-// fullNode starts as many pods as a node has, a few at a time, by each way in turn. A pod
-// is compared to the pod with its number of the store bound whole.
+// filling is one full node: what each pod took to start, by its number, 0 if it did not, and
+// what was added to each.
+type filling struct {
+	starts      []float64
+	removal     float64
+	slab, cache float64
+	started     int
+	failed      error // of the first pod that failed
+	beside      *filling
+}
+
+// fullNode starts as many pods as a node has, a few at a time, by each way in turn. The speed
+// of a machine can change within minutes. So a way with a target stands beside the store bound
+// whole, which comes first in one round and second in the next. Each pod is compared to the
+// pod with its number there.
 func (s *podSpeed) fullNode() {
-	starts, removals, slabs, caches := map[string][]float64{}, map[string][]float64{}, map[string][]float64{},
-		map[string][]float64{}
-	notes := map[string]string{}
-	for round := range 2 {
-		for i := range s.ways {
-			// In each round another way is the first.
-			w := s.ways[(i+round)%len(s.ways)]
-			if w.single || w.firstOnly || w.name == rivalWay && round > 0 || s.rounds == 1 && round > 0 {
-				continue
-			}
-			s.progress("%d pods, %s, round %d", s.pods, w.name, round+1)
-			before := memory(s.t)
-			l := w.node.fill(s.t, s.pods, time.Now().Add(fullNodeTime), w)
-			after := memory(s.t)
-			started := 0
-			for i, took := range l.starts {
-				if took > 0 {
-					starts[w.name] = append(starts[w.name], milliseconds(took))
-					started++
-				}
-				if l.errs[i] != nil && notes[w.name] == "" {
-					notes[w.name] = l.errs[i].Error()
-				}
-			}
-			if started > 0 {
-				slabs[w.name] = append(slabs[w.name], (after["slab"]-before["slab"])/float64(started))
-				caches[w.name] = append(caches[w.name], (after["cache"]-before["cache"])/float64(started))
-			}
-			began := time.Now()
-			l.empty(s.t)
-			removals[w.name] = append(removals[w.name], milliseconds(time.Since(began))/float64(max(started, 1)))
-		}
-	}
-	for _, w := range s.ways {
-		if notes[w.name] == "" {
-			continue
-		}
-		// A peer may fail here, and is named.
-		row := s.row(fullNodeStart, w.name+", all pods").Absent(fmt.Sprintf("%d of %d pods started: %s",
-			len(starts[w.name]), s.pods, notes[w.name]))
-		s.results.Rows = append(s.results.Rows, row)
-		if w.name != rivalWay {
-			s.t.Errorf("%s: %s", w.name, notes[w.name])
-		}
-	}
-	s.addAll(fullNodeStart, starts)
-	s.profilePods()
-	s.addWorst(starts)
-	s.addAll("110 pods, removal of each", removals)
-	for _, kind := range []struct {
-		what   string
-		values map[string][]float64
-	}{{"110 pods, kernel memory (slab) of each", slabs}, {"110 pods, page cache of each", caches}} {
+	rounds := min(s.rounds, 2)
+	all := map[string][]*filling{}
+	for round := range rounds {
+		var whole *filling
 		for _, w := range s.ways {
-			if values := kind.values[w.name]; len(values) > 0 {
+			var own *filling
+			switch {
+			case w.single || w.firstOnly || w.name == wholeWay || !w.profiled && round > 0:
+				continue
+			case w.profiled && round == 0:
+				whole = s.fill(s.ways[0], round)
+				own = s.fill(w, round)
+			case w.profiled:
+				own = s.fill(w, round)
+				whole = s.fill(s.ways[0], round)
+			default:
+				own = s.fill(w, round)
+			}
+			own.beside = whole
+			all[w.name] = append(all[w.name], own)
+			if w.profiled {
+				all[wholeWay] = append(all[wholeWay], whole)
+			}
+		}
+	}
+	s.addFailed(all)
+	s.addFillings(fullNodeStart, all, func(f *filling) []float64 { return f.starts })
+	s.profilePods()
+	s.addWorst(all)
+	s.addFillings("110 pods, removal of each", all, func(f *filling) []float64 { return []float64{f.removal} })
+	for _, kind := range []struct {
+		what  string
+		value func(*filling) float64
+	}{
+		{"110 pods, kernel memory (slab) of each", func(f *filling) float64 { return f.slab }},
+		{"110 pods, page cache of each", func(f *filling) float64 { return f.cache }},
+	} {
+		for _, w := range s.ways {
+			var values []float64
+			for _, f := range all[w.name] {
+				values = append(values, kind.value(f))
+			}
+			if len(values) > 0 {
 				row := s.row(kind.what, w.name)
 				row.Unit = "KiB"
 				s.add(row, values, nil)
 			}
 		}
 	}
+}
+
+// fill fills the node of a way once, and empties it.
+func (s *podSpeed) fill(w way, round int) *filling {
+	s.progress("%d pods, %s, round %d", s.pods, w.name, round+1)
+	before := memory(s.t)
+	l := w.node.fill(s.t, s.pods, time.Now().Add(fullNodeTime), w)
+	after := memory(s.t)
+	f := &filling{}
+	for i, took := range l.starts {
+		f.starts = append(f.starts, milliseconds(took))
+		if took > 0 {
+			f.started++
+		}
+		f.failed = cmp.Or(f.failed, l.errs[i])
+	}
+	n := float64(max(f.started, 1))
+	f.slab, f.cache = (after["slab"]-before["slab"])/n, (after["cache"]-before["cache"])/n
+	began := time.Now()
+	l.empty(s.t)
+	f.removal = milliseconds(time.Since(began)) / n
+	return f
+}
+
+// addFailed names the ways by which not all pods started. A peer may fail here.
+func (s *podSpeed) addFailed(all map[string][]*filling) {
+	for _, w := range s.ways {
+		started, asked := 0, 0
+		var failed error
+		for _, f := range all[w.name] {
+			started, asked, failed = started+f.started, asked+s.pods, cmp.Or(failed, f.failed)
+		}
+		if failed == nil {
+			continue
+		}
+		row := s.row(fullNodeStart, w.name+", all pods").Absent(fmt.Sprintf("%d of %d pods started: %s", started, asked,
+			failed))
+		s.results.Rows = append(s.results.Rows, row)
+		if w.name != rivalWay {
+			s.t.Errorf("%s: %s", w.name, failed)
+		}
+	}
+}
+
+// addFillings adds a row for each way. What did not start by either way does not count.
+func (s *podSpeed) addFillings(what string, all map[string][]*filling, of func(*filling) []float64) {
+	for _, w := range s.ways {
+		var own, beside []float64
+		for _, f := range all[w.name] {
+			for i, v := range of(f) {
+				switch {
+				case v == 0:
+				case f.beside == nil:
+					own = append(own, v)
+				case of(f.beside)[i] > 0:
+					own, beside = append(own, v), append(beside, of(f.beside)[i])
+				}
+			}
+		}
+		if len(all[w.name]) == 0 {
+			continue
+		}
+		row := s.row(what, w.name)
+		if beside != nil {
+			row.Of = wholeWay
+		}
+		s.add(row, own, beside)
+	}
+}
+
+// startsOf returns what each pod took that started.
+func startsOf(fillings []*filling) []float64 {
+	var all []float64
+	for _, f := range fillings {
+		all = append(all, slices.DeleteFunc(slices.Clone(f.starts), func(v float64) bool { return v == 0 })...)
+	}
+	return all
 }
 
 // profilePods says which programs a start on a full node has, as perf sees them.
@@ -449,18 +530,20 @@ const (
 )
 
 // addWorst compares each percentile with nix-snapshotter's.
-func (s *podSpeed) addWorst(starts map[string][]float64) {
+func (s *podSpeed) addWorst(all map[string][]*filling) {
+	rival := startsOf(all[rivalWay])
 	for _, mode := range []string{"overlay", "bind"} {
 		row := s.row(fullNodeWorst, mode)
 		row.Of, row.Unit = rivalWay, "ratio"
-		if len(starts[mode]) == 0 || len(starts[rivalWay]) == 0 {
+		own := startsOf(all[mode])
+		if len(own) == 0 || len(rival) == 0 {
 			s.add(row, nil, nil)
 			continue
 		}
 		worst := 0.0
 		for percentile := range 101 {
 			p := float64(percentile)
-			worst = max(worst, speed.Percentile(starts[mode], p)/speed.Percentile(starts[rivalWay], p))
+			worst = max(worst, speed.Percentile(own, p)/speed.Percentile(rival, p))
 		}
 		s.add(row, []float64{worst}, []float64{1})
 	}
