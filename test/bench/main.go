@@ -35,7 +35,7 @@ import (
 
 // groups are in the order in which they are measured.
 var groups = []group{
-	{name: "start", quick: true, budget: 240 * time.Second, measure: measureStart},
+	{name: "start", quick: true, budget: 180 * time.Second, measure: measureStart},
 	{name: "podman", budget: 150 * time.Second, measure: measurePodman},
 	{name: "first", budget: 60 * time.Second, measure: measureFirst},
 	{name: "resolve", quick: true, budget: 40 * time.Second, measure: measureResolve},

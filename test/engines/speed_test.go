@@ -64,9 +64,10 @@ type way struct {
 	// single: its pods are no subject of the full node. firstOnly: nor of others, but for
 	// the first pod.
 	single, firstOnly bool
-	// profiled: on the full node it has a target, and the programs' time on a processor counts
-	// too.
+	// profiled: on the full node, the programs' time on a processor counts too.
 	profiled bool
+	// targeted: on the full node it has a target.
+	targeted bool
 }
 
 // podSpeed measures.
@@ -123,7 +124,7 @@ func (s *podSpeed) makeWays(annotations map[string]string) {
 	s.ways = []way{
 		{name: wholeWay, handler: "runc", mounts: whole, node: n, profiled: true},
 		{name: "overlay", handler: "nix-closure", annotations: inMode("overlay"), node: n, forget: forgetViews,
-			profiled: true},
+			profiled: true, targeted: true},
 		{name: "bind", handler: "nix-closure", annotations: inMode("bind"), node: n, forget: forgetViews},
 		{name: rivalWay, handler: "nix", image: rivalImage, node: n,
 			forget: func(ctx context.Context) error { return n.forgetImage(ctx, rivalImage) },
@@ -136,7 +137,8 @@ func (s *podSpeed) makeWays(annotations map[string]string) {
 		{name: fullWay, handler: "runc", image: fullImage, node: n,
 			forget: func(ctx context.Context) error { return n.forgetImage(ctx, fullImage) },
 			load:   func(ctx context.Context) error { return n.loadFull(ctx, full) }},
-		{name: pluginWay, annotations: inMode("overlay"), node: plugged, profiled: true},
+		{name: pluginWay, annotations: inMode("overlay"), node: plugged, profiled: true,
+			targeted: true},
 		{name: emptyWay, handler: "empty", mounts: whole, node: n, profiled: true},
 		{name: "store bound whole, no annotation, by the wrapper", handler: "nix-closure", mounts: whole, node: n,
 			single: true},
@@ -368,12 +370,12 @@ func (s *podSpeed) fullNode() {
 		for _, w := range s.ways {
 			var own *filling
 			switch {
-			case w.single || w.firstOnly || w.name == wholeWay || !w.profiled && round > 0:
+			case w.single || w.firstOnly || w.name == wholeWay || !w.targeted && round > 0:
 				continue
-			case w.profiled && round == 0:
+			case w.targeted && round == 0:
 				whole = s.fill(s.ways[0], round)
 				own = s.fill(w, round)
-			case w.profiled:
+			case w.targeted:
 				own = s.fill(w, round)
 				whole = s.fill(s.ways[0], round)
 			default:
@@ -381,7 +383,7 @@ func (s *podSpeed) fullNode() {
 			}
 			own.beside = whole
 			all[w.name] = append(all[w.name], own)
-			if w.profiled {
+			if w.targeted {
 				all[wholeWay] = append(all[wholeWay], whole)
 			}
 		}
