@@ -57,7 +57,7 @@ func AddHooks(configPath, container, bundle, program string) error {
 			Path: program, Args: EntryArgs(config.Path, engine, stage), Env: spec.HookEnv(),
 		}})
 	}
-	asked := Container{ID: container, Engine: engine, Bundle: absolute, hookFollows: true}
+	asked := Container{ID: container, Engine: engine, Bundle: absolute}
 	text, err = rewrite(configPath, runtimeStage, asked, readingConfig, text, hooks)
 	if err != nil || text == nil {
 		return err
@@ -130,7 +130,8 @@ func readAnnotated(file string) (text []byte, annotated bool, _ error) {
 // rewrite removes the mounts that the view replaces from a config.json, and adds hooks.
 // It returns nil for a container that asks for nothing, and for a sandbox that needs no
 // hook. It completes container with the mounts and the root of text, and with the
-// annotations of text if container has none. reading names what was read, for an error; stage is for the log.
+// annotations of text if container has none. reading names what was read, for an error;
+// stage is for the log.
 func rewrite(
 	configPath, stage string, container Container, reading string, text []byte, hooks []spec.StageHook,
 ) ([]byte, error) {
@@ -142,7 +143,7 @@ func rewrite(
 	if container.Annotations == nil {
 		container.Annotations = parsed.Annotations
 	}
-	inspected, err := checkContainer(configPath, container)
+	inspected, err := checkContainer(configPath, container, len(hooks) > 0)
 	if err != nil || inspected == nil || inspected.needsNoHook(container, parsed) {
 		return nil, err
 	}

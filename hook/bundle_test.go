@@ -194,6 +194,8 @@ func TestAddHooksSandbox(t *testing.T) {
 		{name: "a mount that receives", mounts: mount(own+"/shm", "/dev/shm", `,"rslave"`), want: hooked},
 		{name: "a root that receives", linux: `"rootfsPropagation":"rslave"`, want: hooked},
 		{name: "the store", mounts: mount(i.store.Dir, i.store.Dir, ""), want: hooked},
+		{name: "memory on the store",
+			mounts: fmt.Sprintf(`{"destination":%q,"type":"tmpfs","source":"tmpfs"}`, i.store.Dir), want: hooked},
 		{name: "a store path", mounts: mount(path, path, ""), want: hooked},
 		{name: "a store path elsewhere", mounts: mount(path, "/x", ""), want: hooked},
 		{name: "the store elsewhere", mounts: mount(i.store.Dir, "/x", ""), want: "shows " + i.store.Dir},

@@ -27,9 +27,6 @@ type Container struct {
 	Root        string // root.path of config.json; empty: not known
 	Annotations map[string]string
 	Mounts      []specs.Mount
-	// hookFollows: whoever asks adds the hook to the same config.json. So it leaves judging to
-	// the hook, if no name concerns the store.
-	hookFollows bool
 }
 
 // CheckContainer returns what a container asks for, or nil if it asks for nothing, and
@@ -38,16 +35,17 @@ type Container struct {
 // so is a mount that leaks the store. CheckContainer resolves no closure. It reads only
 // the configuration, the host's mounts and the mount sources.
 func CheckContainer(configPath string, container Container) (request *spec.Request, replaced []int, _ error) {
-	i, err := checkContainer(configPath, container)
+	i, err := checkContainer(configPath, container, false)
 	if i == nil {
 		return nil, nil, err
 	}
 	return i.request, i.mounts.replaced, nil
 }
 
-// checkContainer is CheckContainer with all that was found out. The host in it is closed, or
-// nil if the hook is to judge the container alone.
-func checkContainer(configPath string, container Container) (*inspected, error) {
+// checkContainer is CheckContainer with all that was found out. The host in it is closed. If
+// the hook is added to the same config.json, it judges the container alone where no name
+// concerns the store; then there is no host.
+func checkContainer(configPath string, container Container, hookFollows bool) (*inspected, error) {
 	c, err := config.Read(configPath)
 	if err != nil {
 		return nil, &failure{"", "reading the configuration", err}
@@ -62,7 +60,7 @@ func checkContainer(configPath string, container Container) (*inspected, error) 
 		return nil, nil
 	}
 	request.Mode = modeOf(request, c)
-	if container.hookFollows && !request.Sandbox &&
+	if hookFollows && !request.Sandbox &&
 		!spec.ConcernsStore(c.Store(), c.RuntimeDir, container.Bundle, container.Root, container.Mounts) {
 		return &inspected{request: request}, nil
 	}
@@ -91,7 +89,7 @@ type inspected struct {
 func (i *inspected) needsNoHook(container Container, bundle spec.Config) bool {
 	return i.request.Sandbox && spec.EngineOfBundle(container.Bundle, container.ID) == spec.Containerd &&
 		!bundle.AsksForPropagation() && !i.rootHasMore &&
-		len(i.asked())+len(i.mounts.replaced)+len(i.mounts.admitted) == 0 &&
+		len(i.mounts.asked)+len(i.mounts.replaced) == 0 &&
 		spec.AreBelow(container.ID, container.Bundle, container.Mounts)
 }
 

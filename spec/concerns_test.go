@@ -7,13 +7,15 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 func TestConcernsStore(t *testing.T) {
 	h := newNixHost(t)
 	runtimeDir := made(t, h.dir+"/host/run/nix-closure")
 	overlay := mountOverlay(t, "/", h.dir+"/overlay", "lowerdir="+h.dir+"/bundle/rootfs:"+h.dir+"/data")
-	host := h.dir + "/host"
+	host, disk := h.dir+"/host", h.dir+"/disk"
+	must(t, unix.Mknod(disk, unix.S_IFBLK|0o600, int(unix.Mkdev(4000, 7))))
 	for _, c := range []struct {
 		name, root string
 		mounts     []specs.Mount
@@ -50,6 +52,9 @@ func TestConcernsStore(t *testing.T) {
 			{Type: "tmpfs", Source: "tmpfs", Destination: "/x/y"}}, want: true},
 		{name: "in memory", root: overlay, mounts: []specs.Mount{
 			{Type: "tmpfs", Source: "tmpfs", Destination: "/x"}, bind(h.dir+"/data", "/x/y")}},
+		{name: "the logs", root: overlay,
+			mounts: []specs.Mount{bind(made(t, logDir(h.store)), "/x")}, want: true},
+		{name: "a disk's file", root: overlay, mounts: []specs.Mount{bind(disk, "/x")}, want: true},
 		{name: "processes", root: overlay, mounts: []specs.Mount{bind("/proc", "/x")}, want: true},
 		{name: "a file of a process", root: overlay, mounts: []specs.Mount{bind("/proc/1/mounts", "/x")}, want: true},
 		{name: "an overlay of the host", root: overlay, mounts: []specs.Mount{bind(overlay, "/x")}, want: true},

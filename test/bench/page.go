@@ -56,11 +56,10 @@ have the same closure of 1,000 paths with one file each. *First pod*: the host h
 nothing else of the closure. To load an image counts; to make it counts only where that is said. *110 pods*:
 four at a time. Each pod is compared with the pod of the same number that has the store bound whole, on a
 node that was filled directly before or after, or lately for the ways without a target. No more are started
-after 40 seconds.
-*The worst percentile*: the greatest quotient of one percentile of both. Overlay and bind are by the wrapper
-where nothing else is said. *An empty wrapper*: a static Go program that becomes the runtime, with an empty
-static Go program as the hook of both stages, also of the sandbox, to which nix-closure's wrapper adds none.
-The plugin has a containerd of its own.`},
+after 40 seconds. *The worst percentile*: the greatest quotient of one percentile of both. Overlay and bind
+are by the wrapper where nothing else is said. *An empty wrapper*: a static Go program that becomes the
+runtime, with an empty static Go program as the hook of both stages, also of the sandbox, to which
+nix-closure's wrapper adds none. The plugin has a containerd of its own.`},
 	{"first", "First start of a closure",
 		`1,000 paths with 15 files each. The layer with an entry for each file is made without any digest of
 contents, which composefs needs too. nix copy makes a store of its own, which is then bind-mounted. Both are

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -192,6 +193,43 @@ func TestBelievedByWrapper(t *testing.T) {
 				check(t, c, p.engine, b.see(t, wrapper(), id))
 			})
 		}
+	}
+}
+
+// A sandbox of containerd's CRI has no hook, unless its root has something of the store, or
+// something mounted in it.
+func TestSandboxRoot(t *testing.T) {
+	state, err := os.MkdirTemp("", "state-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeAll(t, state) })
+	become(t, "runc")
+	for name, c := range map[string]struct {
+		prepare func(t *testing.T, root string)
+		hooks   int
+	}{
+		"a directory": {func(*testing.T, string) {}, 0},
+		"a layer of the store": {func(t *testing.T, root string) {
+			must(t, "mount", "-t", "overlay", "-o", "lowerdir="+root+":"+store["foreign"], "overlay", root)
+		}, 2},
+		"a mount in it": {func(t *testing.T, root string) { must(t, "mount", "-t", "tmpfs", "tmpfs", root+"/tmp") }, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			id := newID()
+			b := newBundle(t, asking(annotations{criType: "sandbox", criID: id}), "true")
+			if err := os.Mkdir(b.dir+"/rootfs/tmp", 0o777); err != nil {
+				t.Fatal(err)
+			}
+			b.at(t, state+"/io.containerd.runtime.v2.task/k8s.io/"+id)
+			c.prepare(t, b.dir+"/rootfs")
+			t.Cleanup(func() { _ = exec.Command("umount", "--recursive", b.dir+"/rootfs", b.dir+"/rootfs/tmp").Run() })
+			s := b.see(t, wrapper(), id)
+			text, err := os.ReadFile(b.dir + "/config.json")
+			if hooks := strings.Count(string(text), `"nix-closure-hook"`); err != nil || hooks != c.hooks {
+				t.Errorf("%d hooks, want %d: %v; %v %s", hooks, c.hooks, err, s.err, s.said)
+			}
+		})
 	}
 }
 

@@ -368,18 +368,15 @@ func (s *podSpeed) fullNode() {
 	for round := range rounds {
 		var whole *filling
 		for _, w := range s.ways {
-			var own *filling
-			switch {
-			case w.single || w.firstOnly || w.name == wholeWay || !w.targeted && round > 0:
+			if w.single || w.firstOnly || w.name == wholeWay || !w.targeted && round > 0 {
 				continue
-			case w.targeted && round == 0:
+			}
+			if w.targeted && round == 0 {
 				whole = s.fill(s.ways[0], round)
-				own = s.fill(w, round)
-			case w.targeted:
-				own = s.fill(w, round)
+			}
+			own := s.fill(w, round)
+			if w.targeted && round > 0 {
 				whole = s.fill(s.ways[0], round)
-			default:
-				own = s.fill(w, round)
 			}
 			own.beside = whole
 			all[w.name] = append(all[w.name], own)
@@ -403,7 +400,9 @@ func (s *podSpeed) fullNode() {
 		for _, w := range s.ways {
 			var values []float64
 			for _, f := range all[w.name] {
-				values = append(values, kind.value(f))
+				if f.started > 0 {
+					values = append(values, kind.value(f))
+				}
 			}
 			if len(values) > 0 {
 				row := s.row(kind.what, w.name)
